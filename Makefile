@@ -1,0 +1,55 @@
+# The few commands of the project. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+INSTALLED := $(VENV)/.installed
+RUN ?=
+
+.PHONY: help setup demo test lint ui lock clean
+.DEFAULT_GOAL := help
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## Make .venv with everything, hash-checked
+
+$(UV): requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(INSTALLED): $(UV) requirements/all.txt pyproject.toml
+	@echo "Setting up $(VENV) (some 6 GB with torch's CUDA build) ..."
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/all.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## Train CE and LFM on Fashion-MNIST-LT, compare, register (about 3 minutes on 2 cores)
+	@$(BIN)/lfm run fashion-mnist-lt --baseline --json build/demo.json
+
+ui: setup ## Open the MLflow UI on the runs
+	@$(BIN)/lfm ui
+
+lint: setup ## Format check, lint, types, import rules, unused dependencies
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+test: lint ## Lint, types, import rules, then every test with coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(RUN)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lock: $(UV) ## Resolve the dependencies again into requirements/*.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --all-extras --group dev pyproject.toml requirements/build.in -o requirements/all.txt
+	echo uv | $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header - -o requirements/uv.txt
+
+clean: ## Remove the environment and build outputs (not .lfm: your data and runs)
+	rm -rf $(VENV) build

@@ -1,0 +1,176 @@
+"""What a step leaves behind: a folder that is complete or absent, named by its content.
+
+A step's key is the hash of everything its result depends on: the configuration it reads, the artifacts it
+was given, the source code that computes it. The result is built in a folder beside its final place, gets a
+manifest with a checksum for every file, and is renamed into place; a killed step leaves nothing half done.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lfm import __version__
+from lfm.config import InputError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+
+def home() -> Path:
+    """Folder for data, artifacts, checkpoints and the MLflow database: LFM_HOME, else `.lfm` here."""
+    return Path(os.environ.get("LFM_HOME") or ".lfm").absolute()
+
+
+def content_key(value: Any) -> str:
+    """Hash of a JSON-like value, independent of the order of its keys; 32 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Checksum of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def source_hash(*modules: str) -> str:
+    """Hash of the source of these modules (packages with all their files), without importing them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(modules):
+        spec = importlib.util.find_spec(name)
+        assert spec and spec.origin, f"no source for {name}"
+        origin = Path(spec.origin)
+        for path in sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact.
+
+    Raises:
+        InputError: the folder is no artifact of ours, or of another schema version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder} is not an artifact: {MANIFEST} is missing or broken; run its step again") from error
+    if manifest.get("schema") != SCHEMA:
+        raise InputError(f"{folder} has schema {manifest.get('schema')}, this version reads {SCHEMA}; run its step again")
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest, after every file's checksum was compared.
+
+    Raises:
+        InputError: a file is missing or its bytes changed.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != expected:
+            raise InputError(f"{path} is missing or does not match its checksum; delete {folder} and run again")
+    return manifest
+
+
+@contextmanager
+def publishing(folder: Path, kind: str, made_by: dict[str, Any]) -> Iterator[Path]:
+    """Yield an empty folder; on success write its manifest and rename it to `folder`.
+
+    Args:
+        folder: final place; what is there already is replaced.
+        kind: "dataset", "text", "model", "metrics", "checkpoint".
+        made_by: JSON-like description of what made it; kept in the manifest.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside.mkdir()
+    try:
+        yield aside
+        files = {
+            str(path.relative_to(aside)): sha256_file(path)
+            for path in sorted(aside.rglob("*"))
+            if path.is_file()
+        }
+        manifest = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "content": content_key(files),
+            "files": files,
+            "made_by": {"lfm": __version__, **made_by},
+        }
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        if folder.exists():
+            old = aside.with_suffix(".old")
+            folder.rename(old)
+            aside.rename(folder)
+            shutil.rmtree(old)
+        else:
+            aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
+    """The artifact for these inputs, from the store if an intact one is there, else built.
+
+    Args:
+        kind: folder of the store, and the artifact's kind.
+        inputs: everything the result depends on, JSON-like; its hash names the artifact.
+        build: fills the empty folder it is given.
+
+    Returns:
+        The artifact's folder in the store, and whether it was there already.
+    """
+    folder = home() / "store" / kind / content_key(inputs)
+    if folder.is_dir():
+        try:
+            verify(folder)
+        except InputError:
+            shutil.rmtree(folder)  # torn or edited: as good as absent, and it can be built again
+        else:
+            return folder, True
+    with publishing(folder, kind, inputs) as aside:
+        build(aside)
+    return folder, False
+
+
+def copy_to(source: Path, target: Path) -> None:
+    """Give `target` the files of `source`: hard links where the file system allows, copies elsewhere."""
+    if target.is_dir():
+        shutil.rmtree(target)  # KFP makes the output folder before the step runs
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(source, target, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+
+
+def check_writable(folder: Path) -> None:
+    """Create the folder and a file in it.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    probe = folder / f".write-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror}); set LFM_HOME or --home to a folder you can write to"
+        ) from error

@@ -1,0 +1,307 @@
+"""Every value of a run, in one typed place.
+
+A run is described by one `RunConfig`. Presets build it (`lfm/presets.py`), `--set stage1.epochs=3`
+changes it, and it is checked on construction: a bad value is refused with the value, the rule and the fix.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message names the item, the rule and the fix."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and no field that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Which images, and how long their tail is."""
+
+    name: str = "fashion-mnist"
+    """Data set, one of `lfm.data.DATASETS`."""
+    imbalance: float = Field(100.0, ge=1)
+    """Imbalance factor gamma = n_1 / n_C of the training subset (paper.md section 1)."""
+    max_per_class: int = Field(1000, ge=1)
+    """Training images n_1 of the largest class."""
+    val_per_class: int = Field(500, ge=0)
+    """The last images of each class of the full training set, kept out of training for tuning."""
+    folder: str = ""
+    """Folder that already holds the raw files; empty: use LFM_HOME/downloads and fetch what is missing."""
+
+
+class TextConfig(Section):
+    """How class names become embeddings."""
+
+    encoder: Literal["minilm"] = "minilm"
+    """Frozen text tower. minilm: all-MiniLM-L6-v2, 384 dimensions, from the `offline` extra."""
+    prompt: str = "a photo of a {}"
+    """Template around each class name; `{}` is the name."""
+
+    @model_validator(mode="after")
+    def _one_place_for_the_name(self) -> "TextConfig":
+        if self.prompt.count("{}") != 1 or self.prompt.replace("{}", "").count("{"):
+            raise ValueError(f"prompt {self.prompt!r} needs exactly one {{}} for the class name")
+        return self
+
+
+class ModelConfig(Section):
+    """The image tower."""
+
+    tower: Literal["conv4"] = "conv4"
+    """conv4: four 3 x 3 convolutions, 290,000 weights, from scratch; for small images."""
+
+
+class MixupConfig(Section):
+    """What a training image is mixed with, and how the label moves (paper.md sections 3 and 4)."""
+
+    name: Literal["none", "mixup", "remix", "lfm"] = "lfm"
+    """none; mixup (Zhang et al. 2018); remix (Chou et al. 2020); lfm (this paper)."""
+    tau: float = Field(0.05, gt=0)
+    """Temperature of local sampling: low pairs near neighbours, high tends to uniform."""
+    partner: Literal["text", "uniform"] = "text"
+    """Partner class of lfm: by text similarity, or uniform over the other classes (an ablation)."""
+    partner_image: Literal["uniform", "until-used-up"] = "uniform"
+    """Image within the partner class: uniform (text), or without replacement until used up (code)."""
+    beta: float = Field(0.5, gt=0)
+    """lambda_x ~ Beta(beta, beta). Text 0.5, code 0.2."""
+    lambda_per: Literal["pair", "batch"] = "pair"
+    """One lambda_x per pair (text) or per batch (code)."""
+    remix_kappa: float = Field(3.0, ge=1)
+    """Remix: class-count ratio from which the label moves to the rarer class."""
+    remix_tau: float = Field(0.5, ge=0, le=1)
+    """Remix: the label moves only where the frequent class's weight is below this."""
+
+
+class LossConfig(Section):
+    """The loss on the cosine logits (paper.md section 6)."""
+
+    name: Literal["ce", "balce", "focal", "ldam", "mms"] = "ce"
+    """One of `lfm.losses.LOSSES`."""
+    temperature: float = Field(1.0, gt=0)
+    """ce, balce and focal divide the cosines by this. The paper uses the cosine as it is: 1."""
+    focal_gamma: float = Field(2.0, ge=0)
+    """Focusing exponent of Focal (Lin et al. 2017: 2; the released code: 0, which is CE)."""
+    ldam_margin: float = Field(0.5, ge=0)
+    """Largest margin of LDAM (Cao et al. 2019), that of the rarest class."""
+    ldam_scale: float = Field(30.0, gt=0)
+    """Scale of the logits in LDAM."""
+    mms_margin: float = Field(0.3, ge=0)
+    """Weight of the text distance in MMS's margin (Shu et al. 2023)."""
+    mms_temperature: float = Field(0.01, gt=0)
+    """MMS divides the cosines and margins by this."""
+
+
+class StageConfig(Section):
+    """One training stage (paper.md section 2, Table 6)."""
+
+    epochs: int = Field(10, ge=0)
+    """Passes over the training set; 0 skips the stage."""
+    lr: float = Field(1e-3, gt=0)
+    """Highest learning rate."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly from 0."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """adam (paper) or adamw (decoupled weight decay)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the optimizer."""
+    batch_size: int = Field(32, ge=1)
+    """Images of a step, over all processes."""
+    alpha: float | Literal["auto"] = Field(1.0)
+    """Strength of the label shift; auto: the largest that keeps every class's own-label mass (at most 2)."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "StageConfig":
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}; lower it")
+        if not isinstance(self.alpha, str) and self.alpha < 0:
+            raise ValueError(f"alpha {self.alpha} is negative; use 0 or more, or auto")
+        return self
+
+
+class ShotsConfig(Section):
+    """Groups of classes by training images (paper.md section 7)."""
+
+    many: int = Field(100, ge=0)
+    """many: more training images than this."""
+    few: int = Field(20, ge=0)
+    """few: fewer than this (the released code counts 20 as few, so 21); medium: between the two."""
+
+    @model_validator(mode="after")
+    def _order(self) -> "ShotsConfig":
+        if self.few > self.many + 1:
+            raise ValueError(f"few ({self.few}) must not be above many + 1 ({self.many + 1}): groups would overlap")
+        return self
+
+    @property
+    def rule(self) -> str:
+        """The rule in words, for every place that names a score."""
+        return f"many > {self.many}, few < {self.few}"
+
+
+class TrainConfig(Section):
+    """How to train: none of this changes what is learnt, beyond rounding."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the hardware multiplies it natively, else fp32."""
+    flip: bool = True
+    """Flip each image left-right with probability one half."""
+    validate_every: int = Field(5, ge=0)
+    """Epochs between scores on the validation images; 0: never."""
+    checkpoint_minutes: float = Field(1.0, gt=0)
+    """Most minutes of work that a killed process loses."""
+    checkpoint_steps: int = Field(0, ge=0)
+    """Also write a checkpoint every so many steps; 0: by time alone."""
+    own_label_threshold: float = Field(0.5, gt=0, le=1)
+    """Own-label mass under which a class is warned about, and which `alpha: auto` keeps."""
+
+
+class RunConfig(Section):
+    """A whole run: data, text, model, method, training."""
+
+    preset: str
+    """Name of the preset this came from; also the MLflow experiment."""
+    seed: int = Field(0, ge=0)
+    """Draws the subset, the initial weights and every batch."""
+    fidelity: Literal["text", "code"] = "text"
+    """text: the paper's text; code: the values of the authors' released code (`CODE_VALUES`)."""
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    model: ModelConfig = ModelConfig()
+    mixup: MixupConfig = MixupConfig()
+    loss: LossConfig = LossConfig()
+    stage1: StageConfig = StageConfig()
+    stage2: StageConfig = StageConfig()
+    shots: ShotsConfig = ShotsConfig()
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def method(self) -> str:
+        """Name of the method in tables: `ce`, `lfm + ce`, `remix + mms`, `zero-shot`."""
+        if self.stage1.epochs == self.stage2.epochs == 0:
+            return "zero-shot"
+        return self.loss.name if self.mixup.name == "none" else f"{self.mixup.name} + {self.loss.name}"
+
+    def stage(self, number: int) -> StageConfig:
+        """Stage 1 or 2."""
+        return {1: self.stage1, 2: self.stage2}[number]
+
+
+# Where the authors' released code differs from the paper's text (paper.md section 9).
+# MMS, LDAM and Remix carry the same numbers in both, so they do not appear.
+CODE_VALUES: dict[str, Any] = {
+    "mixup.beta": 0.2,
+    "mixup.lambda_per": "batch",
+    "mixup.partner_image": "until-used-up",
+    "shots.few": 21,
+    "loss.focal_gamma": 0.0,
+}
+
+
+def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
+    """`["stage1.epochs=3"]` -> `{"stage1.epochs": 3}`; values are read as YAML scalars or lists.
+
+    Raises:
+        InputError: an item without `=`, or a value that is not YAML.
+    """
+    overrides = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {item!r} is not NAME=VALUE; write it like --set stage1.epochs=3")
+        try:
+            overrides[name.strip()] = _yaml_value(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {item!r}: the value is not valid YAML; put it in quotes") from error
+    return overrides
+
+
+def _yaml_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 2e-3 as text; people mean the number
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def apply_overrides(base: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """The base with some fields replaced, `fidelity: code` filled in, and everything checked again.
+
+    Args:
+        base: a checked configuration, normally a preset's.
+        overrides: dotted field name -> value.
+
+    Raises:
+        InputError: an unknown field (the nearest valid name is given) or a bad value.
+    """
+    values = base.model_dump()
+    if overrides.get("fidelity", base.fidelity) == "code":
+        overrides = {**CODE_VALUES, **overrides}
+    for name, value in overrides.items():
+        if name == "preset":
+            raise InputError("preset is not a field to set; name another preset instead")
+        _put(values, name, value)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(cast("dict[str, Any]", item)) for item in error.errors())) from error
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    *path, leaf = name.split(".")
+    section: Any = values
+    for part in path:
+        section = section.get(part) if isinstance(section, dict) else None
+    if not isinstance(section, dict) or leaf not in section:
+        raise unknown("config field", name, field_names())
+    if isinstance(section[leaf], dict):
+        raise InputError(f"{name} is a section; set one of its fields: {', '.join(f'{name}.{k}' for k in section[leaf])}")
+    section[leaf] = value
+
+
+def _explain(item: dict[str, Any]) -> str:
+    name = ".".join(str(part) for part in item["loc"] if part not in ("float", "int"))
+    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    given = "" if item["type"] == "value_error" else f" = {item['input']!r}:"
+    return f"{name}{given} {message}"
+
+
+def field_names() -> list[str]:
+    """All dotted names that `--set` takes."""
+    names: list[str] = []
+    for name, field in RunConfig.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            names += [f"{name}.{sub}" for sub in kind.model_fields]
+        else:
+            names.append(name)
+    return names
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Dotted name -> value, in the order of the declaration."""
+    flat: dict[str, Any] = {}
+    for name, value in config.model_dump().items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that does not exist: the nearest one if there is one, else all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return InputError(f"unknown {kind} {name!r}; {hint}")

@@ -1,0 +1,164 @@
+"""Fashion-MNIST (Xiao et al. 2017): where its files come from, and how they are read."""
+
+import gzip
+import hashlib
+import shutil
+import struct
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lfm.artifact import home
+from lfm.config import InputError
+from lfm.data.source import Source
+from lfm.progress import bar, say
+
+CLASSES = (
+    "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+# Of the bytes inside the gzip files: packers differ in the compressed bytes.
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+PACKAGE = "dataset-fashion-mnist"
+CONNECT_SECONDS = 10
+PACKAGE_SECONDS = 60
+
+
+def load_fashion_mnist(folder: str) -> Source:
+    """60,000 training and 10,000 test images, 28 x 28 grey, 10 named classes.
+
+    Args:
+        folder: holds the four idx files, gzipped or not; empty: the download folder, filled if need be.
+
+    Raises:
+        InputError: files missing, truncated, altered, or nowhere to be had.
+    """
+    place = Path(folder) if folder else home() / "downloads" / "fashion-mnist"
+    if folder or all(_find(place, name) for name in SHA256):
+        say(f"Fashion-MNIST from the local folder {place}")
+    else:
+        _fetch(place)
+    array = {name: read_idx(_require(place, name), SHA256[name]) for name in SHA256}
+    return Source(
+        train_images=array["train-images-idx3-ubyte"],
+        train_labels=array["train-labels-idx1-ubyte"].astype(np.int64),
+        test_images=array["t10k-images-idx3-ubyte"],
+        test_labels=array["t10k-labels-idx1-ubyte"].astype(np.int64),
+        classes=CLASSES,
+        checksum=hashlib.sha256("".join(SHA256.values()).encode()).hexdigest(),
+    )
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+
+
+def _require(folder: Path, name: str) -> Path:
+    path = _find(folder, name)
+    if path is None:
+        raise InputError(
+            f"{folder} has no {name}.gz; put the four files of Fashion-MNIST there, or leave data.folder empty to fetch them"
+        )
+    return path
+
+
+def read_idx(path: Path, sha256: str | None = None) -> NDArray[np.uint8]:
+    """A whole idx file of unsigned bytes, gzipped or not.
+
+    Raises:
+        InputError: not idx, truncated, or (if given) another checksum.
+    """
+    fix = f"delete {path} and run again to fetch it anew"
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read()
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} is truncated or not a gzip file ({error}); {fix}") from error
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise InputError(f"{path} is not an idx file of unsigned bytes; {fix}")
+    header = 4 + 4 * raw[3]
+    if len(raw) < header:
+        raise InputError(f"{path} is truncated inside its header; {fix}")
+    shape = struct.unpack(f">{raw[3]}I", raw[4:header])
+    expected = header + int(np.prod(shape, dtype=np.int64))
+    if len(raw) != expected:
+        raise InputError(f"{path} is truncated: {len(raw):,} bytes, its header promises {expected:,}; {fix}")
+    if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
+        raise InputError(f"{path} is not the published file: its sha256 is not {sha256[:12]}...; {fix}")
+    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _fetch(place: Path) -> None:
+    """Fill `place` from the first source that answers; all or nothing."""
+    sources: list[tuple[str, Callable[[Path], None]]] = [
+        ("torchvision's mirror", _from_mirror),
+        (f"Debian's package {PACKAGE}", _from_debian),
+    ]
+    failures = []
+    for title, fetch in sources:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                fetch(Path(scratch))
+                place.mkdir(parents=True, exist_ok=True)
+                for name in SHA256:
+                    found = _require(Path(scratch), name)
+                    read_idx(found, SHA256[name])
+                    aside = place / f".{found.name}.tmp"
+                    shutil.copyfile(found, aside)
+                    aside.rename(place / found.name)
+            except (OSError, subprocess.SubprocessError, InputError) as error:
+                reason = error.reason if isinstance(error, urllib.error.URLError) else error
+                failures.append(f"{title}: {reason}")
+                say(f"Fashion-MNIST: {title} did not answer, trying the next source")
+            else:
+                say(f"Fashion-MNIST from {title}, checksums verified, kept in {place}")
+                return
+    raise InputError(
+        f"Fashion-MNIST is not in {place} and cannot be fetched ({'; '.join(failures)}); "
+        f"put its four .gz files there or set data.folder"
+    )
+
+
+def _from_mirror(scratch: Path) -> None:
+    from torchvision.datasets import FashionMNIST  # knows the current address
+
+    for name in SHA256:
+        url = f"{FashionMNIST.mirrors[0]}{name}.gz"
+        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as reply:  # noqa: S310  the address is torchvision's
+            size = int(reply.headers.get("Content-Length", 0))
+            with (scratch / f"{name}.gz").open("wb") as file, bar(None, size, "download", "B") as progress:
+                while chunk := reply.read(1 << 18):
+                    file.write(chunk)
+                    progress.update(len(chunk))
+
+
+def _from_debian(scratch: Path) -> None:
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise FileNotFoundError("no apt-get here")
+
+    def call(*command: str) -> None:
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=PACKAGE_SECONDS)  # noqa: S603
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise OSError(lines[-1])
+
+    try:
+        call("apt-get", "-qq", "download", PACKAGE)
+    except OSError:  # no package lists on this machine: fetch them to a folder of our own, which needs no root
+        (scratch / "lists" / "partial").mkdir(parents=True)
+        lists = f"-oDir::State::Lists={scratch / 'lists'}"
+        call("apt-get", "-qq", lists, "update")
+        call("apt-get", "-qq", lists, "download", PACKAGE)
+    call("dpkg", "-x", next(scratch.glob("*.deb")).name, "x")
+    for name in SHA256:
+        shutil.move(scratch / "x/usr/share/datasets/fashion-mnist" / f"{name}.gz", scratch)

@@ -1,0 +1,68 @@
+"""The model: image tower F_I, matrix W_I, cosine logits against frozen text (paper.md section 1).
+
+Letters in the names give shapes: B images, C classes, D embedding dimensions.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+TOWERS = ("conv4",)
+
+
+def conv4(channels: int, dim: int) -> nn.Sequential:
+    """Four conv-BN-ReLU blocks (32, 64, 128, 128), max pooling after the first three, mean pooling, linear.
+
+    Takes (B, channels, H, W) with H, W of at least 8; gives (B, dim). From scratch, for small images.
+    """
+    layers: list[nn.Module] = []
+    widths = [channels, 32, 64, 128, 128]
+    for block, (wide_in, wide_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        layers += [
+            nn.Conv2d(wide_in, wide_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(wide_out),
+            nn.ReLU(inplace=True),
+        ]
+        layers += [nn.MaxPool2d(2)] if block < 3 else []
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], dim))
+
+
+class LFM(nn.Module):
+    """f_I = normalise(W_I F_I(x)); logits = f_I f_T^T, cosines in [-1, 1].
+
+    Args:
+        tower: name of the image tower F_I.
+        channels: of the images.
+        text_CD: frozen class embeddings, rows of unit length.
+        seed: draws the initial weights of a tower from scratch.
+    """
+
+    text_CD: Tensor
+
+    def __init__(self, tower: str, channels: int, text_CD: Tensor, seed: int) -> None:
+        super().__init__()
+        assert tower in TOWERS
+        dim = text_CD.shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.image = conv4(channels, dim)
+        self.w = nn.Linear(dim, dim, bias=False)  # W_I
+        nn.init.eye_(self.w.weight)
+        # Part of the state so that saved weights are a whole model; a buffer, so nothing trains it.
+        self.register_buffer("text_CD", text_CD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cosine logits (B, C), float32, of normalised images (B, channels, H, W)."""
+        image_BD = F.normalize(self.w(self.image(x)).float(), dim=1)
+        return image_BD @ self.text_CD.T
+
+    def train_stage(self, stage: int) -> list[nn.Parameter]:
+        """Put the model into the state of a stage (section 2) and return what trains.
+
+        Stage 1: F_I trains, W_I is frozen. Stage 2: F_I is frozen, in eval mode so that its running statistics
+        stand still, and W_I trains.
+        """
+        trained, frozen = (self.image, self.w) if stage == 1 else (self.w, self.image)
+        trained.train().requires_grad_(True)
+        frozen.eval().requires_grad_(False)
+        return list(trained.parameters())

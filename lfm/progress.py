@@ -1,0 +1,37 @@
+"""What a step says while it works: a bar on a terminal, plain lines in a log."""
+
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+# Marks our lines among those of the libraries, so that `lfm run` can show these and file the rest.
+MARK = "│ "
+BAR_FORMAT = MARK + "{desc:<16}{percentage:3.0f}% ▕{bar:24}▏ {n_fmt}/{total_fmt} {unit} {rate_fmt} {remaining} left {postfix}"
+
+
+def say(text: str) -> None:
+    """One line to the user, flushed, so that it appears in its place among the bars."""
+    for line in text.splitlines() or [""]:
+        sys.stdout.write(f"{MARK}{line}\n")
+    sys.stdout.flush()
+
+
+def bar(items: Iterable[T] | None, total: int, label: str, unit: str, initial: int = 0) -> "tqdm[T]":
+    """A progress bar over `items` (or moved by `update`), rewritten at most twice a second."""
+    return tqdm(
+        items,
+        total=total,
+        initial=initial,
+        desc=label,
+        unit=f" {unit}",
+        file=sys.stdout,
+        bar_format=BAR_FORMAT,
+        mininterval=0.5,
+        dynamic_ncols=False,
+        ncols=110,
+        leave=True,
+    )
