@@ -1,0 +1,178 @@
+"""`lfm ...`: each command one job. Heavy imports wait until a command needs them."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lfm import __version__
+from lfm.artifact import check_writable, home
+from lfm.config import InputError, parse_overrides
+from lfm.presets import PRESETS, load
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Text-guided mixup for long-tailed image data.",
+)
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a field, as in --set stage1.epochs=3. Repeatable."),
+]
+PresetArgument = Annotated[str, typer.Argument(help="Name of a preset; `lfm presets` lists them.")]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Folder for data, models and runs. Default: LFM_HOME, else .lfm here.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lfm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all output of the steps.")] = False,
+) -> None:
+    if debug:
+        os.environ["LFM_DEBUG"] = "1"
+
+
+def _debugging() -> bool:
+    return bool(os.environ.get("LFM_DEBUG"))
+
+
+@app.command()
+def run(
+    preset: PresetArgument,
+    set_: SetOption = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="First run the same without mixing (CE), and show both side by side.")
+    ] = False,
+    json_: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
+    home_: HomeOption = None,
+) -> None:
+    """Train, evaluate and register a preset on this machine.
+
+    Runs the whole pipeline (data, text embeddings, two stages, evaluation, registration), each step in a process
+    of its own. What has not changed since an earlier run is reused. A killed run goes on where it stopped when
+    the same command is given again.
+
+    Examples:
+
+      lfm run fashion-mnist-lt
+
+      lfm run fashion-mnist-lt --set stage1.epochs=10 --set seed=1
+
+      lfm run fashion-mnist-lt --baseline --set loss.name=mms
+    """
+    overrides = parse_overrides(set_ or [])
+    runs = [overrides]
+    if baseline:
+        runs.insert(0, overrides | {"mixup.name": "none", "loss.name": "ce"})
+    configs = [load(preset, changed) for changed in runs]
+    if home_:
+        os.environ["LFM_HOME"] = str(home_.absolute())
+    check_writable(home())
+    if json_:
+        check_writable(json_.absolute().parent)
+    from lfm.report import table
+    from pipelines.run import run_local
+
+    began, methods, uri = time.monotonic(), {}, ""
+    for number, (config, changed) in enumerate(zip(configs, runs, strict=True), 1):
+        typer.echo(f"[{number}/{len(runs)}] {preset}: {config.method}, seed {config.seed}")
+        result = run_local(config, changed, verbose=_debugging())
+        found = json.loads((result.metrics / "metrics.json").read_text())
+        methods |= {"untrained": found["untrained"], config.method: found["test"]}
+        uri = result.model_uri
+    seconds = time.monotonic() - began
+    provenance = found["provenance"]
+    typer.echo(f"\nTop-1 accuracy, % ({', '.join(f'{k}: {v}' for k, v in provenance.items())})\n")
+    typer.echo(table(methods))
+    typer.echo(f"\nRegistered model  {uri}")
+    typer.echo(f"Compare the runs  {'make ui' if Path('Makefile').is_file() else 'lfm ui'}")
+    typer.echo(f"Took              {seconds:.0f} s; everything is in {home()}")
+    if json_:
+        _write_json(json_, methods, provenance, uri, seconds)
+
+
+def _write_json(path: Path, methods: dict[str, Any], provenance: dict[str, Any], uri: str, seconds: float) -> None:
+    names = {"lfm + ce": "lfm"}  # the short name that readers of build/demo.json expect
+    scores = {
+        names.get(name, name): {k: scored[k] for k in ("all", "many", "medium", "few") if scored[k] is not None}
+        for name, scored in methods.items()
+    }
+    content = {"methods": scores, "model_uri": uri, "seconds": round(seconds, 1), "provenance": provenance}
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(content, indent=1))
+    aside.replace(path)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets, with what each expects and gives."""
+    for name, build in PRESETS.items():
+        lines = (build.__doc__ or "").strip().splitlines()
+        typer.echo("\n".join([name, *(f"  {line.strip()}".rstrip() for line in lines)]))
+
+
+@app.command(name="compile")
+def compile_(
+    preset: PresetArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", help="YAML file to write.")] = Path("pipeline.yaml"),
+) -> None:
+    """Write a preset's pipeline as YAML for a Kubeflow cluster."""
+    load(preset)
+    check_writable(out.absolute().parent)
+    from pipelines.run import compile_pipeline
+
+    compile_pipeline(preset, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, home_: HomeOption = None
+) -> None:
+    """Open the MLflow UI on the runs of this folder."""
+    if home_:
+        os.environ["LFM_HOME"] = str(home_.absolute())
+    if not (home() / "mlflow.db").is_file():
+        raise InputError(f"there are no runs in {home()} yet; start one with: lfm run fashion-mnist-lt")
+    from lfm.tracking import tracking_uri
+
+    # The helpers that MLflow would start for jobs take seven times 240 MB and nothing here uses them.
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port)]
+    os.execv(sys.executable, command)  # noqa: S606
+
+
+def main() -> None:
+    """The `lfm` command. Exit code 2: the user can mend it; 1: a step failed otherwise."""
+    try:
+        app()
+    except InputError as error:
+        if _debugging():
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if _debugging():
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -3,9 +3,14 @@
 Letters in the names give shapes: B images, C classes, D embedding dimensions.
 """
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from lfm.config import InputError
 
 TOWERS = ("conv4",)
 
@@ -66,3 +71,15 @@ class LFM(nn.Module):
         trained.train().requires_grad_(True)
         frozen.eval().requires_grad_(False)
         return list(trained.parameters())
+
+
+def load_weights(model: LFM, path: Path) -> None:
+    """Fill the model from a safetensors file; every weight must be there.
+
+    Raises:
+        InputError: another model's weights.
+    """
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} holds another model's weights; train again with this configuration") from error

@@ -20,7 +20,7 @@ from lfm.data.source import Source
 from lfm.progress import bar, say
 
 CLASSES = (
-    "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 # Of the bytes inside the gzip files: packers differ in the compressed bytes.
 SHA256 = {

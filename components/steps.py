@@ -1,0 +1,152 @@
+"""The steps: configure, prepare data, embed text, train a stage, evaluate, register.
+
+No `from __future__ import annotations` here: KFP reads the annotations as types.
+"""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def configure(
+    preset: str, overrides: dict
+) -> NamedTuple("Resolved", data=dict, text=dict, seed=int, config=dict):  # type: ignore[valid-type,type-arg]
+    """Resolve and check the configuration and begin the MLflow run.
+
+    Args:
+        preset: Name of a preset; see `lfm presets`.
+        overrides: Dotted field name to value, as in {"stage1.epochs": 3}.
+
+    Returns:
+        The sections that data and text depend on, the seed, and the whole configuration.
+    """
+    from typing import NamedTuple
+
+    from lfm.jobs import configure
+
+    config = configure(preset, overrides)
+    resolved = NamedTuple("Resolved", data=dict, text=dict, seed=int, config=dict)
+    return resolved(config["data"], config["text"], config["seed"], config)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def prepare_data(data: dict, seed: int, dataset: Output[Dataset]) -> None:  # type: ignore[type-arg]
+    """Fetch the images, check them, take the long-tailed subset.
+
+    Args:
+        data: The data section of the configuration.
+        seed: Of the subset.
+        dataset: Training, validation and test images as memory-mapped arrays.
+    """
+    from lfm.jobs import prepare_data
+
+    prepare_data(data, seed, dataset.path)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def embed_text(text: dict, dataset: Input[Dataset], embeddings: Output[Model]) -> None:  # type: ignore[type-arg]
+    """Encode the class names with the frozen text tower.
+
+    Args:
+        text: The text section of the configuration.
+        dataset: Names the classes.
+        embeddings: Class embeddings of unit length, as safetensors.
+    """
+    from lfm.jobs import embed_text
+
+    embed_text(text, dataset.path, embeddings.path)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_stage1(
+    config: dict,  # type: ignore[type-arg]
+    dataset: Input[Dataset],
+    embeddings: Input[Model],
+    model: Output[Model],
+) -> None:
+    """Tune the image encoder; W_I stays the identity.
+
+    Args:
+        config: The whole configuration.
+        dataset: Training images.
+        embeddings: Class embeddings.
+        model: The model after stage 1.
+    """
+    from lfm.jobs import train_stage
+
+    train_stage(1, config, dataset.path, embeddings.path, "", model.path)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_stage2(
+    config: dict,  # type: ignore[type-arg]
+    dataset: Input[Dataset],
+    embeddings: Input[Model],
+    encoder: Input[Model],
+    model: Output[Model],
+) -> None:
+    """Train W_I on the frozen image encoder.
+
+    Args:
+        config: The whole configuration.
+        dataset: Training images.
+        embeddings: Class embeddings.
+        encoder: The model after stage 1.
+        model: The finished model.
+    """
+    from lfm.jobs import train_stage
+
+    train_stage(2, config, dataset.path, embeddings.path, encoder.path, model.path)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    config: dict,  # type: ignore[type-arg]
+    dataset: Input[Dataset],
+    embeddings: Input[Model],
+    model: Input[Model],
+    metrics: Output[Metrics],
+    report: Output[HTML],
+) -> None:
+    """Score the untrained and the trained model on the test images.
+
+    Args:
+        config: The whole configuration.
+        dataset: Test images.
+        embeddings: Class embeddings.
+        model: The finished model.
+        metrics: Accuracy of all, many, medium and few shot classes, of each class, and the confusion matrix.
+        report: The same as a page.
+    """
+    import json
+    from pathlib import Path
+
+    from lfm.jobs import evaluate
+
+    evaluate(config, dataset.path, embeddings.path, model.path, metrics.path, report.path)
+    scores = json.loads((Path(metrics.path) / "metrics.json").read_text())["test"]
+    for name in ("all", "many", "medium", "few"):
+        if scores[name] is not None:
+            metrics.log_metric(name, scores[name])
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register(config: dict, dataset: Input[Dataset], model: Input[Model], metrics: Input[Metrics]) -> str:  # type: ignore[type-arg]
+    """Register the model in MLflow.
+
+    Args:
+        config: The whole configuration.
+        dataset: Gives the input example.
+        model: The finished model.
+        metrics: Its scores; a model is registered after it was scored.
+
+    Returns:
+        The model's URI, models:/NAME/VERSION.
+    """
+    from lfm.jobs import register
+
+    return register(config, dataset.path, model.path)

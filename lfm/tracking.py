@@ -1,0 +1,198 @@
+"""MLflow: one parent run per pipeline run, a child per step, the registered model. The only file with mlflow.
+
+Which pipeline run a step belongs to comes from the environment, so that it does not enter KFP's cache keys:
+MLFLOW_RUN_ID (KFP's own plugin) names the parent itself, else LFM_PIPELINE_RUN is a key under which the first
+step makes the parent and the others find it.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.time import get_current_time_millis
+
+from lfm import __version__
+from lfm.artifact import home
+from lfm.config import InputError, RunConfig, flatten
+
+KEY = "lfm.pipeline_run"
+SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "torch", "tqdm")
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else an SQLite file in LFM_HOME."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def commit() -> str:
+    """Git commit of the running code: LFM_COMMIT (set in the image), else git's word, else the version."""
+    if os.environ.get("LFM_COMMIT"):
+        return os.environ["LFM_COMMIT"]
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return f"lfm {__version__}"
+    return done.stdout.strip()
+
+
+class Tracker:
+    """A run in MLflow that a step writes to: its child, and the pipeline run's parent above it.
+
+    Args:
+        client: of the tracking server.
+        parent: run id of the pipeline run.
+        child: run id of the step.
+    """
+
+    def __init__(self, client: MlflowClient, parent: str, child: str) -> None:
+        self.client, self.parent, self.child = client, parent, child
+
+    def params(self, values: Mapping[str, Any], on_parent: bool = False) -> None:
+        """Log parameters; the same value again is fine, as after a retry."""
+        params = [Param(k, str(v)) for k, v in values.items()]
+        for run in [self.child, *([self.parent] if on_parent else [])]:
+            self.client.log_batch(run, params=params)
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Tag both the step and the pipeline run."""
+        for run in (self.child, self.parent):
+            self.client.log_batch(run, tags=[RunTag(k, str(v)) for k, v in values.items()])
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log a point of each curve on both the step and the pipeline run."""
+        now = get_current_time_millis()
+        points = [Metric(k, float(v), now, step) for k, v in values.items()]
+        for run in (self.child, self.parent):
+            self.client.log_batch(run, metrics=points)
+
+    def text(self, content: str, name: str) -> None:
+        """Keep a text file among the pipeline run's artifacts."""
+        self.client.log_text(self.parent, content, name)
+
+    def file(self, path: Path, folder: str = "") -> None:
+        """Keep a file among the pipeline run's artifacts."""
+        self.client.log_artifact(self.parent, str(path), folder or None)
+
+    def config(self, config: RunConfig) -> None:
+        """The resolved configuration: a parameter a field, and a file that `lfm run` could repeat."""
+        self.params(flatten(config), on_parent=True)
+        self.text(yaml.safe_dump(config.model_dump(), sort_keys=False), "config.yaml")
+
+
+def _connect() -> MlflowClient:
+    uri = tracking_uri()
+    if uri.startswith("sqlite"):
+        home().mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # Beside the SQLite file artifacts go to a folder; a server decides by itself.
+    location = (home() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:  # another step made it in between
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _find(client: MlflowClient, experiment: str, key: str) -> Run | None:
+    runs = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+    return runs[0] if runs else None
+
+
+def start_pipeline_run(experiment: str, name: str) -> str:
+    """The parent run of this pipeline run, made if it is not there. Its run id."""
+    client = _connect()
+    if os.environ.get("MLFLOW_RUN_ID"):
+        return os.environ["MLFLOW_RUN_ID"]
+    key = os.environ.get("LFM_PIPELINE_RUN", "")
+    if not key:
+        raise InputError(
+            "LFM_PIPELINE_RUN is not set: a step does not know which pipeline run it belongs to; use lfm run"
+        )
+    experiment_id = _experiment(client, experiment)
+    found = _find(client, experiment_id, key)
+    if found is None:
+        found = client.create_run(experiment_id, tags={KEY: key, "lfm.commit": commit()}, run_name=name)
+    return str(found.info.run_id)
+
+
+def end_pipeline_run(experiment: str, ok: bool) -> None:
+    """Give the parent run its final status, if it ever began."""
+    client = _connect()
+    found = client.get_experiment_by_name(experiment)
+    run = found and _find(client, found.experiment_id, os.environ["LFM_PIPELINE_RUN"])
+    if run:
+        client.set_terminated(run.info.run_id, "FINISHED" if ok else "FAILED")
+
+
+@contextmanager
+def step_run(experiment: str, step: str) -> Iterator[Tracker]:
+    """A child run for a step; FAILED if the body raises."""
+    client = _connect()
+    parent = start_pipeline_run(experiment, experiment)
+    experiment_id = client.get_run(parent).info.experiment_id
+    child = client.create_run(experiment_id, tags={"mlflow.parentRunId": parent}, run_name=step).info.run_id
+    try:
+        yield Tracker(client, parent, child)
+    except BaseException:
+        client.set_terminated(child, "FAILED")
+        raise
+    client.set_terminated(child, "FINISHED")
+
+
+def register_model(tracker: Tracker, name: str, model: Path, example: Any) -> str:
+    """Log the model from code with its weights and register it.
+
+    Args:
+        tracker: of the register step.
+        name: of the registered model.
+        model: folder of the model artifact.
+        example: an input, kept with the model; its signature is checked at prediction.
+
+    Returns:
+        `models:/NAME/VERSION`.
+    """
+    import mlflow
+    from mlflow.models import infer_signature
+
+    from lfm.serve import Predictor
+
+    os.environ["MLFLOW_RUN_ID"] = tracker.parent
+    mlflow.set_tracking_uri(tracking_uri())
+    output = Predictor(model).predict(example)
+    info = mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"model": str(model)},
+        # Our code travels with the model, so that it loads wherever these packages are.
+        code_paths=[str(Path(__file__).parent)],
+        pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
+        signature=infer_signature(example, output),
+        input_example=example,
+        registered_model_name=name,
+    )
+    return f"models:/{name}/{info.registered_model_version}"
+
+
+def name_run(tracker: Tracker, name: str) -> None:
+    """Give the pipeline run the name that the list of runs shows."""
+    tracker.client.update_run(tracker.parent, name=name)

@@ -1,0 +1,283 @@
+"""Two stages, one loop (paper.md sections 2 and 5).
+
+The loop knows neither MLflow nor Kubeflow: it takes a `log(metrics, step)` callable and a folder for checkpoints.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lfm.artifact import publishing, verify
+from lfm.config import InputError, RunConfig, StageConfig
+from lfm.data import Images
+from lfm.evaluate import confusion, metrics, predict
+from lfm.losses import Classes, make_loss, soft
+from lfm.mixup import PairBatch, PairSampler, mix
+from lfm.model import LFM
+from lfm.progress import bar, say
+
+Log = Callable[[Mapping[str, float], int], None]
+KEEP_CHECKPOINTS = 2
+EVAL_BATCH = 1024
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
+    """Linear warm-up from 0, then half a cosine from lr to min_lr at the last step (paper.md section 8).
+
+    Args:
+        stage: lr, min_lr and the warm-up's share of the steps.
+        step: from 0.
+        steps: of the whole stage.
+    """
+    warm = round(stage.warmup * steps)
+    if step < warm:
+        return stage.lr * (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    return stage.min_lr + (stage.lr - stage.min_lr) * (1 + math.cos(math.pi * done)) / 2
+
+
+def pick_device(name: str) -> torch.device:
+    """The device named by `train.device`.
+
+    Raises:
+        InputError: a name PyTorch does not know, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"train.device {name!r} is no device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"train.device {name!r}: this machine has {torch.cuda.device_count()} GPUs; use cpu or auto")
+    return device
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to multiply in bfloat16: on request, or where the hardware does it natively."""
+    if precision == "auto":
+        return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return precision == "bf16"
+
+
+@dataclass
+class Stage:
+    """One training stage: `run` trains it to the end, from the newest intact checkpoint if there is one.
+
+    Args:
+        number: 1 or 2.
+        config: of the run; `alpha` is resolved to a number here by the caller.
+        model: trained in place.
+        train: training split, on the model's device.
+        val: validation split, or an empty one.
+        folder: for checkpoints; belongs to this configuration alone.
+        log: takes metrics and the step they belong to.
+        alpha: strength of the label shift.
+    """
+
+    number: int
+    config: RunConfig
+    model: LFM
+    train: Images
+    val: Images
+    folder: Path
+    log: Log
+    alpha: float
+
+    def run(self) -> None:
+        """Train.
+
+        Raises:
+            NonFiniteLossError: the loss is no number any more; names the epoch.
+        """
+        values, config = self.config.stage(self.number), self.config
+        device = self.train.pixels.device
+        AcceleratorState._reset_state()  # another stage of this process may have had another precision
+        accelerator = Accelerator(
+            cpu=device.type == "cpu", mixed_precision="bf16" if use_bf16(config.train.precision, device) else "no"
+        )
+        label_N = self.train.label_N.cpu()
+        sampler = pair_sampler(config, self.number, label_N, self.model.text_CD.cpu(), self.alpha)
+        count_C = sampler.count_C.to(device)
+        label_loss = make_loss(config.loss, Classes(count_C, self.model.text_CD))
+        self.model.to(memory_format=torch.channels_last)
+        trained = self.model.train_stage(self.number)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[values.optimizer]
+        optimizer = kind(trained, lr=values.lr, weight_decay=values.weight_decay, fused=True)
+        steps = values.epochs * sampler.steps_per_epoch
+        step = self._resume(optimizer, trained)
+        net, prepared = accelerator.prepare(self.model, optimizer)
+
+        def train_step(batch: PairBatch) -> Tensor:
+            x = mixed_images(self.train, batch, config.train.flip)
+            label_B2, weight_B2 = batch.label_B2.to(device), batch.weight_B2.to(device)
+            if config.mixup.name == "none":
+                label_B2, weight_B2 = label_B2[:, :1], weight_B2[:, :1]
+            loss = soft(label_loss, net(x), label_B2, weight_B2).mean()
+            accelerator.backward(loss)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(values, step, steps)
+            prepared.step()
+            prepared.zero_grad()
+            return loss.detach()
+
+        saved = time.monotonic()
+        label = f"stage {self.number}"
+        with bar(None, steps, label, "steps", initial=step) as progress:
+            while step < steps:
+                epoch, first = divmod(step, sampler.steps_per_epoch)
+                began, total, images = time.perf_counter(), torch.zeros((), device=device), 0
+                for batch in sampler.epoch(epoch, first):
+                    loss = train_step(batch)
+                    total += loss * len(batch.index_B2)
+                    images += len(batch.index_B2)
+                    step += 1
+                    progress.update()
+                    if self._due(step, saved) and step < steps:
+                        self._save(step, optimizer, trained)
+                        saved = time.monotonic()
+                self._epoch_done(epoch, step, total, images, time.perf_counter() - began, progress)
+        self.model.eval()
+
+    def _due(self, step: int, saved: float) -> bool:
+        every, minutes = self.config.train.checkpoint_steps, self.config.train.checkpoint_minutes
+        return bool(every and step % every == 0) or time.monotonic() - saved >= 60 * minutes
+
+    def _epoch_done(
+        self, epoch: int, step: int, total: Tensor, images: int, seconds: float, progress: Any
+    ) -> None:
+        loss = float(total) / images  # the one wait for the device in an epoch
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss of stage {self.number} became {loss} in epoch {epoch + 1}; lower stage{self.number}.lr "
+                f"or set train.precision=fp32, then run again"
+            )
+        values = self.config.stage(self.number)
+        steps = values.epochs * math.ceil(len(self.train.label_N) / values.batch_size)
+        found = {
+            "loss": loss,
+            "lr": learning_rate(values, step - 1, steps),
+            "images_per_second": images / seconds,
+        }
+        every = self.config.train.validate_every
+        if every and len(self.val.label_N) and ((epoch + 1) % every == 0 or epoch + 1 == values.epochs):
+            score = score_split(self.model, self.val, self.train.label_N, self.config)
+            found |= {f"val/{k}": score[k] for k in ("all", "many", "medium", "few") if score[k] is not None}
+            self.model.train_stage(self.number)
+        progress.set_postfix_str(f"loss {loss:.3f} · {images / seconds:,.0f} images/s", refresh=False)
+        self.log({f"stage{self.number}/{k}": v for k, v in found.items()}, epoch + 1)
+
+    def _save(self, step: int, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> None:
+        tensors = {f"model.{k}": v.contiguous() for k, v in self.model.state_dict().items()}
+        for k, parameter in enumerate(trained):
+            tensors |= {f"optimizer.{k}.{n}": v.contiguous() for n, v in optimizer.state[parameter].items()}
+        with publishing(self.folder / f"step-{step:09d}", "checkpoint", {"step": step}) as aside:
+            save_file(tensors, aside / "state.safetensors")
+            (aside / "step.json").write_text(json.dumps({"step": step}))
+        for old in sorted(self.folder.glob("step-*"))[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    def _resume(self, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> int:
+        """Load the newest intact checkpoint; the step to go on with, 0 without one."""
+        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+            try:
+                verify(folder)
+            except InputError:
+                say(f"checkpoint {folder.name} is torn, trying the one before")
+                continue
+            tensors = load_file(folder / "state.safetensors", device=str(self.train.pixels.device))
+            self.model.load_state_dict(
+                {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            )
+            for k, parameter in enumerate(trained):
+                prefix = f"optimizer.{k}."
+                optimizer.state[parameter] = {
+                    n.removeprefix(prefix): _like(v, parameter) for n, v in tensors.items() if n.startswith(prefix)
+                }
+            step = int(json.loads((folder / "step.json").read_text())["step"])
+            say(f"stage {self.number} goes on from step {step}")
+            return step
+        return 0
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Give optimizer state its parameter's memory layout, which the fused step relies on."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter).copy_(value)
+
+
+def pair_sampler(config: RunConfig, stage: int, label_N: Tensor, text_CD: Tensor, alpha: float) -> PairSampler:
+    """The batches of a stage under this configuration."""
+    mixup = config.mixup
+    return PairSampler(
+        label_N,
+        text_CD,
+        name=mixup.name,
+        alpha=alpha,
+        tau=mixup.tau,
+        batch_size=config.stage(stage).batch_size,
+        seed=config.seed,
+        stage=stage,
+        uniform_partner=mixup.partner == "uniform",
+        until_used_up=mixup.partner_image == "until-used-up",
+        b=mixup.beta,
+        per_batch=mixup.lambda_per == "batch",
+        remix_kappa=mixup.remix_kappa,
+        remix_tau=mixup.remix_tau,
+    )
+
+
+def mixed_images(images: Images, batch: PairBatch, flip: bool) -> Tensor:
+    """The pairs of a batch: flipped, mixed, normalised. (B, channels, H, W) float32, channels last."""
+    device = images.pixels.device
+    hard = batch.index_B2[:, 0] is batch.index_B2[:, 1] or bool((batch.lambda_x_B == 1).all())
+    index_B2 = batch.index_B2[:, :1] if hard else batch.index_B2
+    size, pair = index_B2.shape
+    x = images.batch(index_B2.T.flatten().to(device))
+    if flip:
+        flips = (torch.rand(size * pair, generator=batch.rng) < 0.5).to(device)
+        x = torch.where(flips[:, None, None, None], x.flip(3), x)
+    if not hard:
+        x = mix(x[:size], x[size:], batch.lambda_x_B.to(device))
+    return images.normalise(x).to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def score_split(model: LFM, images: Images, train_label_N: Tensor, config: RunConfig) -> dict[str, Any]:
+    """Metrics of a model on a split; puts the model into eval mode.
+
+    Args:
+        model: any stage.
+        images: the split, on the model's device.
+        train_label_N: training labels, whose counts set the shot groups.
+        config: shots and precision.
+    """
+    device = images.pixels.device
+    model.eval()
+    classes = len(model.text_CD)
+    order = torch.arange(len(images.label_N), device=device).split(EVAL_BATCH)
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config.train.precision, device)):
+        predicted_N = predict(
+            model, (images.normalise(images.batch(i)).to(memory_format=torch.channels_last) for i in order)
+        )
+    return metrics(
+        confusion(predicted_N, images.label_N, classes).cpu(),
+        train_label_N.cpu().bincount(minlength=classes),
+        config.shots,
+    )
