@@ -12,9 +12,7 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def configure(
-    preset: str, overrides: dict
-) -> NamedTuple("Resolved", data=dict, text=dict, seed=int, config=dict):  # type: ignore[valid-type,type-arg]
+def configure(preset: str, overrides: dict) -> NamedTuple("Resolved", data=dict, text=dict, seed=int, config=dict):  # type: ignore[valid-type,type-arg]
     """Resolve and check the configuration and begin the MLflow run.
 
     Args:
@@ -24,13 +22,10 @@ def configure(
     Returns:
         The sections that data and text depend on, the seed, and the whole configuration.
     """
-    from typing import NamedTuple
-
     from lfm.jobs import configure
 
     config = configure(preset, overrides)
-    resolved = NamedTuple("Resolved", data=dict, text=dict, seed=int, config=dict)
-    return resolved(config["data"], config["text"], config["seed"], config)
+    return config["data"], config["text"], config["seed"], config
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

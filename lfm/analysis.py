@@ -65,7 +65,7 @@ def seen_probability(pairs: Pairs) -> Tensor:
 
 
 def imbalance(value_C: Tensor) -> float:
-    """max / min over the classes: gamma of counts, gamma' of p(Y)."""
+    """Max / min over the classes: gamma of counts, gamma' of p(Y)."""
     return float(value_C.max() / value_C.min())
 
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lfm import __version__
 from lfm.config import InputError
 
@@ -66,7 +68,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{folder} is not an artifact: {MANIFEST} is missing or broken; run its step again") from error
     if manifest.get("schema") != SCHEMA:
-        raise InputError(f"{folder} has schema {manifest.get('schema')}, this version reads {SCHEMA}; run its step again")
+        raise InputError(
+            f"{folder} has schema {manifest.get('schema')}, this version reads {SCHEMA}; run its step again"
+        )
     return manifest
 
 
@@ -98,11 +102,7 @@ def publishing(folder: Path, kind: str, made_by: dict[str, Any]) -> Iterator[Pat
     aside.mkdir()
     try:
         yield aside
-        files = {
-            str(path.relative_to(aside)): sha256_file(path)
-            for path in sorted(aside.rglob("*"))
-            if path.is_file()
-        }
+        files = {str(path.relative_to(aside)): sha256_file(path) for path in sorted(aside.rglob("*")) if path.is_file()}
         manifest = {
             "schema": SCHEMA,
             "kind": kind,
@@ -135,16 +135,21 @@ def build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None])
         The artifact's folder in the store, and whether it was there already.
     """
     folder = home() / "store" / kind / content_key(inputs)
-    if folder.is_dir():
-        try:
-            verify(folder)
-        except InputError:
-            shutil.rmtree(folder)  # torn or edited: as good as absent, and it can be built again
-        else:
-            return folder, True
-    with publishing(folder, kind, inputs) as aside:
-        build(aside)
-    return folder, False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A second process that wants the same waits and then reuses it; a killed one leaves the lock open.
+    with FileLock(folder.with_suffix(".lock")):
+        for left_behind in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(left_behind)
+        if folder.is_dir():
+            try:
+                verify(folder)
+            except InputError:
+                shutil.rmtree(folder)  # torn or edited: as good as absent, and it can be built again
+            else:
+                return folder, True
+        with publishing(folder, kind, inputs) as aside:
+            build(aside)
+        return folder, False
 
 
 def copy_to(source: Path, target: Path) -> None:

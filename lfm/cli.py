@@ -28,7 +28,8 @@ SetOption = Annotated[
 ]
 PresetArgument = Annotated[str, typer.Argument(help="Name of a preset; `lfm presets` lists them.")]
 HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="Folder for data, models and runs. Default: LFM_HOME, else .lfm here.")
+    Path | None,
+    typer.Option("--home", help="Folder for data, models and runs. Default: LFM_HOME, else .lfm here."),
 ]
 
 
@@ -40,7 +41,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all output of the steps.")] = False,
 ) -> None:
     if debug:
@@ -56,7 +59,8 @@ def run(
     preset: PresetArgument,
     set_: SetOption = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="First run the same without mixing (CE), and show both side by side.")
+        bool,
+        typer.Option("--baseline", help="First run the same without mixing (CE), and show both side by side."),
     ] = False,
     json_: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
     home_: HomeOption = None,
@@ -68,7 +72,6 @@ def run(
     the same command is given again.
 
     Examples:
-
       lfm run fashion-mnist-lt
 
       lfm run fashion-mnist-lt --set stage1.epochs=10 --set seed=1
@@ -141,9 +144,7 @@ def compile_(
 
 
 @app.command()
-def ui(
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, home_: HomeOption = None
-) -> None:
+def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, home_: HomeOption = None) -> None:
     """Open the MLflow UI on the runs of this folder."""
     if home_:
         os.environ["LFM_HOME"] = str(home_.absolute())
@@ -154,7 +155,16 @@ def ui(
     # The helpers that MLflow would start for jobs take seven times 240 MB and nothing here uses them.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        tracking_uri(),
+        "--port",
+        str(port),
+    ]
     os.execv(sys.executable, command)  # noqa: S606
 
 

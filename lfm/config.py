@@ -268,7 +268,9 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
     if not isinstance(section, dict) or leaf not in section:
         raise unknown("config field", name, field_names())
     if isinstance(section[leaf], dict):
-        raise InputError(f"{name} is a section; set one of its fields: {', '.join(f'{name}.{k}' for k in section[leaf])}")
+        raise InputError(
+            f"{name} is a section; set one of its fields: {', '.join(f'{name}.{k}' for k in section[leaf])}"
+        )
     section[leaf] = value
 
 

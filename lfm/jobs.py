@@ -4,11 +4,13 @@ Each step names its result by a hash of all it depends on (`lfm.artifact.build_o
 when it is there, so a second run repeats nothing that has not changed.
 """
 
+import contextlib
 import functools
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,6 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ERROR_MARK = "error: "
+SHOWN_CLASSES = 20
 
 # The source whose change makes a kept result stale.
 METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.data")
@@ -115,22 +118,18 @@ def train_stage(stage: int, config: dict[str, Any], dataset: str, text: str, bef
     with tracking.step_run(run_config.preset, f"stage {stage}") as run:
         alpha = preview(run_config, stage, dataset, text)
         run.params({f"stage{stage}.alpha_used": alpha}, on_parent=True)
-        curves = home() / "work" / content_key(inputs) / "curves.jsonl"
-        curves.parent.mkdir(parents=True, exist_ok=True)
-
-        def log(values: Any, epoch: int) -> None:
-            run.log(values, epoch)
-            with curves.open("a") as file:
-                file.write(json.dumps({"epoch": epoch, **values}) + "\n")
+        work = home() / "work" / content_key(inputs)
+        curves = Curves(work / "curves.jsonl", run.log)
 
         def build(aside: Path) -> None:
-            _train(run_config, stage, dataset, text, before, aside, curves.parent / "checkpoints", log, alpha)
-            copy = aside / "curves.jsonl"
-            copy.write_bytes(curves.read_bytes() if curves.exists() else b"")
+            curves.replay()
+            _train(run_config, stage, dataset, text, before, aside, work / "checkpoints", curves.log, alpha)
+            curves.save(aside / "curves.jsonl")
 
         folder, reused = build_once("model", inputs, build)
         if reused:
-            _log_curves_again(run, folder)
+            Curves(folder / "curves.jsonl", run.log).replay()
+        shutil.rmtree(work, ignore_errors=True)
         _told(f"stage {stage}", folder, reused)
     copy_to(folder, Path(out))
 
@@ -141,9 +140,7 @@ def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, before:
     return {
         "stage": stage,
         "values": config.stage(stage).model_dump(),
-        "method": {
-            name: getattr(config, name).model_dump() for name in ("model", "mixup", "loss")
-        },
+        "method": {name: getattr(config, name).model_dump() for name in ("model", "mixup", "loss")},
         "threshold": config.train.own_label_threshold if config.stage(stage).alpha == "auto" else None,
         "train": train,
         "seed": config.seed,
@@ -154,10 +151,41 @@ def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, before:
     }
 
 
-def _log_curves_again(run: Any, folder: Path) -> None:
-    for line in (folder / "curves.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        run.log(values, values.pop("epoch"))
+class Curves:
+    """The curves of a stage, kept beside its checkpoints so that a resumed run has them whole.
+
+    Args:
+        path: a JSON line an epoch.
+        send: where each point goes, once.
+    """
+
+    def __init__(self, path: Path, send: Callable[[Any, int], None]) -> None:
+        self.path, self.send = path, send
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.points: dict[int, dict[str, float]] = {}
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):  # the line that a killed process was writing
+                epoch, values = json.loads(line)
+                self.points[epoch] = values
+
+    def replay(self) -> None:
+        """Send what is there already."""
+        for epoch, values in self.points.items():
+            self.send(values, epoch)
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        """Keep and send a point; an epoch trained again after a resume gives the same one and is not sent twice."""
+        if epoch in self.points:
+            return
+        self.points[epoch] = dict(values)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps([epoch, values]) + "\n")
+        self.send(values, epoch)
+
+    def save(self, path: Path) -> None:
+        """Write all points."""
+        path.write_text("".join(json.dumps(point) + "\n" for point in self.points.items()))
 
 
 def _read_text(folder: str) -> Any:
@@ -196,11 +224,17 @@ def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:
         say(f"stage {stage}: alpha = {alpha} keeps every class's own-label mass at {threshold} or more")
     own_C = analysis.own_label_mass(pairs, float(alpha))
     seen_C = analysis.seen_probability(pairs)
-    gammas = f"gamma {analysis.imbalance(count_C):.0f} -> gamma' {analysis.imbalance(seen_C):.1f}"
-    say(f"stage {stage}: imbalance {gammas}, own-label mass at alpha {alpha}:")
-    shown = info["classes"][:20]
-    columns = {"images": info["counts"], "p(Y)": [f"{v:.3f}" for v in seen_C], "own": [f"{v:.2f}" for v in own_C]}
-    say(histogram(shown, columns, own_C.tolist()))
+    say(
+        f"stage {stage}: gamma {analysis.imbalance(count_C):.0f}, gamma' {analysis.imbalance(seen_C):.1f} after local "
+        f"sampling; own-label mass at alpha {alpha}: {own_C.min():.2f} to {own_C.max():.2f}"
+    )
+    if stage == 1:  # the picture is the same for stage 2 but for its alpha
+        columns = {
+            "images": info["counts"],
+            "p(Y)": [f"{v:.3f}" for v in seen_C],
+            "own": [f"{v:.2f}" for v in own_C],
+        }
+        say(histogram(info["classes"][:SHOWN_CLASSES], columns, own_C.tolist()))
     under = [name for name, own in zip(info["classes"], own_C, strict=True) if own < threshold]
     if under:
         say(
@@ -305,9 +339,7 @@ def evaluate(config: dict[str, Any], dataset: str, text: str, model: str, out: s
         run.file(folder / "metrics.json")
 
 
-def _score(
-    config: RunConfig, dataset: str, text: str, model: str, provenance: dict[str, Any], aside: Path
-) -> None:
+def _score(config: RunConfig, dataset: str, text: str, model: str, provenance: dict[str, Any], aside: Path) -> None:
     from lfm.data import open_split, read_info
     from lfm.model import load_weights
     from lfm.train import pick_device, score_split
@@ -331,11 +363,13 @@ def register(config: dict[str, Any], dataset: str, model: str) -> str:
     import numpy as np
 
     from lfm import tracking
+    from lfm.serve import Predictor
 
     run_config = RunConfig.model_validate(config)
-    example = np.load(Path(dataset) / "test_images.npy", mmap_mode="r", allow_pickle=False)[:2]
+    example = np.array(np.load(Path(dataset) / "test_images.npy", mmap_mode="r", allow_pickle=False)[:2])
     with tracking.step_run(run_config.preset, "register") as run:
-        uri = tracking.register_model(run, run_config.preset, Path(model), np.ascontiguousarray(example))
+        output = Predictor(Path(model)).predict(example)
+        uri = tracking.register_model(run, run_config.preset, Path(model), example, output)
         run.tags({"lfm.model": uri})
     say(f"registered as {uri}")
     return uri

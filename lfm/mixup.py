@@ -78,7 +78,7 @@ def remix_label(lambda_x_B: Tensor, n_i_B: Tensor, n_j_B: Tensor, kappa: float, 
 
 
 def mix(image_i: Tensor, image_j: Tensor, lambda_x_B: Tensor) -> Tensor:
-    """x = lambda_x x_i + (1 - lambda_x) x_j (section 4), for float images of shape (B, ...)."""
+    """X = lambda_x x_i + (1 - lambda_x) x_j (section 4), for float images of shape (B, ...)."""
     weight = lambda_x_B.to(image_i.dtype).view(-1, *[1] * (image_i.ndim - 1))
     return torch.lerp(image_j, image_i, weight)
 
@@ -111,9 +111,7 @@ class PartnerSampler:
         table_classes: largest C for which the table is kept.
     """
 
-    def __init__(
-        self, text_CD: Tensor, tau: float, uniform: bool = False, table_classes: int = TABLE_CLASSES
-    ) -> None:
+    def __init__(self, text_CD: Tensor, tau: float, uniform: bool = False, table_classes: int = TABLE_CLASSES) -> None:
         self.text_CD, self.tau, self.uniform = text_CD, tau, uniform
         classes = len(text_CD)
         assert classes >= 2, "mixing needs two classes"
@@ -282,7 +280,9 @@ class PairSampler:
             return self._drawn[1]
         class_N = torch.cat(
             [
-                self._partner_class(self.label_N[self._first(epoch, step)], generator(self.seed, self.stage, epoch, step))
+                self._partner_class(
+                    self.label_N[self._first(epoch, step)], generator(self.seed, self.stage, epoch, step)
+                )
                 for step in range(self.steps_per_epoch)
             ]
         )

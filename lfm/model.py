@@ -3,6 +3,7 @@
 Letters in the names give shapes: B images, C classes, D embedding dimensions.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ def conv4(channels: int, dim: int) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     widths = [channels, 32, 64, 128, 128]
-    for block, (wide_in, wide_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for block, (wide_in, wide_out) in enumerate(pairwise(widths)):
         layers += [
             nn.Conv2d(wide_in, wide_out, 3, padding=1, bias=False),
             nn.BatchNorm2d(wide_out),

@@ -10,7 +10,9 @@ T = TypeVar("T")
 
 # Marks our lines among those of the libraries, so that `lfm run` can show these and file the rest.
 MARK = "│ "
-BAR_FORMAT = MARK + "{desc:<16}{percentage:3.0f}% ▕{bar:24}▏ {n_fmt}/{total_fmt} {unit} {rate_fmt} {remaining} left {postfix}"
+BAR_FORMAT = (
+    MARK + "{desc:<16}{percentage:3.0f}% ▕{bar:24}▏ {n_fmt}/{total_fmt} {unit} {rate_fmt} {remaining} left {postfix}"
+)
 
 
 def say(text: str) -> None:
@@ -27,11 +29,10 @@ def bar(items: Iterable[T] | None, total: int, label: str, unit: str, initial: i
         total=total,
         initial=initial,
         desc=label,
-        unit=f" {unit}",
+        unit=unit,
         file=sys.stdout,
         bar_format=BAR_FORMAT,
         mininterval=0.5,
-        dynamic_ncols=False,
-        ncols=110,
+        ncols=140,
         leave=True,
     )

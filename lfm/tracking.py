@@ -159,14 +159,15 @@ def step_run(experiment: str, step: str) -> Iterator[Tracker]:
     client.set_terminated(child, "FINISHED")
 
 
-def register_model(tracker: Tracker, name: str, model: Path, example: Any) -> str:
+def register_model(tracker: Tracker, name: str, model: Path, example: Any, output: Any) -> str:
     """Log the model from code with its weights and register it.
 
     Args:
         tracker: of the register step.
         name: of the registered model.
         model: folder of the model artifact.
-        example: an input, kept with the model; its signature is checked at prediction.
+        example: an input, kept with the model.
+        output: what the model says to it; the two make the signature that MLflow checks.
 
     Returns:
         `models:/NAME/VERSION`.
@@ -174,11 +175,8 @@ def register_model(tracker: Tracker, name: str, model: Path, example: Any) -> st
     import mlflow
     from mlflow.models import infer_signature
 
-    from lfm.serve import Predictor
-
     os.environ["MLFLOW_RUN_ID"] = tracker.parent
     mlflow.set_tracking_uri(tracking_uri())
-    output = Predictor(model).predict(example)
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(Path(__file__).with_name("served_model.py")),

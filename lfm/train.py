@@ -109,7 +109,8 @@ class Stage:
         device = self.train.pixels.device
         AcceleratorState._reset_state()  # another stage of this process may have had another precision
         accelerator = Accelerator(
-            cpu=device.type == "cpu", mixed_precision="bf16" if use_bf16(config.train.precision, device) else "no"
+            cpu=device.type == "cpu",
+            mixed_precision="bf16" if use_bf16(config.train.precision, device) else "no",
         )
         label_N = self.train.label_N.cpu()
         sampler = pair_sampler(config, self.number, label_N, self.model.text_CD.cpu(), self.alpha)
@@ -158,9 +159,7 @@ class Stage:
         every, minutes = self.config.train.checkpoint_steps, self.config.train.checkpoint_minutes
         return bool(every and step % every == 0) or time.monotonic() - saved >= 60 * minutes
 
-    def _epoch_done(
-        self, epoch: int, step: int, total: Tensor, images: int, seconds: float, progress: Any
-    ) -> None:
+    def _epoch_done(self, epoch: int, step: int, total: Tensor, images: int, seconds: float, progress: Any) -> None:
         loss = float(total) / images  # the one wait for the device in an epoch
         if not math.isfinite(loss):
             raise NonFiniteLossError(

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from kfp import dsl
 from kfp.dsl import Metrics
 
 from components import steps
@@ -32,9 +31,9 @@ def train_and_register(preset: str, overrides: dict) -> Outcome:  # type: ignore
         config=config, dataset=dataset, embeddings=embeddings, encoder=stage1.outputs["model"]
     ).set_caching_options(False)
     model = stage2.outputs["model"]
-    scored = steps.evaluate(
-        config=config, dataset=dataset, embeddings=embeddings, model=model
-    ).set_caching_options(False)
+    scored = steps.evaluate(config=config, dataset=dataset, embeddings=embeddings, model=model).set_caching_options(
+        False
+    )
     registered = steps.register(
         config=config, dataset=dataset, model=model, metrics=scored.outputs["metrics"]
     ).set_caching_options(False)

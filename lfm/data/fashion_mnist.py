@@ -67,7 +67,8 @@ def _require(folder: Path, name: str) -> Path:
     path = _find(folder, name)
     if path is None:
         raise InputError(
-            f"{folder} has no {name}.gz; put the four files of Fashion-MNIST there, or leave data.folder empty to fetch them"
+            f"{folder} has no {name}.gz; put the four files of Fashion-MNIST there, "
+            f"or leave data.folder empty to fetch them"
         )
     return path
 

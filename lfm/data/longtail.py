@@ -56,7 +56,8 @@ def subset(label_N: Index, count_C: Index, seed: int) -> Index:
     if len(short):
         k = int(short[0])
         raise InputError(
-            f"class {k} has {have_C[k]} images, {count_C[k]} were asked for; lower data.max_per_class or data.val_per_class"
+            f"class {k} has {have_C[k]} images, {count_C[k]} were asked for; "
+            f"lower data.max_per_class or data.val_per_class"
         )
     kept = []
     for members, n in zip(np.split(by_class_N, np.cumsum(have_C)[:-1]), count_C, strict=True):

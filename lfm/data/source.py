@@ -33,7 +33,9 @@ class Source:
             ("test", self.test_images, self.test_labels),
         ):
             if len(images) != len(labels):
-                raise InputError(f"{len(images)} {split} images but {len(labels)} labels; the two files do not belong together")
+                raise InputError(
+                    f"{len(images)} {split} images but {len(labels)} labels; the two files do not belong together"
+                )
             bad = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
             if len(bad):
                 raise InputError(

@@ -1,0 +1,278 @@
+"""The loop: frozen parts, schedule, exact repetition and exact resume."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lfm.artifact import MANIFEST
+from lfm.config import InputError, RunConfig, StageConfig
+from lfm.data import Images
+from lfm.mixup import PairBatch
+from lfm.model import LFM
+from lfm.presets import load
+from lfm.train import (
+    NonFiniteLossError,
+    Stage,
+    learning_rate,
+    mixed_images,
+    pair_sampler,
+    pick_device,
+    score_split,
+    use_bf16,
+)
+
+CLASSES = 6
+COUNTS = [40, 24, 14, 9, 5, 3]
+
+
+def config(**overrides: object) -> RunConfig:
+    values: dict[str, object] = {
+        "stage1.epochs": 3,
+        "stage2.epochs": 2,
+        "stage1.batch_size": 16,
+        "stage2.batch_size": 16,
+        "train.validate_every": 0,
+    }
+    return load("fashion-mnist-lt", values | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def images(seed: int = 0) -> Images:
+    """Learnable images: each class has its own pattern under noise."""
+    rng = torch.Generator().manual_seed(seed)
+    label_N = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(COUNTS))
+    pattern = torch.randint(0, 256, (CLASSES, 1, 12, 12), generator=torch.Generator().manual_seed(9))
+    noise = torch.randint(-40, 40, (len(label_N), 1, 12, 12), generator=rng)
+    return Images((pattern[label_N] + noise).clamp(0, 255).to(torch.uint8), label_N, 0.5, 0.3)
+
+
+def text() -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(CLASSES, 32, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+def train(
+    settings: RunConfig, folder: Path, number: int = 1, model: LFM | None = None
+) -> tuple[LFM, list[dict[str, float]]]:
+    model = model or LFM("conv4", 1, text(), settings.seed)
+    logged: list[dict[str, float]] = []
+    stage = Stage(number, settings, model, images(), images(1), folder, lambda v, _: logged.append(dict(v)), 0.5)
+    stage.run()
+    return model, logged
+
+
+def state(model: LFM) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("number", "trained", "frozen"), [(1, "image.", "w."), (2, "w.", "image.")])
+def test_a_stage_changes_its_part_and_leaves_the_other_bit_for_bit(
+    number: int, trained: str, frozen: str, tmp_path: Path
+) -> None:
+    model = LFM("conv4", 1, text(), 0)
+    before = state(model)
+    train(config(), tmp_path, number, model)
+    after = state(model)
+    assert all(torch.equal(before[k], after[k]) for k in after if k.startswith((frozen, "text_CD")))
+    weights = [k for k in after if k.startswith(trained) and k.endswith("weight")]
+    assert weights and all(not torch.equal(before[k], after[k]) for k in weights)
+    if number == 2:
+        assert any("running_mean" in k for k in after)  # so the equality above covered BatchNorm
+
+
+@pytest.mark.parametrize("loss", ["ce", "balce", "focal", "ldam", "mms"])
+@pytest.mark.parametrize("mixup", ["none", "mixup", "remix", "lfm"])
+def test_every_loss_trains_with_every_mixup(loss: str, mixup: str, tmp_path: Path) -> None:
+    _, logged = train(config(loss__name=loss, mixup__name=mixup, stage1__epochs=8), tmp_path)
+    assert logged[-1]["stage1/loss"] < 0.9 * logged[0]["stage1/loss"]
+
+
+def test_the_loss_of_a_step_is_the_papers_for_its_pairs(tmp_path: Path) -> None:
+    """One step of plain SGD's worth: the logged loss of a one-batch epoch against a by-hand computation."""
+    settings = config(stage1__epochs=1, stage1__batch_size=200, train__precision="fp32", train__flip=False)
+    fresh = LFM("conv4", 1, text(), 0)
+    fresh.train_stage(1)
+    data = images()
+    batch = pair_sampler(settings, 1, data.label_N, text(), 0.5).batch(0, 0)
+    expected = 0.0
+    pixels = data.pixels.float() / 255
+    mixed = torch.stack(
+        [
+            (lam * pixels[i] + (1 - lam) * pixels[j] - 0.5) / 0.3
+            for (i, j), lam in zip(batch.index_B2.tolist(), batch.lambda_x_B.tolist(), strict=True)
+        ]
+    )
+    logits = fresh(mixed).tolist()
+    for row, labels, weights in zip(logits, batch.label_B2.tolist(), batch.weight_B2.tolist(), strict=True):
+        z = [v / 0.05 for v in row]
+        log_sum = max(z) + math.log(sum(math.exp(v - max(z)) for v in z))
+        expected += sum(w * (log_sum - z[k]) for k, w in zip(labels, weights, strict=True)) / len(logits)
+    _, logged = train(settings, tmp_path)
+    assert logged[0]["stage1/loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_repeats_bit_for_bit_and_another_seed_does_not(tmp_path: Path) -> None:
+    first, logged = train(config(), tmp_path / "a")
+    torch.manual_seed(123)
+    torch.rand(7)  # global randomness must not matter
+    second, again = train(config(), tmp_path / "b")
+    other, _ = train(config(seed=1), tmp_path / "c")
+    assert all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
+    assert [v["stage1/loss"] for v in logged] == [v["stage1/loss"] for v in again]
+    assert not torch.equal(first.state_dict()["image.0.weight"], other.state_dict()["image.0.weight"])
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from tests.test_train import config, images, text
+from lfm.model import LFM
+from lfm.train import Stage
+from safetensors.torch import save_file
+stage, precision, folder, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+settings = config(stage1__epochs=40, stage2__epochs=40, train__checkpoint_steps=5, train__precision=precision)
+model = LFM("conv4", 1, text(), 0)
+Stage(stage, settings, model, images(), images(1), folder, lambda v, e: None, 0.5).run()
+save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out)
+"""
+
+
+def start(stage: int, precision: str, folder: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", SCRIPT, str(stage), precision, str(folder), str(out)]
+    return subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (1, "bf16"), (2, "fp32")])
+def test_killed_with_sigkill_and_resumed_training_ends_in_the_same_weights(
+    stage: int, precision: str, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    whole = start(stage, precision, tmp_path / "whole", tmp_path / "whole.safetensors")
+    assert whole.wait(120) == 0, whole.stdout and whole.stdout.read().decode()
+    killed = 0
+    while killed < 2:
+        process = start(stage, precision, tmp_path / "cut", tmp_path / "cut.safetensors")
+        seen = {p.name for p in (tmp_path / "cut").glob("step-*")}
+        deadline = time.monotonic() + 60
+        while {p.name for p in (tmp_path / "cut").glob("step-*")} <= seen and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL and not (tmp_path / "cut.safetensors").exists()
+        killed += 1
+    process = start(stage, precision, tmp_path / "cut", tmp_path / "cut.safetensors")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and b"goes on from step" in output
+    expected, found = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "cut.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(v, found[k]) for k, v in expected.items())
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = config(train__checkpoint_steps=4)
+    whole, _ = train(settings, tmp_path)
+    newest = sorted(tmp_path.glob("step-*"))[-1]
+    state_file = newest / "state.safetensors"
+    state_file.write_bytes(state_file.read_bytes()[:-100])
+    resumed, _ = train(settings, tmp_path)
+    said = capsys.readouterr().out
+    assert "is torn" in said and f"goes on from step {int(newest.name[5:]) - 4}" in said
+    assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(config(train__checkpoint_steps=2), tmp_path)
+    found = sorted(p.name for p in tmp_path.iterdir())
+    assert len(found) == 2 and all((tmp_path / name / MANIFEST).is_file() for name in found)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_way_on(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"stage 1 became .* epoch 1; lower stage1\.lr"):
+        train(config(stage1__lr=1e30, stage1__warmup=0.0, train__precision="fp32", stage1__epochs=9), tmp_path)
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine_to_the_minimum() -> None:
+    stage = StageConfig(lr=2.0, min_lr=0.5, warmup=0.1)
+    rates = [learning_rate(stage, step, 100) for step in range(101)]
+    assert rates[:10] == pytest.approx([2.0 * (k + 1) / 10 for k in range(10)])
+    expected = [0.5 + 0.75 * (1 + math.cos(math.pi * k / 90)) for k in range(91)]
+    assert rates[10:] == pytest.approx(expected)
+    assert rates[100] == pytest.approx(0.5)
+    torch_one = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(torch_one, T_max=50, eta_min=0.5)
+    for step in range(50):
+        assert learning_rate(StageConfig(lr=2.0, min_lr=0.5), step, 50) == pytest.approx(schedule.get_last_lr()[0])
+        torch_one.step()
+        schedule.step()
+
+
+def test_mixed_images_flips_each_image_on_its_own_and_mixes_before_normalising() -> None:
+    data = images()
+    index = torch.tensor([[0, 50], [3, 90], [41, 2], [10, 10]])
+    lam = torch.tensor([0.25, 0.5, 1.0, 0.0])
+    seen = set()
+    for seed in range(40):
+        batch = PairBatch(index, lam, index * 0, torch.ones(4, 2), torch.Generator().manual_seed(seed))
+        x = mixed_images(data, batch, flip=True)
+        for row in range(4):
+            i, j = (data.pixels[k, 0].numpy().astype(np.float64) / 255 for k in index[row].tolist())
+            matches = [
+                (a, b)
+                for a in (0, 1)
+                for b in (0, 1)
+                if np.allclose(
+                    x[row, 0].numpy(),
+                    (
+                        lam[row].item() * (i[:, ::-1] if a else i)
+                        + (1 - lam[row].item()) * (j[:, ::-1] if b else j)
+                        - 0.5
+                    )
+                    / 0.3,
+                    atol=1e-5,
+                )
+            ]
+            assert matches
+            if row == 0:
+                seen |= set(matches)
+    assert seen == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_scores_equal_a_loop_over_the_images() -> None:
+    settings = config(train__precision="fp32", shots__many=20, shots__few=6)
+    model, data = LFM("conv4", 1, text(), 0), images()
+    found = score_split(model, data, data.label_N, settings)
+    right = dict.fromkeys(range(CLASSES), 0)
+    with torch.no_grad():
+        for k, label in enumerate(data.label_N.tolist()):
+            x = (data.pixels[k : k + 1].float() / 255 - 0.5) / 0.3
+            right[label] += int(model(x)[0].argmax()) == label
+    assert found["all"] == pytest.approx(100 * sum(right.values()) / sum(COUNTS))
+    assert found["few"] == pytest.approx(100 * (right[4] + right[5]) / 8)
+    assert found["per_class"] == pytest.approx([100 * right[k] / n for k, n in enumerate(COUNTS)])
+
+
+def test_devices_are_checked_before_training() -> None:
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(InputError, match=r"train\.device 'toaster' is no device"):
+        pick_device("toaster")
+    with pytest.raises(InputError, match="this machine has"):
+        pick_device(f"cuda:{torch.cuda.device_count()}")
+    assert use_bf16("bf16", torch.device("cpu")) and not use_bf16("fp32", torch.device("cpu"))
+
+
+def test_curves_come_once_an_epoch_with_validation_where_asked(tmp_path: Path) -> None:
+    _, logged = train(config(train__validate_every=2, stage1__epochs=5), tmp_path)
+    assert len(logged) == 5
+    assert ["stage1/val/all" in v for v in logged] == [False, True, False, True, True]
+    assert json.dumps(logged)  # plain numbers
