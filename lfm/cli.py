@@ -91,7 +91,8 @@ def run(
     from lfm.report import table
     from pipelines.run import run_local
 
-    began, methods, uri = time.monotonic(), {}, ""
+    began, uri = time.monotonic(), ""
+    methods: dict[str, Any] = {}
     for number, (config, changed) in enumerate(zip(configs, runs, strict=True), 1):
         typer.echo(f"[{number}/{len(runs)}] {preset}: {config.method}, seed {config.seed}")
         result = run_local(config, changed, verbose=_debugging())

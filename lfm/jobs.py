@@ -60,8 +60,8 @@ def configure(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
     from lfm import tracking
 
     config = load(preset, overrides)
-    with tracking.step_run(config.preset, "configure") as run:
-        tracking.name_run(run, f"{config.method}, seed {config.seed}")
+    tracking.begin_pipeline_run(config.preset, f"{config.method}, seed {config.seed}")
+    with tracking.step_run("configure") as run:
         run.config(config)
         run.tags({"lfm.method": config.method, "lfm.data": config.data.name})
     return config.model_dump()
@@ -70,6 +70,7 @@ def configure(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
 @step
 def prepare_data(data: dict[str, Any], seed: int, out: str) -> None:
     """Fetch, check, subset: the data set artifact."""
+    from lfm import tracking
     from lfm.data import DATASETS, write
 
     config = DataConfig.model_validate(data)
@@ -77,11 +78,13 @@ def prepare_data(data: dict[str, Any], seed: int, out: str) -> None:
         raise unknown("data set", config.name, DATASETS)
     subset = config.model_dump(exclude={"folder"})  # where the files lie does not change what they hold
     inputs = {"data": subset, "seed": int(seed), "code": source_hash("lfm.data")}
-    folder, reused = build_once(
-        "dataset", inputs, lambda aside: write(aside, DATASETS[config.name](config.folder), config, int(seed))
-    )
-    _told("data", folder, reused)
-    copy_to(folder, Path(out))
+    with tracking.step_run("prepare data") as run:
+        folder, reused = build_once(
+            "dataset", inputs, lambda aside: write(aside, DATASETS[config.name](config.folder), config, int(seed))
+        )
+        run.tags({"lfm.dataset": _content(folder)})
+        _told("data", folder, reused)
+        copy_to(folder, Path(out))
 
 
 @step
@@ -89,6 +92,7 @@ def embed_text(text: dict[str, Any], dataset: str, out: str) -> None:
     """Class names -> frozen class embeddings."""
     from safetensors.torch import save_file
 
+    from lfm import tracking
     from lfm.data import read_info
     from lfm.text import MINILM_SHA256, embed
 
@@ -100,9 +104,11 @@ def embed_text(text: dict[str, Any], dataset: str, out: str) -> None:
         (aside / "info.json").write_text(json.dumps({"classes": names, "prompt": config.prompt}))
 
     # No code in this key: the embeddings are those of a published encoder, named by its weights.
-    folder, reused = build_once("text", {"names": names, "text": config.model_dump(), "weights": MINILM_SHA256}, build)
-    _told("text embeddings", folder, reused)
-    copy_to(folder, Path(out))
+    inputs = {"names": names, "text": config.model_dump(), "weights": MINILM_SHA256}
+    with tracking.step_run("embed text"):
+        folder, reused = build_once("text", inputs, build)
+        _told("text embeddings", folder, reused)
+        copy_to(folder, Path(out))
 
 
 @step
@@ -115,7 +121,7 @@ def train_stage(stage: int, config: dict[str, Any], dataset: str, text: str, bef
 
     run_config = RunConfig.model_validate(config)
     inputs = stage_inputs(run_config, stage, dataset, text, before)
-    with tracking.step_run(run_config.preset, f"stage {stage}") as run:
+    with tracking.step_run(f"stage {stage}") as run:
         alpha = preview(run_config, stage, dataset, text)
         run.params({f"stage{stage}.alpha_used": alpha}, on_parent=True)
         work = home() / "work" / content_key(inputs)
@@ -299,7 +305,7 @@ def evaluate(config: dict[str, Any], dataset: str, text: str, model: str, out: s
     from lfm.report import page, table
 
     run_config = RunConfig.model_validate(config)
-    with tracking.step_run(run_config.preset, "evaluate") as run:
+    with tracking.step_run("evaluate") as run:
         provenance = {
             "data": f"{run_config.data.name}, imbalance {run_config.data.imbalance:g}",
             "split": "test",
@@ -367,7 +373,7 @@ def register(config: dict[str, Any], dataset: str, model: str) -> str:
 
     run_config = RunConfig.model_validate(config)
     example = np.array(np.load(Path(dataset) / "test_images.npy", mmap_mode="r", allow_pickle=False)[:2])
-    with tracking.step_run(run_config.preset, "register") as run:
+    with tracking.step_run("register") as run:
         output = Predictor(Path(model)).predict(example)
         uri = tracking.register_model(run, run_config.preset, Path(model), example, output)
         run.tags({"lfm.model": uri})

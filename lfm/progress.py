@@ -1,12 +1,9 @@
 """What a step says while it works: a bar on a terminal, plain lines in a log."""
 
 import sys
-from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any
 
 from tqdm import tqdm
-
-T = TypeVar("T")
 
 # Marks our lines among those of the libraries, so that `lfm run` can show these and file the rest.
 MARK = "│ "
@@ -22,10 +19,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def bar(items: Iterable[T] | None, total: int, label: str, unit: str, initial: int = 0) -> "tqdm[T]":
-    """A progress bar over `items` (or moved by `update`), rewritten at most twice a second."""
+def bar(total: int, label: str, unit: str, initial: int = 0) -> "tqdm[Any]":
+    """A progress bar moved by `update`, rewritten at most twice a second."""
     return tqdm(
-        items,
         total=total,
         initial=initial,
         desc=label,

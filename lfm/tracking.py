@@ -113,44 +113,58 @@ def _experiment(client: MlflowClient, name: str) -> str:
         return str(found.experiment_id)
 
 
-def _find(client: MlflowClient, experiment: str, key: str) -> Run | None:
-    runs = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+def _find(client: MlflowClient, key: str) -> Run | None:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{KEY}` = '{key}'", max_results=1)
     return runs[0] if runs else None
 
 
-def start_pipeline_run(experiment: str, name: str) -> str:
-    """The parent run of this pipeline run, made if it is not there. Its run id."""
-    client = _connect()
+def _parent(client: MlflowClient) -> str | None:
+    """Run id of the pipeline run that this process belongs to, if it has begun."""
     if os.environ.get("MLFLOW_RUN_ID"):
         return os.environ["MLFLOW_RUN_ID"]
-    key = os.environ.get("LFM_PIPELINE_RUN", "")
+    found = _find(client, os.environ.get("LFM_PIPELINE_RUN", ""))
+    return str(found.info.run_id) if found else None
+
+
+def begin_pipeline_run(experiment: str, name: str) -> None:
+    """Make the parent run, or rename the one that is there (KFP's own, or an earlier try's).
+
+    Raises:
+        InputError: nothing says which pipeline run this process belongs to.
+    """
+    client = _connect()
+    parent = _parent(client)
+    if parent:
+        client.update_run(parent, name=name)
+        return
+    key = os.environ.get("LFM_PIPELINE_RUN")
     if not key:
-        raise InputError(
-            "LFM_PIPELINE_RUN is not set: a step does not know which pipeline run it belongs to; use lfm run"
-        )
-    experiment_id = _experiment(client, experiment)
-    found = _find(client, experiment_id, key)
-    if found is None:
-        found = client.create_run(experiment_id, tags={KEY: key, "lfm.commit": commit()}, run_name=name)
-    return str(found.info.run_id)
+        raise InputError("LFM_PIPELINE_RUN is not set, so this step belongs to no pipeline run; start it with lfm run")
+    client.create_run(_experiment(client, experiment), tags={KEY: key, "lfm.commit": commit()}, run_name=name)
 
 
-def end_pipeline_run(experiment: str, ok: bool) -> None:
+def end_pipeline_run(ok: bool) -> None:
     """Give the parent run its final status, if it ever began."""
     client = _connect()
-    found = client.get_experiment_by_name(experiment)
-    run = found and _find(client, found.experiment_id, os.environ["LFM_PIPELINE_RUN"])
-    if run:
-        client.set_terminated(run.info.run_id, "FINISHED" if ok else "FAILED")
+    parent = _parent(client)
+    if parent:
+        client.set_terminated(parent, "FINISHED" if ok else "FAILED")
 
 
 @contextmanager
-def step_run(experiment: str, step: str) -> Iterator[Tracker]:
-    """A child run for a step; FAILED if the body raises."""
+def step_run(step: str) -> Iterator[Tracker]:
+    """A child run for a step; FAILED if the body raises.
+
+    Raises:
+        InputError: the pipeline run has not begun.
+    """
     client = _connect()
-    parent = start_pipeline_run(experiment, experiment)
-    experiment_id = client.get_run(parent).info.experiment_id
-    child = client.create_run(experiment_id, tags={"mlflow.parentRunId": parent}, run_name=step).info.run_id
+    parent = _parent(client)
+    if parent is None:
+        raise InputError(f"step {step!r} found no pipeline run to belong to; its configure step must run first")
+    experiment = client.get_run(parent).info.experiment_id
+    child = client.create_run(experiment, tags={"mlflow.parentRunId": parent}, run_name=step).info.run_id
     try:
         yield Tracker(client, parent, child)
     except BaseException:
@@ -189,8 +203,3 @@ def register_model(tracker: Tracker, name: str, model: Path, example: Any, outpu
         registered_model_name=name,
     )
     return f"models:/{name}/{info.registered_model_version}"
-
-
-def name_run(tracker: Tracker, name: str) -> None:
-    """Give the pipeline run the name that the list of runs shows."""
-    tracker.client.update_run(tracker.parent, name=name)

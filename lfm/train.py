@@ -121,7 +121,7 @@ class Stage:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[values.optimizer]
         optimizer = kind(trained, lr=values.lr, weight_decay=values.weight_decay, fused=True)
         steps = values.epochs * sampler.steps_per_epoch
-        step = self._resume(optimizer, trained)
+        step, total, images = self._resume(optimizer, trained)
         net, prepared = accelerator.prepare(self.model, optimizer)
 
         def train_step(batch: PairBatch) -> Tensor:
@@ -138,11 +138,10 @@ class Stage:
             return loss.detach()
 
         saved = time.monotonic()
-        label = f"stage {self.number}"
-        with bar(None, steps, label, "steps", initial=step) as progress:
+        with bar(steps, f"stage {self.number}", "steps", initial=step) as progress:
             while step < steps:
                 epoch, first = divmod(step, sampler.steps_per_epoch)
-                began, total, images = time.perf_counter(), torch.zeros((), device=device), 0
+                began, before = time.perf_counter(), images
                 for batch in sampler.epoch(epoch, first):
                     loss = train_step(batch)
                     total += loss * len(batch.index_B2)
@@ -150,17 +149,19 @@ class Stage:
                     step += 1
                     progress.update()
                     if self._due(step, saved) and step < steps:
-                        self._save(step, optimizer, trained)
+                        self._save(step, total, images, optimizer, trained)
                         saved = time.monotonic()
-                self._epoch_done(epoch, step, total, images, time.perf_counter() - began, progress)
+                speed = (images - before) / (time.perf_counter() - began)
+                self._epoch_done(epoch, step, float(total) / images, speed, progress)
+                total, images = torch.zeros((), device=device), 0
+        accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # takes its autocast off the model again
         self.model.eval()
 
     def _due(self, step: int, saved: float) -> bool:
         every, minutes = self.config.train.checkpoint_steps, self.config.train.checkpoint_minutes
         return bool(every and step % every == 0) or time.monotonic() - saved >= 60 * minutes
 
-    def _epoch_done(self, epoch: int, step: int, total: Tensor, images: int, seconds: float, progress: Any) -> None:
-        loss = float(total) / images  # the one wait for the device in an epoch
+    def _epoch_done(self, epoch: int, step: int, loss: float, images_per_second: float, progress: Any) -> None:
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss of stage {self.number} became {loss} in epoch {epoch + 1}; lower stage{self.number}.lr "
@@ -171,28 +172,34 @@ class Stage:
         found = {
             "loss": loss,
             "lr": learning_rate(values, step - 1, steps),
-            "images_per_second": images / seconds,
+            "images_per_second": images_per_second,
         }
         every = self.config.train.validate_every
         if every and len(self.val.label_N) and ((epoch + 1) % every == 0 or epoch + 1 == values.epochs):
             score = score_split(self.model, self.val, self.train.label_N, self.config)
             found |= {f"val/{k}": score[k] for k in ("all", "many", "medium", "few") if score[k] is not None}
             self.model.train_stage(self.number)
-        progress.set_postfix_str(f"loss {loss:.3f} · {images / seconds:,.0f} images/s", refresh=False)
+        progress.set_postfix_str(f"loss {loss:.3f} · {images_per_second:,.0f} images/s", refresh=False)
         self.log({f"stage{self.number}/{k}": v for k, v in found.items()}, epoch + 1)
 
-    def _save(self, step: int, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> None:
-        tensors = {f"model.{k}": v.contiguous() for k, v in self.model.state_dict().items()}
+    def _save(
+        self, step: int, total: Tensor, images: int, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]
+    ) -> None:
+        tensors = {"epoch.total": total} | {f"model.{k}": v.contiguous() for k, v in self.model.state_dict().items()}
         for k, parameter in enumerate(trained):
             tensors |= {f"optimizer.{k}.{n}": v.contiguous() for n, v in optimizer.state[parameter].items()}
         with publishing(self.folder / f"step-{step:09d}", "checkpoint", {"step": step}) as aside:
             save_file(tensors, aside / "state.safetensors")
-            (aside / "step.json").write_text(json.dumps({"step": step}))
+            (aside / "step.json").write_text(json.dumps({"step": step, "images": images}))
         for old in sorted(self.folder.glob("step-*"))[:-KEEP_CHECKPOINTS]:
             shutil.rmtree(old)
 
-    def _resume(self, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> int:
-        """Load the newest intact checkpoint; the step to go on with, 0 without one."""
+    def _resume(self, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> tuple[int, Tensor, int]:
+        """Load the newest intact checkpoint, if there is one.
+
+        Returns:
+            The step to go on with, and the loss total and the images of its epoch so far.
+        """
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 verify(folder)
@@ -208,10 +215,10 @@ class Stage:
                 optimizer.state[parameter] = {
                     n.removeprefix(prefix): _like(v, parameter) for n, v in tensors.items() if n.startswith(prefix)
                 }
-            step = int(json.loads((folder / "step.json").read_text())["step"])
-            say(f"stage {self.number} goes on from step {step}")
-            return step
-        return 0
+            where = json.loads((folder / "step.json").read_text())
+            say(f"stage {self.number} goes on from step {where['step']}")
+            return where["step"], tensors["epoch.total"], where["images"]
+        return 0, torch.zeros((), device=self.train.pixels.device), 0
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -245,7 +252,7 @@ def pair_sampler(config: RunConfig, stage: int, label_N: Tensor, text_CD: Tensor
 def mixed_images(images: Images, batch: PairBatch, flip: bool) -> Tensor:
     """The pairs of a batch: flipped, mixed, normalised. (B, channels, H, W) float32, channels last."""
     device = images.pixels.device
-    hard = batch.index_B2[:, 0] is batch.index_B2[:, 1] or bool((batch.lambda_x_B == 1).all())
+    hard = bool((batch.lambda_x_B == 1).all())  # nothing of the partners: do not touch their pixels
     index_B2 = batch.index_B2[:, :1] if hard else batch.index_B2
     size, pair = index_B2.shape
     x = images.batch(index_B2.T.flatten().to(device))

@@ -143,7 +143,7 @@ def run_local(config: RunConfig, overrides: dict[str, Any], verbose: bool = Fals
         finally:
             output._end_bar()
             logging.getLogger().handlers.clear()
-            tracking.end_pipeline_run(config.preset, ok)
+            tracking.end_pipeline_run(ok)
     return Result(Path(task.outputs["metrics"].path), task.outputs["model_uri"], log_path)
 
 

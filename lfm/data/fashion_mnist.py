@@ -137,7 +137,7 @@ def _from_mirror(scratch: Path) -> None:
         url = f"{FashionMNIST.mirrors[0]}{name}.gz"
         with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as reply:  # noqa: S310  the address is torchvision's
             size = int(reply.headers.get("Content-Length", 0))
-            with (scratch / f"{name}.gz").open("wb") as file, bar(None, size, "download", "B") as progress:
+            with (scratch / f"{name}.gz").open("wb") as file, bar(size, "download", "B") as progress:
                 while chunk := reply.read(1 << 18):
                     file.write(chunk)
                     progress.update(len(chunk))

@@ -1,0 +1,190 @@
+"""Every loss and every mixup on Fashion-MNIST-LT, with paired seeds: the table of docs/science.md.
+
+    .venv/bin/python benchmarks/science.py --seeds 5
+
+A seed redraws subset, initial weights and batches alike for all arms, so differences are paired. Results are kept
+in the JSON file as they come, each named by its configuration and the code's hash: a stopped run goes on where it
+was, and a changed method is trained again.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+
+from lfm.artifact import build_once, content_key, source_hash
+from lfm.config import RunConfig
+from lfm.data import DATASETS, open_split, write
+from lfm.evaluate import GROUPS
+from lfm.model import LFM
+from lfm.presets import load
+from lfm.report import COLUMNS, percent
+from lfm.text import embed
+from lfm.train import Stage, pick_device, score_split
+
+PRESET = "fashion-mnist-lt"
+BASE = "CE"
+PLAIN = {"mixup.name": "none"}
+MMS = {"loss.name": "mms"}
+
+ARMS: dict[str, dict[str, Any]] = {
+    BASE: PLAIN,
+    "BalCE": PLAIN | {"loss.name": "balce"},
+    "Focal": PLAIN | {"loss.name": "focal"},
+    "LDAM": PLAIN | {"loss.name": "ldam"},
+    "MMS": PLAIN | MMS,
+    "Mixup + CE": {"mixup.name": "mixup"},
+    "Remix + CE": {"mixup.name": "remix"},
+    "LFM + CE": {},
+    "LFM + MMS": MMS,
+    "LFM + CE, uniform partner": {"mixup.partner": "uniform"},
+    "LFM + CE, the paper's tau .05, alpha 1": {"mixup.tau": 0.05, "stage1.alpha": 1.0, "stage2.alpha": 1.0},
+    "LFM + CE, tau .05, alpha .5": {"mixup.tau": 0.05},
+    "LFM + CE, tau .05, alpha auto": {"mixup.tau": 0.05, "stage1.alpha": "auto", "stage2.alpha": "auto"},
+    **{f"alpha {a:g}": {"stage1.alpha": a, "stage2.alpha": a} for a in (0.0, 0.25, 0.75, 1.0, 1.5, 2.0)},
+    **{f"tau {t:g}": {"mixup.tau": t} for t in (0.01, 1.25, 31.25)},
+}
+
+
+def train_and_score(config: RunConfig) -> dict[str, Any]:
+    """Both stages of one arm and seed, and its test metrics."""
+    device = pick_device(config.train.device)
+    inputs = {"data": config.data.model_dump(), "seed": config.seed, "code": source_hash("lfm.data")}
+    folder, _ = build_once(
+        "dataset", inputs, lambda aside: write(aside, DATASETS[config.data.name](""), config.data, config.seed)
+    )
+    train, val, test = (open_split(folder, split, device) for split in ("train", "val", "test"))
+    model = LFM(config.model.tower, train.pixels.shape[1], class_embeddings(config, folder), config.seed).to(device)
+    for number in (1, 2):
+        alpha = config.stage(number).alpha
+        if alpha == "auto":
+            from lfm.analysis import Pairs, auto_alpha
+
+            pairs = Pairs(train.label_N.cpu().bincount(), model.text_CD.cpu(), config.mixup.tau)
+            alpha = auto_alpha(pairs, config.train.own_label_threshold)
+        Stage(number, config, model, train, val, Path("/nonexistent"), lambda _, __: None, float(alpha)).run()
+    score = score_split(model, test, train.label_N, config)
+    return {name: score[name] for name in (*COLUMNS, "per_class")}
+
+
+_TEXT: dict[str, torch.Tensor] = {}
+
+
+def class_embeddings(config: RunConfig, folder: Path) -> torch.Tensor:
+    """The class embeddings, computed once in this process."""
+    names = json.loads((folder / "info.json").read_text())["classes"]
+    key = content_key([names, config.text.model_dump()])
+    if key not in _TEXT:
+        _TEXT[key] = embed(names, config.text)
+    return _TEXT[key]
+
+
+def arm_config(overrides: Mapping[str, Any], seed: int, common: Mapping[str, Any]) -> RunConfig:
+    """The configuration of an arm: no validation and no checkpoints, which change nothing in the result."""
+    quiet = {"train.validate_every": 0, "train.checkpoint_minutes": 1e9}
+    return load(PRESET, {**quiet, **common, **overrides, "seed": seed})
+
+
+def paired(ours: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
+    """Mean of the paired differences and half the width of its 95 % interval (Student's t)."""
+    differences = [a - b for a, b in zip(ours, base, strict=True)]
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return mean, float("nan")
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    return mean, float(stats.t.ppf(0.975, len(differences) - 1)) * error
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation; a dash for an absent group."""
+    numbers = [v for v in values if v is not None]
+    if not numbers:
+        return "-"
+    return (
+        f"{statistics.mean(numbers):.1f} {statistics.stdev(numbers):.1f}" if len(numbers) > 1 else percent(numbers[0])
+    )
+
+
+def markdown(scores: Mapping[str, Mapping[int, Mapping[str, Any]]], about: Mapping[str, Any]) -> str:
+    """The table, with what it is of."""
+    lines = [
+        "# Every loss and every mixup on Fashion-MNIST-LT",
+        "",
+        f"Printed by `{about['command']}`.",
+        "",
+        "Top-1 accuracy on the 10,000 test images in percent, mean and standard deviation over the seeds; last, the",
+        "paired difference to CE with its 95 % interval (Student's t). A seed redraws subset, weights and batches.",
+        "alpha .5 and tau .25 unless the row says otherwise.",
+        "",
+        *(f"- {name}: {value}" for name, value in about.items() if name != "command"),
+        "",
+        "| | " + " | ".join(COLUMNS) + " | All against CE | Few against CE |",
+        "|---" * (len(COLUMNS) + 3) + "|",
+    ]
+    for arm, by_seed in scores.items():
+        seeds = sorted(set(by_seed) & set(scores.get(BASE, {})))
+        cells = [spread([by_seed[s][c] for s in sorted(by_seed)]) for c in COLUMNS]
+        for column in ("all", "few"):
+            if arm == BASE or not seeds or any(by_seed[s][column] is None for s in seeds):
+                cells.append("")
+                continue
+            mean, half = paired([by_seed[s][column] for s in seeds], [scores[BASE][s][column] for s in seeds])
+            cells.append(f"{mean:+.1f} ± {half:.1f}")
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any]]]:
+    """Run what is missing, then write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="paired seeds, from 0")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="rows; default all")
+    parser.add_argument("--quick", action="store_true", help="10 and 3 epochs instead of 40 and 10")
+    parser.add_argument("--out", type=Path, default=Path("docs/science"), help="writes OUT.md and OUT.json")
+    options = parser.parse_args(argv)
+    common = {"stage1.epochs": 10, "stage2.epochs": 3} if options.quick else {}
+    code = source_hash("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.data", "lfm.text")
+    kept_path = options.out.with_suffix(".json")
+    kept: dict[str, Any] = json.loads(kept_path.read_text())["results"] if kept_path.exists() else {}
+    scores: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in options.arms}
+    about = {
+        "command": "python benchmarks/science.py --seeds " + str(options.seeds) + (" --quick" if options.quick else ""),
+        "data": f"Fashion-MNIST-LT, imbalance 100, 2,478 training images, seeds 0 to {options.seeds - 1}",
+        "split": f"test; shots: {load(PRESET).shots.rule}; groups: {', '.join(GROUPS)}",
+        "weights": "conv4 from scratch; text all-MiniLM-L6-v2",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}",
+        "method code": code[:12],
+    }
+    for seed in range(options.seeds):  # seed by seed, so that a stopped run is a paired table of fewer seeds
+        for arm in options.arms:
+            config = arm_config(ARMS[arm], seed, common)
+            key = content_key([config.model_dump(), code])
+            if key not in kept:
+                print(f"seed {seed}: {arm}", flush=True)
+                kept[key] = {"arm": arm, "seed": seed, **train_and_score(config)}
+                _write(kept_path, {"about": about, "results": kept})
+            scores[arm][seed] = kept[key]
+    current = {r["arm"] + str(r["seed"]) for by_seed in scores.values() for r in by_seed.values()}
+    assert len(current) == len(options.arms) * options.seeds
+    table = markdown(scores, about)
+    _write(kept_path, {"about": about, "results": kept})
+    options.out.with_suffix(".md").write_text(table)
+    print(table)
+    return scores
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(content, indent=1))
+    aside.replace(path)
+
+
+if __name__ == "__main__":
+    main()
