@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from scipy import stats
 
-from lfm.artifact import build_once, content_key, source_hash
+from lfm.artifact import content_key, source_hash
 from lfm.config import RunConfig
-from lfm.data import DATASETS, open_split, write
+from lfm.data import open_split
 from lfm.evaluate import GROUPS
+from lfm.jobs import dataset_for, embeddings_for, inspect
 from lfm.model import LFM
 from lfm.presets import load
 from lfm.report import COLUMNS, percent
-from lfm.text import embed
 from lfm.train import Stage, pick_device, score_split
 
 PRESET = "fashion-mnist-lt"
@@ -55,34 +56,16 @@ ARMS: dict[str, dict[str, Any]] = {
 def train_and_score(config: RunConfig) -> dict[str, Any]:
     """Both stages of one arm and seed, and its test metrics."""
     device = pick_device(config.train.device)
-    inputs = {"data": config.data.model_dump(), "seed": config.seed, "code": source_hash("lfm.data")}
-    folder, _ = build_once(
-        "dataset", inputs, lambda aside: write(aside, DATASETS[config.data.name](""), config.data, config.seed)
-    )
+    folder, _ = dataset_for(config.data, config.seed)
+    text, _ = embeddings_for(config.text, folder)
+    text_CD = load_file(text / "text.safetensors")["text_CD"]
     train, val, test = (open_split(folder, split, device) for split in ("train", "val", "test"))
-    model = LFM(config.model.tower, train.pixels.shape[1], class_embeddings(config, folder), config.seed).to(device)
+    model = LFM(config.model.tower, train.pixels.shape[1], text_CD, config.seed).to(device)
     for number in (1, 2):
-        alpha = config.stage(number).alpha
-        if alpha == "auto":
-            from lfm.analysis import Pairs, auto_alpha
-
-            pairs = Pairs(train.label_N.cpu().bincount(), model.text_CD.cpu(), config.mixup.tau)
-            alpha = auto_alpha(pairs, config.train.own_label_threshold)
-        Stage(number, config, model, train, val, Path("/nonexistent"), lambda _, __: None, float(alpha)).run()
+        alpha = inspect(config, number, folder, text)["alpha"]
+        Stage(number, config, model, train, val, Path("/nonexistent"), lambda _, __: None, alpha).run()
     score = score_split(model, test, train.label_N, config)
     return {name: score[name] for name in (*COLUMNS, "per_class")}
-
-
-_TEXT: dict[str, torch.Tensor] = {}
-
-
-def class_embeddings(config: RunConfig, folder: Path) -> torch.Tensor:
-    """The class embeddings, computed once in this process."""
-    names = json.loads((folder / "info.json").read_text())["classes"]
-    key = content_key([names, config.text.model_dump()])
-    if key not in _TEXT:
-        _TEXT[key] = embed(names, config.text)
-    return _TEXT[key]
 
 
 def arm_config(overrides: Mapping[str, Any], seed: int, common: Mapping[str, Any]) -> RunConfig:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,10 @@ from lfm import __version__
 from lfm.artifact import check_writable, home
 from lfm.config import InputError, parse_overrides
 from lfm.presets import PRESETS, load
+
+INSPECT_KEYS = (
+    "classes", "counts", "gamma", "gamma_effective", "own_label_mass", "label_mass", "neighbours"
+)  # fmt: skip
 
 app = typer.Typer(
     add_completion=False,
@@ -50,6 +55,12 @@ def _root(
         os.environ["LFM_DEBUG"] = "1"
 
 
+def _use_home(folder: Path | None) -> None:
+    if folder:
+        os.environ["LFM_HOME"] = str(folder.absolute())
+    check_writable(home())
+
+
 def _debugging() -> bool:
     return bool(os.environ.get("LFM_DEBUG"))
 
@@ -83,9 +94,7 @@ def run(
     if baseline:
         runs.insert(0, overrides | {"mixup.name": "none", "loss.name": "ce"})
     configs = [load(preset, changed) for changed in runs]
-    if home_:
-        os.environ["LFM_HOME"] = str(home_.absolute())
-    check_writable(home())
+    _use_home(home_)
     if json_:
         check_writable(json_.absolute().parent)
     from lfm.report import table
@@ -122,6 +131,56 @@ def _write_json(path: Path, methods: dict[str, Any], provenance: dict[str, Any],
     aside.replace(path)
 
 
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def inspect(
+    preset: PresetArgument,
+    set_: SetOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Image file. Default: inspect-PRESET.png in the home folder.")
+    ] = None,
+    home_: HomeOption = None,
+) -> None:
+    """What the method will do to each class, exactly and before any training.
+
+    Shows training images, p(Y) (the share of pairs that show the class), own-label mass (how much of its label a
+    class keeps on its clean images; under 0.5 it is about to collapse), M (its share of all label mass) and the
+    nearest classes in text.
+
+    Examples:
+      lfm data inspect fashion-mnist-lt
+
+      lfm data inspect fashion-mnist-lt --set mixup.tau=0.05 --set stage1.alpha=1
+    """
+    config = load(preset, parse_overrides(set_ or []))
+    _use_home(home_)
+    target = picture or home() / f"inspect-{preset}.png"
+    check_writable(target.absolute().parent)
+    from lfm import jobs, report
+
+    with redirect_stdout(sys.stderr if json_ else sys.stdout):
+        dataset, _ = jobs.dataset_for(config.data, config.seed)
+        text, _ = jobs.embeddings_for(config.text, dataset)
+        found = jobs.inspect(config, 1, dataset, text)
+        report.picture(target, f"{preset}, tau {config.mixup.tau:g}", found)
+    if json_:
+        typer.echo(json.dumps({name: found[name] for name in INSPECT_KEYS}))
+        return
+    typer.echo(
+        f"{preset}: gamma {found['gamma']:.1f}, gamma' {found['gamma_effective']:.1f} "
+        f"at tau {config.mixup.tau:g}; alpha {found['alpha']:g}\n\n{jobs.describe(found)}\n\nNearest in text"
+    )
+    for name, near in list(zip(found["classes"], found["neighbours"], strict=True))[: jobs.SHOWN_CLASSES]:
+        typer.echo(f"  {name}: " + ", ".join(f"{n['class']} {n['cosine']:.2f}" for n in near))
+    if found["collapsing"]:
+        typer.echo(f"\nwarning: {found['collapsing']}")
+    typer.echo(f"\nPicture: {target}")
+
+
 @app.command()
 def presets() -> None:
     """List the presets, with what each expects and gives."""
@@ -147,8 +206,7 @@ def compile_(
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, home_: HomeOption = None) -> None:
     """Open the MLflow UI on the runs of this folder."""
-    if home_:
-        os.environ["LFM_HOME"] = str(home_.absolute())
+    _use_home(home_)
     if not (home() / "mlflow.db").is_file():
         raise InputError(f"there are no runs in {home()} yet; start one with: lfm run fashion-mnist-lt")
     from lfm.tracking import tracking_uri

@@ -67,21 +67,45 @@ def configure(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
     return config.model_dump()
 
 
+def dataset_for(config: DataConfig, seed: int) -> tuple[Path, bool]:
+    """The data set artifact in the store, built if need be; and whether it was there.
+
+    Raises:
+        InputError: unknown data set, or its files are missing or wrong.
+    """
+    from lfm.data import DATASETS, write
+
+    if config.name not in DATASETS:
+        raise unknown("data set", config.name, DATASETS)
+    subset = config.model_dump(exclude={"folder"})  # where the files lie does not change what they hold
+    inputs = {"data": subset, "seed": seed, "code": source_hash("lfm.data")}
+    return build_once("dataset", inputs, lambda aside: write(aside, DATASETS[config.name](config.folder), config, seed))
+
+
+def embeddings_for(config: TextConfig, dataset: Path) -> tuple[Path, bool]:
+    """The class embeddings in the store, computed if need be; and whether they were there."""
+    from safetensors.torch import save_file
+
+    from lfm.data import read_info
+    from lfm.text import MINILM_SHA256, embed
+
+    names = read_info(dataset)["classes"]
+
+    def build(aside: Path) -> None:
+        save_file({"text_CD": embed(names, config)}, aside / "text.safetensors")
+        (aside / "info.json").write_text(json.dumps({"classes": names, "prompt": config.prompt}))
+
+    # No code in this key: the embeddings are those of a published encoder, named by its weights.
+    return build_once("text", {"names": names, "text": config.model_dump(), "weights": MINILM_SHA256}, build)
+
+
 @step
 def prepare_data(data: dict[str, Any], seed: int, out: str) -> None:
     """Fetch, check, subset: the data set artifact."""
     from lfm import tracking
-    from lfm.data import DATASETS, write
 
-    config = DataConfig.model_validate(data)
-    if config.name not in DATASETS:
-        raise unknown("data set", config.name, DATASETS)
-    subset = config.model_dump(exclude={"folder"})  # where the files lie does not change what they hold
-    inputs = {"data": subset, "seed": int(seed), "code": source_hash("lfm.data")}
     with tracking.step_run("prepare data") as run:
-        folder, reused = build_once(
-            "dataset", inputs, lambda aside: write(aside, DATASETS[config.name](config.folder), config, int(seed))
-        )
+        folder, reused = dataset_for(DataConfig.model_validate(data), int(seed))
         run.tags({"lfm.dataset": _content(folder)})
         _told("data", folder, reused)
         copy_to(folder, Path(out))
@@ -90,23 +114,10 @@ def prepare_data(data: dict[str, Any], seed: int, out: str) -> None:
 @step
 def embed_text(text: dict[str, Any], dataset: str, out: str) -> None:
     """Class names -> frozen class embeddings."""
-    from safetensors.torch import save_file
-
     from lfm import tracking
-    from lfm.data import read_info
-    from lfm.text import MINILM_SHA256, embed
 
-    config = TextConfig.model_validate(text)
-    names = read_info(Path(dataset))["classes"]
-
-    def build(aside: Path) -> None:
-        save_file({"text_CD": embed(names, config)}, aside / "text.safetensors")
-        (aside / "info.json").write_text(json.dumps({"classes": names, "prompt": config.prompt}))
-
-    # No code in this key: the embeddings are those of a published encoder, named by its weights.
-    inputs = {"names": names, "text": config.model_dump(), "weights": MINILM_SHA256}
     with tracking.step_run("embed text"):
-        folder, reused = build_once("text", inputs, build)
+        folder, reused = embeddings_for(TextConfig.model_validate(text), Path(dataset))
         _told("text embeddings", folder, reused)
         copy_to(folder, Path(out))
 
@@ -208,46 +219,75 @@ def _new_model(config: RunConfig, dataset: str, text: str) -> Any:
 
 
 def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:
-    """Show what the label shift will do to each class before any training; the alpha to train with.
+    """Show what the label shift will do to each class before any training; the alpha to train with."""
+    if config.mixup.name != "lfm":
+        return 0.0
+    found = inspect(config, stage, Path(dataset), Path(text))
+    alpha, own = found["alpha"], found["own_label_mass"]
+    threshold = config.train.own_label_threshold
+    if config.stage(stage).alpha == "auto":
+        say(f"stage {stage}: alpha = {alpha} keeps every class's own-label mass at {threshold} or more")
+    say(
+        f"stage {stage}: gamma {found['gamma']:.0f}, gamma' {found['gamma_effective']:.1f} after local sampling; "
+        f"own-label mass at alpha {alpha}: {min(own):.2f} to {max(own):.2f}"
+    )
+    if stage == 1:  # the picture is the same for stage 2 but for its alpha
+        say(describe(found))
+    if collapsing := found["collapsing"]:
+        say(f"warning: {collapsing}")
+    return float(alpha)
 
-    For LFM: counts, p(Y) and own-label mass, with a warning that names the classes under the threshold.
+
+def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[str, Any]:
+    """What the method will do to each class, exact and without sampling (`lfm.analysis`).
+
+    Returns:
+        `classes`, `counts`, `gamma`, `gamma_effective`, `own_label_mass`, `label_mass`, `neighbours` (for each class
+        the three nearest in text, with cosines), `prior`, `seen` (p(Y)), `alpha` as used, and `collapsing`: a warning
+        that names the classes whose own-label mass is under the threshold, or nothing.
     """
     import torch
 
     from lfm import analysis
     from lfm.data import read_info
+
+    info, text_CD = read_info(dataset), _read_text(str(text))
+    count_C = torch.tensor(info["counts"])
+    pairs = analysis.Pairs(count_C, text_CD, config.mixup.tau, config.mixup.partner == "uniform")
+    threshold, alpha = config.train.own_label_threshold, config.stage(stage).alpha
+    alpha = analysis.auto_alpha(pairs, threshold) if alpha == "auto" else alpha
+    own_C, seen_C = analysis.own_label_mass(pairs, alpha), analysis.seen_probability(pairs)
+    names = info["classes"]
+    near = zip(*(t.tolist() for t in analysis.neighbours(text_CD)), strict=True)
+    under = [name for name, own in zip(names, own_C.tolist(), strict=True) if own < threshold]
+    return {
+        "classes": names,
+        "counts": info["counts"],
+        "gamma": analysis.imbalance(count_C),
+        "gamma_effective": analysis.imbalance(seen_C),
+        "own_label_mass": own_C.tolist(),
+        "label_mass": analysis.label_mass(pairs, alpha, config.mixup.beta).tolist(),
+        "neighbours": [[{"class": names[k], "cosine": cosine} for k, cosine in zip(*row, strict=True)] for row in near],
+        "prior": pairs.prior_C.tolist(),
+        "seen": seen_C.tolist(),
+        "alpha": alpha,
+        "collapsing": under
+        and f"own-label mass under {threshold} for {', '.join(under)}: these classes are about to collapse. "
+        f"Lower stage{stage}.alpha (auto finds the largest safe one) or raise mixup.tau",
+    }
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """The result of `inspect` as a table with a bar a class; the first and last classes of many."""
     from lfm.report import histogram
 
-    alpha = config.stage(stage).alpha
-    if config.mixup.name != "lfm":
-        return 0.0
-    info = read_info(Path(dataset))
-    count_C = torch.tensor(info["counts"])
-    pairs = analysis.Pairs(count_C, _read_text(text), config.mixup.tau, config.mixup.partner == "uniform")
-    threshold = config.train.own_label_threshold
-    if alpha == "auto":
-        alpha = analysis.auto_alpha(pairs, threshold)
-        say(f"stage {stage}: alpha = {alpha} keeps every class's own-label mass at {threshold} or more")
-    own_C = analysis.own_label_mass(pairs, float(alpha))
-    seen_C = analysis.seen_probability(pairs)
-    say(
-        f"stage {stage}: gamma {analysis.imbalance(count_C):.0f}, gamma' {analysis.imbalance(seen_C):.1f} after local "
-        f"sampling; own-label mass at alpha {alpha}: {own_C.min():.2f} to {own_C.max():.2f}"
-    )
-    if stage == 1:  # the picture is the same for stage 2 but for its alpha
-        columns = {
-            "images": info["counts"],
-            "p(Y)": [f"{v:.3f}" for v in seen_C],
-            "own": [f"{v:.2f}" for v in own_C],
-        }
-        say(histogram(info["classes"][:SHOWN_CLASSES], columns, own_C.tolist()))
-    under = [name for name, own in zip(info["classes"], own_C, strict=True) if own < threshold]
-    if under:
-        say(
-            f"warning: own-label mass under {threshold} for {', '.join(under)}: these classes are about to collapse. "
-            f"Lower stage{stage}.alpha (auto finds the largest safe one) or raise mixup.tau"
-        )
-    return float(alpha)
+    columns = {
+        "images": found["counts"],
+        "p(Y)": [f"{v:.3f}" for v in found["seen"]],
+        "own": [f"{v:.2f}" for v in found["own_label_mass"]],
+        "M": [f"{v:.3f}" for v in found["label_mass"]],
+    }
+    return histogram(found["classes"], columns, found["seen"], SHOWN_CLASSES)
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lfm.evaluate import GROUPS
@@ -22,20 +23,54 @@ def table(methods: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def histogram(classes: Sequence[str], values: Mapping[str, Sequence[Any]], bars: Sequence[float]) -> str:
+def histogram(
+    classes: Sequence[str], values: Mapping[str, Sequence[Any]], bars: Sequence[float], most: int = 20
+) -> str:
     """A row a class: its name, some columns of numbers, and a bar.
 
     Args:
         classes: names.
         values: heading -> a value a class, formatted by `str`.
         bars: length of each bar, relative to the largest.
+        most: rows; of more classes the first and the last are shown.
     """
     width = max(len(name) for name in classes) + 1
     lines = [" " * width + "".join(f"{heading:>10}" for heading in values)]
     for k, name in enumerate(classes):
+        if len(classes) > most and most // 2 <= k < len(classes) - most // 2:
+            lines += [f"... {len(classes) - 2 * (most // 2)} more"] if k == most // 2 else []
+            continue
         cells = "".join(f"{column[k]!s:>10}" for column in values.values())
         lines.append(f"{name:<{width}}{cells}  {'█' * max(1, round(24 * bars[k] / max(bars)))}")
     return "\n".join(lines)
+
+
+def picture(path: Path, title: str, found: Mapping[str, Any]) -> None:
+    """Draw p(y), p(Y) and own-label mass of each class.
+
+    Args:
+        path: .png, .svg or .pdf to write.
+        title: above it.
+        found: from `lfm.jobs.inspect`.
+    """
+    from matplotlib.figure import Figure
+
+    classes = found["classes"]
+    figure = Figure(figsize=(max(7, min(24, len(classes) * 0.6)), 5.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    place = range(len(classes))
+    above.bar([k - 0.2 for k in place], found["prior"], 0.4, label=f"p(y), gamma {found['gamma']:.0f}")
+    above.bar([k + 0.2 for k in place], found["seen"], 0.4, label=f"p(Y), gamma' {found['gamma_effective']:.1f}")
+    above.set_yscale("log")
+    above.set_title(title)
+    above.legend()
+    below.bar(place, found["own_label_mass"], color="tab:green")
+    below.axhline(0.5, color="tab:red", linestyle="--")
+    below.set_ylim(0, 1.05)
+    below.set_ylabel(f"own-label mass, alpha {found['alpha']:g}")
+    if len(classes) <= 60:
+        below.set_xticks(list(place), classes, rotation=45, ha="right")
+    figure.savefig(path)
 
 
 STYLE = """
