@@ -23,7 +23,7 @@ $(UV): requirements/uv.txt
 
 $(INSTALLED): $(UV) requirements/all.txt pyproject.toml
 	@echo "Setting up $(VENV) (some 6 GB with torch's CUDA build) ..."
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/all.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/all.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

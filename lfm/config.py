@@ -19,7 +19,7 @@ class InputError(ValueError):
 class Section(BaseModel):
     """A part of the configuration: immutable, and no field that is not declared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataConfig(Section):
@@ -275,7 +275,9 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _explain(item: dict[str, Any]) -> str:
-    name = ".".join(str(part) for part in item["loc"] if part not in ("float", "int"))
+    # A union's location also names the alternative that failed: alpha.float, alpha.literal['auto'].
+    fields = [str(part) for part in item["loc"] if str(part) not in ("float", "int") and "[" not in str(part)]
+    name = ".".join(fields)
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     given = "" if item["type"] == "value_error" else f" = {item['input']!r}:"
     return f"{name}{given} {message}"
@@ -288,7 +290,7 @@ def field_names() -> list[str]:
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
             names += [f"{name}.{sub}" for sub in kind.model_fields]
-        else:
+        elif name != "preset":
             names.append(name)
     return names
 

@@ -102,7 +102,8 @@ class PartnerSampler:
     """Draws partner classes from p_ls by inversion: the first class whose cumulative mass exceeds u.
 
     Up to `table_classes` classes the cumulative rows are computed once; beyond, for the distinct classes asked
-    for, slice by slice, so that no C x C matrix ever exists. Both give the same class for the same u.
+    for, slice by slice, so that no C x C matrix ever exists. Both give the same class for the same u, but for the rare
+    u that falls into the rounding of float32 cosines.
 
     Args:
         text_CD: class embeddings, rows of unit length, on any device.

@@ -139,21 +139,23 @@ class Stage:
 
         saved = time.monotonic()
         with bar(steps, f"stage {self.number}", "steps", initial=step) as progress:
+            epoch_began, counted = time.perf_counter(), images
             while step < steps:
-                epoch, first = divmod(step, sampler.steps_per_epoch)
-                began, before = time.perf_counter(), images
-                for batch in sampler.epoch(epoch, first):
-                    loss = train_step(batch)
-                    total += loss * len(batch.index_B2)
-                    images += len(batch.index_B2)
-                    step += 1
-                    progress.update()
-                    if self._due(step, saved) and step < steps:
-                        self._save(step, total, images, optimizer, trained)
-                        saved = time.monotonic()
-                speed = (images - before) / (time.perf_counter() - began)
-                self._epoch_done(epoch, step, float(total) / images, speed, progress)
-                total, images = torch.zeros((), device=device), 0
+                epoch, place = divmod(step, sampler.steps_per_epoch)
+                batch = sampler.batch(epoch, place)
+                total += train_step(batch) * len(batch.index_B2)
+                images += len(batch.index_B2)
+                step += 1
+                progress.update()
+                if step % sampler.steps_per_epoch == 0:
+                    speed = (images - counted) / (time.perf_counter() - epoch_began)
+                    self._epoch_done(epoch, step, float(total) / images, speed, progress)
+                    total, images, counted = torch.zeros((), device=device), 0, 0
+                    epoch_began = time.perf_counter()
+                # After the epoch's point was logged: a run resumed from here will not come by it again.
+                if self._due(step, saved) and step < steps:
+                    self._save(step, total, images, optimizer, trained)
+                    saved = time.monotonic()
         accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # takes its autocast off the model again
         self.model.eval()
 

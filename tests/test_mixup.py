@@ -1,0 +1,531 @@
+"""The method against oracles written with loops, and its samplers against the distributions of paper.md.
+
+Letters in the names give shapes: B images of a batch, C classes, D dimensions, N training images, P pairs.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from lfm.mixup import (
+    PairBatch,
+    PairSampler,
+    PartnerSampler,
+    beta,
+    label_shift,
+    local_sampling_rows,
+    mix,
+    remix_label,
+    uniform_rows,
+)
+
+few = settings(max_examples=30, deadline=None, derandomize=True)
+COUNTS = [
+    60,
+    31,
+    17,
+    8,
+    4,
+]  # images of each class of the small training set; class order is not sorted by text
+TAUS = [0.002, 0.05, 1.0, 31.25]
+NAMES = ["none", "mixup", "remix", "lfm"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On tensors this small threads only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_text(
+    classes: int, seed: int = 0, dim: int = 6, dtype: torch.dtype = torch.float32, spread: float = 1.0
+) -> Tensor:
+    """Random unit rows; the smaller the spread, the more they all point one way, as CLIP's do."""
+    rng = torch.Generator().manual_seed(seed)
+    text_CD = 0.7 + spread * torch.randn(classes, dim, generator=rng, dtype=dtype)
+    return text_CD / text_CD.norm(dim=1, keepdim=True)
+
+
+def make_labels(counts: list[int], seed: int = 0) -> Tensor:
+    label_N = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return label_N[torch.randperm(len(label_N), generator=torch.Generator().manual_seed(seed))]
+
+
+def make_sampler(counts: list[int] = COUNTS, **values: Any) -> PairSampler:
+    defaults = {"name": "lfm", "alpha": 1.0, "tau": 0.5, "batch_size": 16, "seed": 0, "stage": 1}
+    return PairSampler(make_labels(counts), make_text(len(counts)), **{**defaults, **values})
+
+
+def oracle_row(text_CD: Tensor, i: int, tau: float) -> list[float]:
+    """p_ls(. | i) of section 3 by loops, every exponent relative to the largest."""
+    rows = text_CD.double().tolist()
+    scores = [math.fsum(a * b for a, b in zip(rows[i], row, strict=True)) / tau for row in rows]
+    top = max(score for k, score in enumerate(scores) if k != i)
+    mass = [0.0 if k == i else math.exp(score - top) for k, score in enumerate(scores)]
+    return [m / math.fsum(mass) for m in mass]
+
+
+def oracle_uniform_row(classes: int, i: int) -> list[float]:
+    return [0.0 if k == i else 1 / (classes - 1) for k in range(classes)]
+
+
+def pairs_of(sampler: PairSampler, epochs: int) -> PairBatch:
+    """All pairs of some epochs as one batch."""
+    batches = [batch for epoch in range(epochs) for batch in sampler.epoch(epoch)]
+    return PairBatch(
+        torch.cat([b.index_B2 for b in batches]),
+        torch.cat([b.lambda_x_B for b in batches]),
+        torch.cat([b.label_B2 for b in batches]),
+        torch.cat([b.weight_B2 for b in batches]),
+        batches[-1].rng,
+    )
+
+
+def assert_same_batch(a: PairBatch, b: PairBatch) -> None:
+    for field in ("index_B2", "lambda_x_B", "label_B2", "weight_B2"):
+        assert torch.equal(getattr(a, field), getattr(b, field)), field
+    assert torch.equal(a.rng.get_state(), b.rng.get_state())
+
+
+def chi_square(observed: list[list[int]], expected: list[list[float]]) -> float:
+    """p-value of independent multinomial rows; cells expected under 5 are pooled within their row."""
+    statistic, freedom = 0.0, 0
+    for row_observed, row_expected in zip(observed, expected, strict=True):
+        cells = [(o, e) for o, e in zip(row_observed, row_expected, strict=True) if e >= 5]
+        rest_o = sum(row_observed) - sum(o for o, _ in cells)
+        rest_e = sum(row_expected) - sum(e for _, e in cells)
+        if rest_e > 1e-9:
+            cells.append((rest_o, rest_e))
+        else:
+            assert rest_o == 0, "drawn without any probability"
+        statistic += sum((o - e) ** 2 / e for o, e in cells)
+        freedom += len(cells) - 1
+    return float(stats.chi2.sf(statistic, freedom))
+
+
+# --- Section 3: the partner distribution -----------------------------------------------------------------
+
+
+@few
+@given(classes=st.integers(2, 8), seed=st.integers(0, 999), tau=st.sampled_from(TAUS))
+def test_partner_distribution_is_the_formula(classes: int, seed: int, tau: float) -> None:
+    text_CD = make_text(classes, seed, dtype=torch.float64)
+    rows_CC = local_sampling_rows(text_CD, torch.arange(classes), tau)
+    expected_CC = [oracle_row(text_CD, i, tau) for i in range(classes)]
+    torch.testing.assert_close(rows_CC, torch.tensor(expected_CC, dtype=torch.float64), rtol=1e-9, atol=1e-15)
+    assert rows_CC.diagonal().eq(0).all()
+
+
+def test_partner_distribution_by_hand() -> None:
+    """Three classes in the plane: cosines of class 0 are 0.6 and 0, so at tau 0.3 the odds are e^2 to 1."""
+    text_CD = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    rows = local_sampling_rows(text_CD, torch.tensor([0]), tau=0.3)
+    assert rows.tolist()[0] == pytest.approx([0, math.exp(2) / (math.exp(2) + 1), 1 / (math.exp(2) + 1)], rel=1e-6)
+
+
+def test_low_temperature_pairs_the_nearest_and_high_tends_to_uniform() -> None:
+    text_CD = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+    low_CC = local_sampling_rows(text_CD, torch.arange(4), tau=0.002)
+    assert low_CC.argmax(dim=1).tolist() == [1, 2, 1, 2]
+    assert low_CC.max(dim=1).values.min() > 1 - 1e-12
+    high_CC = local_sampling_rows(text_CD, torch.arange(4), tau=31.25)
+    others_C3 = high_CC[~torch.eye(4, dtype=torch.bool)].view(4, 3)
+    # Cosines within [0, 1] bound the odds of any two partners by e^(1 / tau).
+    assert (others_C3.max(dim=1).values / others_C3.min(dim=1).values).max() <= math.exp(1 / 31.25) + 1e-6
+
+
+@pytest.mark.parametrize("tau", [1e-30, 1e-6, 1e6, 1e300])
+def test_partner_distribution_survives_extreme_temperatures(tau: float) -> None:
+    """Classes 1 and 2 have the same text, so they share alike whatever the temperature."""
+    text_CD = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [-1.0, 0.0]])
+    row = local_sampling_rows(text_CD, torch.tensor([0]), tau)[0].tolist()
+    expected = [0, 0.5, 0.5, 0] if tau < 1 else [0, 1 / 3, 1 / 3, 1 / 3]
+    assert row == pytest.approx(expected, abs=1e-5)
+
+
+def test_uniform_rows_leave_out_the_class_itself() -> None:
+    rows = uniform_rows(torch.tensor([2, 0]), classes=4)
+    assert rows.tolist() == [oracle_uniform_row(4, 2), oracle_uniform_row(4, 0)]
+
+
+# --- Drawing partner classes -----------------------------------------------------------------------------
+
+PATHS: dict[str, Callable[[Tensor, float], PartnerSampler]] = {
+    "table": lambda text_CD, tau: PartnerSampler(text_CD, tau),
+    "streaming": lambda text_CD, tau: PartnerSampler(text_CD, tau, table_classes=0),
+    "uniform": lambda text_CD, tau: PartnerSampler(text_CD, tau, uniform=True),
+}
+
+
+def path_row(path: str, text_CD: Tensor, i: int, tau: float) -> list[float]:
+    return oracle_uniform_row(len(text_CD), i) if path == "uniform" else oracle_row(text_CD, i, tau)
+
+
+@pytest.mark.parametrize("tau", TAUS)
+@pytest.mark.parametrize("path", PATHS)
+def test_draw_inverts_the_cumulative_distribution(path: str, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The partner is the first class whose cumulative mass exceeds u; streaming in slices of 2."""
+    classes, draws = 7, 40
+    monkeypatch.setattr("lfm.mixup.SCRATCH_ENTRIES", 2 * classes)
+    text_CD = make_text(classes, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(1)
+    class_B = torch.randint(classes, (25,), generator=rng)
+    u_BK = torch.rand(25, draws, generator=rng, dtype=torch.float64)
+    partner_BK = PATHS[path](text_CD, tau).draw(class_B, u_BK).tolist()
+    compared = 0
+    for i, us, partners in zip(class_B.tolist(), u_BK.tolist(), partner_BK, strict=True):
+        ends = np.cumsum(path_row(path, text_CD, i, tau))
+        for u, partner in zip(us, partners, strict=True):
+            if abs(ends - u).min() > 1e-9:
+                assert partner == next(k for k in range(classes) if ends[k] > u)
+                compared += 1
+    assert compared > 0.99 * u_BK.numel()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 50])
+@pytest.mark.parametrize("tau", [0.002, 31.25])
+@pytest.mark.parametrize("path", PATHS)
+def test_no_class_is_its_own_partner_even_at_the_ends_of_u(path: str, tau: float, classes: int) -> None:
+    text_CD = make_text(classes)
+    u_CK = torch.tensor([0.0, 5e-324, 0.5, 1 - 2**-53], dtype=torch.float64).expand(classes, -1)
+    partner_CK = PATHS[path](text_CD, tau).draw(torch.arange(classes), u_CK)
+    assert partner_CK.min() >= 0
+    assert partner_CK.max() < classes
+    assert (partner_CK != torch.arange(classes)[:, None]).all()
+    if classes == 2:
+        assert partner_CK.tolist() == [[1] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("slice_classes", [1, 3, 1000])
+@pytest.mark.parametrize("tau", [0.002, 31.25])
+def test_table_and_streaming_draw_the_same_classes(
+    tau: float, slice_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the same u, whatever the slices, but for the rounding of float32 cosines, which tau = .002 magnifies."""
+    classes = 64
+    monkeypatch.setattr("lfm.mixup.SCRATCH_ENTRIES", slice_classes * classes)
+    text_CD = make_text(classes, dim=100, spread=0.1)
+    rng = torch.Generator().manual_seed(0)
+    table, streaming = PartnerSampler(text_CD, tau), PartnerSampler(text_CD, tau, table_classes=0)
+    different = 0
+    for _ in range(4):
+        class_B = torch.randint(classes, (40,), generator=rng)
+        u_BK = torch.rand(40, 400, generator=rng, dtype=torch.float64)
+        different += int((table.draw(class_B, u_BK) != streaming.draw(class_B, u_BK)).sum())
+    assert different <= 64  # of 64,000
+
+
+@pytest.mark.parametrize("tau", [0.05, 0.5])
+@pytest.mark.parametrize("path", PATHS)
+def test_partner_classes_follow_the_distribution(path: str, tau: float) -> None:
+    draws = 20_000
+    text_CD = make_text(6)
+    u_CK = torch.rand(6, draws, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    partner_CK = PATHS[path](text_CD, tau).draw(torch.arange(6), u_CK)
+    observed = [row.bincount(minlength=6).tolist() for row in partner_CK]
+    expected = [[draws * p for p in path_row(path, text_CD, i, tau)] for i in range(6)]
+    assert chi_square(observed, expected) > 0.01
+
+
+# --- Section 4: mixing and label shift -------------------------------------------------------------------
+
+
+@few
+@given(
+    lambda_x=st.floats(0, 1),
+    n_i=st.integers(1, 5000),
+    n_j=st.integers(1, 5000),
+    alpha=st.floats(0, 3),
+)
+def test_label_shift_is_the_argmin_of_theorem_1(lambda_x: float, n_i: int, n_j: int, alpha: float) -> None:
+    steps = 20_000
+    p = n_i / (n_i + n_j)
+    grid = np.linspace(0, 1, steps + 1)
+    objective = (grid - lambda_x) ** 2 / 2 + alpha * ((grid - 0.5) ** 2 - (grid - p) ** 2)
+    shifted = label_shift(
+        torch.tensor([lambda_x], dtype=torch.float64), torch.tensor([n_i]), torch.tensor([n_j]), alpha
+    )
+    assert shifted.item() == pytest.approx(grid[objective.argmin()], abs=1 / steps)
+
+
+@pytest.mark.parametrize(
+    ("lambda_x", "n_i", "n_j", "alpha", "expected"),
+    [
+        (0.7, 90, 10, 0.5, 0.3),  # the frequent first class gives 0.4 of its label away
+        (0.7, 10, 90, 0.5, 1.0),  # mirrored it would be 1.1: clamped
+        (0.7, 90, 10, 1.0, 0.0),
+        (0.2, 10, 30, 1.0, 0.7),
+        (0.2, 30, 30, 2.0, 0.2),  # equal counts are ordinary mixup
+        (0.2, 90, 10, 0.0, 0.2),  # and so is alpha = 0
+        (0.5, 2**40, 1, 0.25, 0.25),
+    ],
+)
+def test_label_shift_by_hand(lambda_x: float, n_i: int, n_j: int, alpha: float, expected: float) -> None:
+    shifted = label_shift(torch.tensor([lambda_x]), torch.tensor([n_i]), torch.tensor([n_j]), alpha)
+    assert shifted.item() == pytest.approx(expected, abs=1e-6)
+
+
+@few
+@given(lambda_x=st.floats(0, 1), n_i=st.integers(1, 999), n_j=st.integers(1, 999), alpha=st.floats(0, 3))
+def test_label_shift_does_not_depend_on_who_is_first(lambda_x: float, n_i: int, n_j: int, alpha: float) -> None:
+    lambda_x_B = torch.tensor([lambda_x], dtype=torch.float64)
+    n_i_B, n_j_B = torch.tensor([n_i]), torch.tensor([n_j])
+    forward = label_shift(lambda_x_B, n_i_B, n_j_B, alpha).item()
+    backward = label_shift(1 - lambda_x_B, n_j_B, n_i_B, alpha).item()
+    assert forward == pytest.approx(1 - backward, abs=1e-6)
+
+
+@few
+@given(
+    lambda_x=st.floats(0, 1),
+    n_i=st.integers(1, 60),
+    n_j=st.integers(1, 60),
+    kappa=st.sampled_from([1.5, 2.0, 3.0, 4.0]),
+    tau=st.floats(0, 1),
+)
+def test_remix_is_the_published_rule(lambda_x: float, n_i: int, n_j: int, kappa: float, tau: float) -> None:
+    if n_i / n_j >= kappa and lambda_x < tau:
+        expected = 0.0
+    elif n_i / n_j <= 1 / kappa and 1 - lambda_x < tau:
+        expected = 1.0
+    else:
+        expected = lambda_x
+    lambda_x_B = torch.tensor([lambda_x], dtype=torch.float64)
+    assert remix_label(lambda_x_B, torch.tensor([n_i]), torch.tensor([n_j]), kappa, tau).item() == expected
+
+
+def test_remix_gives_the_label_to_the_rarer_class() -> None:
+    """kappa 3, tau 0.5: moves at three to one exactly, only when the frequent class weighs under one half."""
+    lambda_x_B = torch.tensor([0.4, 0.6, 0.4, 0.6, 0.4, 0.5, 0.5])
+    n_i_B = torch.tensor([30, 30, 10, 10, 29, 30, 10])
+    n_j_B = torch.tensor([10, 10, 30, 30, 10, 10, 30])
+    expected_B = torch.tensor([0.0, 0.6, 0.4, 1.0, 0.4, 0.5, 0.5])
+    assert torch.equal(remix_label(lambda_x_B, n_i_B, n_j_B, kappa=3.0, tau=0.5), expected_B)
+
+
+def test_mix_weighs_every_pixel() -> None:
+    rng = torch.Generator().manual_seed(0)
+    image_i, image_j = torch.randn(2, 3, 2, 4, 5, generator=rng)
+    weights = [0.0, 0.3, 1.0]
+    mixed = mix(image_i, image_j, torch.tensor(weights, dtype=torch.float64))
+    for b, weight in enumerate(weights):
+        pixels = zip(mixed[b].flatten(), image_i[b].flatten(), image_j[b].flatten(), strict=True)
+        for pixel, i, j in pixels:
+            assert pixel.item() == pytest.approx(weight * i.item() + (1 - weight) * j.item(), abs=1e-6)
+    assert torch.equal(mixed[0], image_j[0])
+    assert torch.equal(mixed[2], image_i[2])
+    assert mixed.dtype == torch.float32
+
+
+@pytest.mark.parametrize("b", [0.2, 0.5, 2.0])
+def test_beta_follows_the_beta_distribution(b: float) -> None:
+    drawn = beta(b, 4000, torch.Generator().manual_seed(0))
+    assert stats.kstest(drawn.numpy(), stats.beta(b, b).cdf).pvalue > 0.01
+
+
+# --- The sampler of a stage ------------------------------------------------------------------------------
+
+
+@few
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=2, max_size=6),
+    name=st.sampled_from(NAMES),
+    batch_size=st.integers(1, 20),
+    until_used_up=st.booleans(),
+    uniform_partner=st.booleans(),
+)
+def test_an_epoch_shows_each_image_once_as_the_first(
+    counts: list[int], name: str, batch_size: int, until_used_up: bool, uniform_partner: bool
+) -> None:
+    sampler = make_sampler(
+        counts, name=name, batch_size=batch_size, until_used_up=until_used_up, uniform_partner=uniform_partner
+    )
+    batches = list(sampler.epoch(3))
+    assert [len(b.index_B2) for b in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    pairs = pairs_of(sampler, epochs=1)
+    assert pairs.index_B2[:, 0].sort().values.tolist() == list(range(sum(counts)))
+    assert torch.equal(pairs.label_B2, make_labels(counts)[pairs.index_B2])
+    torch.testing.assert_close(pairs.weight_B2.sum(dim=1), torch.ones(sum(counts)))
+    if name == "lfm":
+        assert (pairs.label_B2[:, 0] != pairs.label_B2[:, 1]).all()
+
+
+def test_the_order_of_first_images_is_new_each_epoch_and_stage() -> None:
+    orders = [
+        torch.cat([b.index_B2[:, 0] for b in make_sampler(seed=seed, stage=stage).epoch(epoch)])
+        for seed, stage, epoch in [(0, 1, 0), (0, 1, 1), (0, 2, 0), (1, 1, 0)]
+    ]
+    for a in range(4):
+        for b in range(a):
+            assert not torch.equal(orders[a], orders[b])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_pairs_follow_the_partner_distribution_and_are_uniform_in_the_class(path: str) -> None:
+    epochs = 40
+    sampler = make_sampler()
+    sampler.partners = PATHS[path](make_text(5), 0.5)
+    pairs = pairs_of(sampler, epochs)
+    observed_class = [[0] * 5 for _ in COUNTS]
+    observed_image = [[0] * n for n in COUNTS]
+    place = {int(n): r for k in range(5) for r, n in enumerate((make_labels(COUNTS) == k).nonzero())}
+    for (y_i, y_j), j in zip(pairs.label_B2.tolist(), pairs.index_B2[:, 1].tolist(), strict=True):
+        observed_class[y_i][y_j] += 1
+        observed_image[y_j][place[j]] += 1
+    expected_class = [[n * epochs * p for p in path_row(path, make_text(5), i, 0.5)] for i, n in enumerate(COUNTS)]
+    assert chi_square(observed_class, expected_class) > 0.01
+    assert chi_square(observed_image, [[sum(row) / len(row)] * len(row) for row in observed_image]) > 0.01
+
+
+def test_pairs_show_the_classes_of_section_3() -> None:
+    """Frequencies within four standard deviations, of the pairs as drawn and of independent halves.
+
+    A pair shows y as y_i, or as the partner of another y_i: p_i(y) + sum_{k != y} p_ls(y | k) p_i(k). The
+    factor 1 - p_i(y) of section 3 makes that the frequency where both halves are drawn apart: here, first
+    images beside the partners of other pairs.
+    """
+    epochs = 150
+    pairs = pairs_of(make_sampler(batch_size=120), epochs)
+    first_P, partner_P = pairs.label_B2.unbind(dim=1)
+    apart_P = partner_P[torch.randperm(len(partner_P), generator=torch.Generator().manual_seed(0))]
+    rows = [oracle_row(make_text(5), i, 0.5) for i in range(5)]
+    for y, n_y in enumerate(COUNTS):
+        p_y = n_y / sum(COUNTS)
+        as_partner = sum(rows[k][y] * n_k / sum(COUNTS) for k, n_k in enumerate(COUNTS) if k != y)
+        for second_P, expected in [(partner_P, p_y + as_partner), (apart_P, p_y + (1 - p_y) * as_partner)]:
+            shown = ((first_P == y) | (second_P == y)).double().mean().item()
+            assert abs(shown - expected) < 4 * math.sqrt(expected * (1 - expected) / len(first_P))
+
+
+@pytest.mark.parametrize("name", ["mixup", "remix", "lfm"])
+def test_label_weights_of_a_batch_follow_the_rule_of_its_name(name: str) -> None:
+    pairs = pairs_of(make_sampler(name=name, alpha=0.7, remix_kappa=2.0, remix_tau=0.6), epochs=2)
+    rows = zip(pairs.lambda_x_B.tolist(), pairs.label_B2.tolist(), pairs.weight_B2.tolist(), strict=True)
+    moved = 0
+    for lambda_x, (y_i, y_j), (weight_i, weight_j) in rows:
+        n_i, n_j = COUNTS[y_i], COUNTS[y_j]
+        expected = lambda_x
+        if name == "lfm":
+            expected = min(1.0, max(0.0, lambda_x - 0.7 * (n_i - n_j) / (n_i + n_j)))
+        if name == "remix" and n_i / n_j >= 2 and lambda_x < 0.6:
+            expected = 0.0
+        if name == "remix" and n_i / n_j <= 1 / 2 and 1 - lambda_x < 0.6:
+            expected = 1.0
+        assert (weight_i, weight_j) == pytest.approx((expected, 1 - expected), abs=1e-6)
+        moved += expected != lambda_x
+    assert (moved > 0) == (name != "mixup")
+
+
+@pytest.mark.parametrize("name", ["mixup", "remix"])
+def test_mixup_and_remix_pair_within_the_batch(name: str) -> None:
+    for batch in make_sampler(name=name).epoch(0):
+        assert torch.equal(batch.index_B2[:, 0].sort().values, batch.index_B2[:, 1].sort().values)
+        assert not torch.equal(batch.index_B2[:, 0], batch.index_B2[:, 1])
+
+
+def test_none_gives_hard_labels_and_whole_images() -> None:
+    for batch in make_sampler(name="none").epoch(0):
+        assert torch.equal(batch.index_B2[:, 0], batch.index_B2[:, 1])
+        assert batch.lambda_x_B.eq(1).all()
+        assert batch.weight_B2.unique(dim=0).tolist() == [[1.0, 0.0]]
+
+
+def test_lambda_is_one_per_pair_or_one_per_batch() -> None:
+    """Both from Beta(b, b)."""
+    each_P = pairs_of(make_sampler(b=0.2), epochs=10).lambda_x_B
+    inner_P = each_P[(each_P > 0.01) & (each_P < 0.99)]  # float32 has few values beside 1
+    assert len(inner_P) > 300
+    assert inner_P.unique().numel() > 0.99 * inner_P.numel()
+    assert stats.kstest(each_P.numpy(), stats.beta(0.2, 0.2).cdf).pvalue > 0.01
+    batches = [b.lambda_x_B for epoch in range(60) for b in make_sampler(b=0.5, per_batch=True).epoch(epoch)]
+    assert all(lambda_x_B.eq(lambda_x_B[0]).all() for lambda_x_B in batches)
+    shared = np.array([lambda_x_B[0].item() for lambda_x_B in batches])
+    assert stats.kstest(shared, stats.beta(0.5, 0.5).cdf).pvalue > 0.01
+
+
+# --- Partner images until used up ------------------------------------------------------------------------
+
+
+def test_until_used_up_repeats_an_image_only_after_all_of_its_class() -> None:
+    label_N = make_labels(COUNTS)
+    rounds_differ = False
+    for epoch in range(5):
+        batches = list(make_sampler(until_used_up=True).epoch(epoch))
+        drawn = torch.cat([batch.index_B2[:, 1] for batch in batches]).tolist()
+        for k, n in enumerate(COUNTS):
+            of_class = [j for j in drawn if label_N[j] == k]
+            rounds = [of_class[start : start + n] for start in range(0, len(of_class), n)]
+            assert all(len(set(images)) == len(images) for images in rounds)
+            rounds_differ |= n >= 4 and len({tuple(images) for images in rounds if len(images) == n}) > 1
+    assert rounds_differ
+
+
+def test_until_used_up_starts_each_class_anywhere() -> None:
+    """The first partner image of a class in an epoch is uniform; the partner classes stay."""
+    counts, epochs = [6, 3], 240
+    label_N = make_labels(counts)
+    sampler, free = (make_sampler(counts, batch_size=9, until_used_up=used_up) for used_up in (True, False))
+    seen = torch.zeros(9, dtype=torch.long)
+    for epoch in range(epochs):
+        batch = sampler.batch(epoch, 0)
+        assert torch.equal(batch.label_B2, free.batch(epoch, 0).label_B2)
+        for k in range(2):
+            seen[batch.index_B2[:, 1][batch.label_B2[:, 1] == k][0]] += 1
+    observed = [seen[label_N == k].tolist() for k in range(2)]
+    assert chi_square(observed, [[epochs / n] * n for n in counts]) > 0.01
+
+
+# --- Randomness is a function of (seed, stage, epoch, step) ----------------------------------------------
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none": {"name": "none"},
+    "mixup": {"name": "mixup"},
+    "remix-per-batch": {"name": "remix", "per_batch": True},
+    "lfm": {"name": "lfm"},
+    "lfm-uniform": {"name": "lfm", "uniform_partner": True},
+    "lfm-until-used-up": {"name": "lfm", "until_used_up": True},
+}
+each_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
+
+
+@each_variant
+def test_a_batch_depends_on_its_place_alone(values: dict[str, Any]) -> None:
+    """Asked directly, in any order or afresh, a sampler gives what iterating gives: resuming is exact."""
+    iterated = make_sampler(**values)
+    batches = {(epoch, step): b for epoch in range(3) for step, b in enumerate(iterated.epoch(epoch))}
+    places = list(batches)
+    shared = make_sampler(**values)
+    for n in torch.randperm(len(places), generator=torch.Generator().manual_seed(3)).tolist():
+        assert_same_batch(shared.batch(*places[n]), batches[places[n]])
+    assert_same_batch(make_sampler(**values).batch(2, 5), batches[2, 5])
+    resumed = make_sampler(**values).epoch(1, first_step=4)
+    for step, batch in enumerate(resumed, start=4):
+        assert_same_batch(batch, batches[1, step])
+
+
+@each_variant
+def test_the_global_random_state_is_neither_read_nor_moved(values: dict[str, Any]) -> None:
+    drawn = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        drawn.append(make_sampler(**values).batch(1, 2))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert_same_batch(*drawn)
+
+
+def test_seed_stage_epoch_and_step_each_change_the_draw() -> None:
+    places = [(0, 1, 0, 0), (1, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1)]
+    drawn = {make_sampler(seed=a, stage=b).batch(c, d).lambda_x_B[0].item() for a, b, c, d in places}
+    assert len(drawn) == len(places)
