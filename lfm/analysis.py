@@ -56,7 +56,11 @@ class Pairs:
 
 
 def seen_probability(pairs: Pairs) -> Tensor:
-    """p(Y = y) = p(y) + (1 - p(y)) sum_{k != y} p_ls(y | k) p(k): a pair shows class y (section 3). (C,)."""
+    """p(Y = y) = p(y) + (1 - p(y)) sum_{k != y} p_ls(y | k) p(k): section 3. (C,).
+
+    The paper's formula, which takes the two images of a pair for independent; the exact share of pairs that show
+    class y is p(y) + sum_{k != y} p_ls(y | k) p(k).
+    """
     prior_C = pairs.prior_C
     partner_C = torch.zeros_like(prior_C)
     for class_R, rows_RC in pairs.blocks():

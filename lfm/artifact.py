@@ -23,6 +23,9 @@ from lfm import __version__
 from lfm.config import InputError
 
 MANIFEST = "manifest.json"
+# Files in this folder of an artifact say how it came about (times, say). They are checksummed, but the artifact's
+# content, which names what is made from it, is the same without them.
+NOTES = "notes"
 SCHEMA = 1
 
 
@@ -106,7 +109,7 @@ def publishing(folder: Path, kind: str, made_by: dict[str, Any]) -> Iterator[Pat
         manifest = {
             "schema": SCHEMA,
             "kind": kind,
-            "content": content_key(files),
+            "content": content_key({k: v for k, v in files.items() if not k.startswith(f"{NOTES}/")}),
             "files": files,
             "made_by": {"lfm": __version__, **made_by},
         }

@@ -70,11 +70,11 @@ class MixupConfig(Section):
     """Partner class of lfm: by text similarity, or uniform over the other classes (an ablation)."""
     partner_image: Literal["uniform", "until-used-up"] = "uniform"
     """Image within the partner class: uniform (text), or without replacement until used up (code)."""
-    beta: float = Field(0.5, gt=0)
+    beta: float = Field(0.5, ge=0.01)
     """lambda_x ~ Beta(beta, beta). Text 0.5, code 0.2."""
     lambda_per: Literal["pair", "batch"] = "pair"
     """One lambda_x per pair (text) or per batch (code)."""
-    remix_kappa: float = Field(3.0, ge=1)
+    remix_kappa: float = Field(3.0, gt=1)
     """Remix: class-count ratio from which the label moves to the rarer class."""
     remix_tau: float = Field(0.5, ge=0, le=1)
     """Remix: the label moves only where the frequent class's weight is below this."""
@@ -228,6 +228,8 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 
 
 def _yaml_value(text: str) -> Any:
+    if not text:  # data.folder= empties the field; YAML would say null
+        return ""
     value = yaml.safe_load(text)
     if isinstance(value, str):  # YAML 1.1 reads 2e-3 as text; people mean the number
         try:
@@ -280,7 +282,7 @@ def _explain(item: dict[str, Any]) -> str:
     name = ".".join(fields)
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     given = "" if item["type"] == "value_error" else f" = {item['input']!r}:"
-    return f"{name}{given} {message}"
+    return f"{name}{given or ':'} {message}"
 
 
 def field_names() -> list[str]:
@@ -306,6 +308,6 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist: the nearest one if there is one, else all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = [k for k in known if k.rpartition(".")[2] == name] or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} {name!r}; {hint}")

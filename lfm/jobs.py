@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from lfm.artifact import build_once, content_key, copy_to, home, read_manifest, source_hash
+from lfm.artifact import NOTES, build_once, content_key, copy_to, home, read_manifest, source_hash
 from lfm.config import DataConfig, InputError, RunConfig, TextConfig, unknown
 from lfm.presets import load
 from lfm.progress import say
@@ -141,11 +141,11 @@ def train_stage(stage: int, config: dict[str, Any], dataset: str, text: str, bef
         def build(aside: Path) -> None:
             curves.replay()
             _train(run_config, stage, dataset, text, before, aside, work / "checkpoints", curves.log, alpha)
-            curves.save(aside / "curves.jsonl")
+            curves.save(aside / NOTES / "curves.jsonl")
 
         folder, reused = build_once("model", inputs, build)
         if reused:
-            Curves(folder / "curves.jsonl", run.log).replay()
+            Curves(folder / NOTES / "curves.jsonl", run.log).replay()
         shutil.rmtree(work, ignore_errors=True)
         _told(f"stage {stage}", folder, reused)
     copy_to(folder, Path(out))
@@ -202,6 +202,7 @@ class Curves:
 
     def save(self, path: Path) -> None:
         """Write all points."""
+        path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(point) + "\n" for point in self.points.items()))
 
 

@@ -250,7 +250,7 @@ def test_numbers_that_are_not_finite_are_refused(name: str, value: str) -> None:
 def test_values_at_the_edge_of_their_range_are_taken() -> None:
     config = changed(stage1__alpha=0, stage1__lr=1e-12, stage1__min_lr=1e-12, shots__few=101, data__imbalance=1)
     assert (config.stage1.alpha, config.stage1.min_lr, config.shots.few) == (0, 1e-12, 101)
-    assert changed(stage1__epochs=0, mixup__remix_kappa=1, mixup__remix_tau=1).stage1.epochs == 0
+    assert changed(stage1__epochs=0, mixup__remix_kappa=1.001, mixup__remix_tau=1).stage1.epochs == 0
 
 
 # --- Immutability --------------------------------------------------------------------------------------
