@@ -68,7 +68,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        if not isinstance(manifest["files"], dict):
+            raise TypeError("files is no table")
+    except (OSError, ValueError, TypeError, KeyError) as error:  # what a damaged file can come to
         raise InputError(f"{folder} is not an artifact: {MANIFEST} is missing or broken; run its step again") from error
     if manifest.get("schema") != SCHEMA:
         raise InputError(

@@ -61,6 +61,12 @@ def _use_home(folder: Path | None) -> None:
     check_writable(home())
 
 
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the file to write, as in {path / 'out'}")
+    check_writable(path.absolute().parent)
+
+
 def _debugging() -> bool:
     return bool(os.environ.get("LFM_DEBUG"))
 
@@ -96,7 +102,7 @@ def run(
     configs = [load(preset, changed) for changed in runs]
     _use_home(home_)
     if json_:
-        check_writable(json_.absolute().parent)
+        _check_file(json_)
     from lfm.report import table
     from pipelines.run import run_local
 
@@ -159,7 +165,7 @@ def inspect(
     config = load(preset, parse_overrides(set_ or []))
     _use_home(home_)
     target = picture or home() / f"inspect-{preset}.png"
-    check_writable(target.absolute().parent)
+    _check_file(target)
     from lfm import jobs, report
 
     with redirect_stdout(sys.stderr if json_ else sys.stdout):
@@ -196,7 +202,9 @@ def compile_(
 ) -> None:
     """Write a preset's pipeline as YAML for a Kubeflow cluster."""
     load(preset)
-    check_writable(out.absolute().parent)
+    _check_file(out)
+    if out.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{out} does not end in .yaml, which Kubeflow asks for; name it {out.with_suffix('.yaml')}")
     from pipelines.run import compile_pipeline
 
     compile_pipeline(preset, out)

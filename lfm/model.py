@@ -52,7 +52,7 @@ class LFM(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.image = conv4(channels, dim)
-        self.w = nn.Linear(dim, dim, bias=False)  # W_I
+            self.w = nn.Linear(dim, dim, bias=False)  # W_I
         nn.init.eye_(self.w.weight)
         # Part of the state so that saved weights are a whole model; a buffer, so nothing trains it.
         self.register_buffer("text_CD", text_CD)

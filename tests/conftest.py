@@ -1,21 +1,87 @@
-"""Fixtures that several test files share."""
+"""Real data and real text for every test: Fashion-MNIST's own files and MiniLM's embeddings of its ten names."""
 
+import gzip
 import os
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from torch import Tensor
 
-from lfm.data import DATASETS
-from lfm.data.fashion_mnist import SHA256
+from lfm.config import RunConfig, TextConfig
+from lfm.data import Source
+from lfm.data.fashion_mnist import CLASSES, SHA256, load_fashion_mnist
+from lfm.presets import load
+from lfm.text import embed
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
+    """An idx file by its specification: two zero bytes, 8 for unsigned bytes, the sizes, big-endian, the data."""
+    header = struct.pack(">BBBB", 0, 0, 8, array.ndim) + b"".join(struct.pack(">I", size) for size in array.shape)
+    raw = header + array.tobytes()
+    path.write_bytes(gzip.compress(raw, compresslevel=1, mtime=0) if path.suffix == ".gz" else raw)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh LFM_HOME."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("LFM_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")
 def fashion_folder() -> Path:
-    """The real Fashion-MNIST files, brought once by the project's own fetch: LFM_TEST_DATA, else the repository's .lfm."""
-    cache = Path(os.environ.get("LFM_TEST_DATA") or Path(__file__).parent.parent / ".lfm")
+    """The four published files; fetched once by the project's own code, kept between test runs."""
+    cache = Path(os.environ.get("LFM_TEST_DATA") or REPOSITORY / ".lfm").absolute()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LFM_HOME", str(cache))
-        DATASETS["fashion-mnist"]("")
-    folder = cache / "downloads" / "fashion-mnist"
-    assert len(list(folder.glob("*.gz"))) == len(SHA256)
+        load_fashion_mnist("")
+    return cache / "downloads" / "fashion-mnist"
+
+
+@pytest.fixture(scope="session")
+def fashion(fashion_folder: Path) -> Source:
+    """The whole data set in memory."""
+    return load_fashion_mnist(str(fashion_folder))
+
+
+@pytest.fixture
+def small_fashion(fashion: Source, tmp_path: Path) -> Path:
+    """A folder with four files in the real format: the first 60 training and 10 test images of each class."""
+
+    def first(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+        return np.sort(np.concatenate([np.flatnonzero(labels == k)[:n] for k in range(len(CLASSES))]))
+
+    train_N, test_N = first(fashion.train_labels, 60), first(fashion.test_labels, 10)
+    arrays = {
+        "train-images-idx3-ubyte": fashion.train_images[train_N],
+        "train-labels-idx1-ubyte": fashion.train_labels[train_N].astype(np.uint8),
+        "t10k-images-idx3-ubyte": fashion.test_images[test_N],
+        "t10k-labels-idx1-ubyte": fashion.test_labels[test_N].astype(np.uint8),
+    }
+    assert arrays.keys() == SHA256.keys()
+    folder = tmp_path / "small-fashion"
+    folder.mkdir()
+    for name, array in arrays.items():
+        write_idx(folder / f"{name}.gz", array)
     return folder
+
+
+@pytest.fixture(scope="session")
+def text_CD() -> Tensor:
+    """Embeddings of the ten class names, (10, 384)."""
+    return embed(CLASSES, TextConfig())
+
+
+@pytest.fixture
+def tiny_config() -> RunConfig:
+    """The preset, small enough to train in seconds."""
+    return load(
+        "fashion-mnist-lt",
+        {"data.max_per_class": 60, "data.imbalance": 10, "stage1.epochs": 2, "stage2.epochs": 1},
+    )

@@ -2,12 +2,14 @@
 
 import gzip
 import hashlib
+import http.client
 import shutil
 import struct
 import subprocess
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[np.uint8]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is truncated or not a gzip file ({error}); {fix}") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise InputError(f"{path} is not an idx file of unsigned bytes; {fix}")
@@ -110,16 +112,17 @@ def _fetch(place: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 fetch(Path(scratch))
+                all_found = [_require(Path(scratch), name) for name in SHA256]
+                for found, sha256 in zip(all_found, SHA256.values(), strict=True):
+                    read_idx(found, sha256)
                 place.mkdir(parents=True, exist_ok=True)
-                for name in SHA256:
-                    found = _require(Path(scratch), name)
-                    read_idx(found, SHA256[name])
+                for found in all_found:
                     aside = place / f".{found.name}.tmp"
                     shutil.copyfile(found, aside)
                     aside.rename(place / found.name)
-            except (OSError, subprocess.SubprocessError, InputError) as error:
+            except (OSError, http.client.HTTPException, subprocess.SubprocessError, InputError) as error:
                 reason = error.reason if isinstance(error, urllib.error.URLError) else error
-                failures.append(f"{title}: {reason}")
+                failures.append(f"{title}: {' '.join(str(reason).split())}")
                 say(f"Fashion-MNIST: {title} did not answer, trying the next source")
             else:
                 say(f"Fashion-MNIST from {title}, checksums verified, kept in {place}")

@@ -1,0 +1,1 @@
+"""Commands that print a table: science."""

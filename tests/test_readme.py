@@ -1,0 +1,71 @@
+"""The commands of the README are real, and the documents name things that exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lfm.config import field_names
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+LFM = Path(sys.executable).with_name("lfm")
+COMMANDS = sorted(set(re.findall(r"`(lfm [^`]+)`", README)) - {"lfm ui"})  # the UI is started in test_pipeline.py
+
+
+def call(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("lfm run")])
+def test_each_command_works(command: str, fashion_folder: Path, tmp_path: Path) -> None:
+    downloads = tmp_path / ".lfm" / "downloads"
+    downloads.mkdir(parents=True)
+    (downloads / "fashion-mnist").symlink_to(fashion_folder)
+    done = call([str(LFM), *shlex.split(command)[1:]], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lfm run")])
+def test_each_run_is_understood_and_gets_as_far_as_its_data(command: str, tmp_path: Path) -> None:
+    """The runs themselves are in test_pipeline.py; here they meet an empty data folder, after the command was read."""
+    done = call([str(LFM), *shlex.split(command)[1:], "--set", f"data.folder={tmp_path}"], tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: \S+ has no \S+\.gz; put the four files .*\n", done.stderr)
+
+
+def test_make_lists_its_commands_and_the_readme_names_real_ones() -> None:
+    listed = set(re.findall(r"make (\S+)", call(["make"], ROOT).stdout))
+    assert {"demo", "test", "ui", "setup"} <= listed
+    named = {
+        name
+        for document in ("README.md", "CONTRIBUTING.md")
+        for name in re.findall(r"^make (\w+)|`make (\w+)", (ROOT / document).read_text(), re.MULTILINE)
+        for name in name
+        if name
+    }
+    assert named <= listed
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *(str(p) for p in Path("docs").rglob("*.md"))])
+def test_files_and_functions_that_documents_name_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    places = re.findall(r"`((?:lfm|tests|benchmarks|components|pipelines|docs)/[\w/.]*)`", text)
+    assert all((ROOT / place).exists() for place in places)
+    links = re.findall(r"\]\(([\w/.]+)\)", text)
+    assert all((ROOT / Path(document).parent / link).exists() for link in links)
+    if document == "docs/method.md":
+        named = re.findall(r"`(analysis|mixup|model|train)\.(\w+)(?:\.(\w+))?`", text)
+        assert len(named) > 8
+        for module, name, member in named:
+            if f"{module}.{name}" in field_names():  # a field of the configuration, like `mixup.beta`
+                continue
+            source = (ROOT / "lfm" / f"{module}.py").read_text()
+            assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), name
+            assert not member or re.search(rf"^    def {member}\b", source, re.MULTILINE), member
