@@ -236,7 +236,7 @@ def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, 
 
 
 def main() -> None:
-    """The `lfm` command. Exit code 2: the user can mend it; 1: a step failed otherwise."""
+    """The `lfm` command. Exit code 2: the user can mend it; 1: a step failed otherwise; 130: Ctrl-C."""
     try:
         app()
     except InputError as error:
@@ -244,6 +244,9 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; the same command goes on where this one was", err=True)
+        raise SystemExit(130) from None
     except RuntimeError as error:
         if _debugging():
             raise

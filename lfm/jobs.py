@@ -27,7 +27,7 @@ SHOWN_CLASSES = 20
 
 # The source whose change makes a kept result stale.
 METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.data")
-SCORING = ("lfm.evaluate", "lfm.model", "lfm.train", "lfm.data")
+SCORING = ("lfm.evaluate", "lfm.report", "lfm.model", "lfm.train", "lfm.data")
 
 
 def step(job: Callable[P, R]) -> Callable[P, R]:
@@ -343,7 +343,7 @@ def _train(
 def evaluate(config: dict[str, Any], dataset: str, text: str, model: str, out: str, page_out: str) -> None:
     """Score the untrained and the trained model on the test images: metrics as JSON, and a page to look at."""
     from lfm import tracking
-    from lfm.report import page, table
+    from lfm.report import table
 
     run_config = RunConfig.model_validate(config)
     with tracking.step_run("evaluate") as run:
@@ -372,23 +372,22 @@ def evaluate(config: dict[str, Any], dataset: str, text: str, model: str, out: s
         )
         _told("evaluation", folder, reused)
         found = json.loads((folder / "metrics.json").read_text())
-        methods = {"untrained": found["untrained"], run_config.method: found["test"]}
-        say(table(methods))
+        say(table({"untrained": found["untrained"], run_config.method: found["test"]}))
         for prefix in ("test", "untrained"):
             scores = {k: found[prefix][k] for k in ("all", "many", "medium", "few")}
             run.log({f"{prefix}/{k}": v for k, v in scores.items() if v is not None}, 0)
         run.tags({f"lfm.{k}": v for k, v in provenance.items()})
         copy_to(folder, Path(out))
-        text_page = page(f"{run_config.preset}: {run_config.method}", methods, provenance)
         Path(page_out).parent.mkdir(parents=True, exist_ok=True)
-        Path(page_out).write_text(text_page)
-        run.text(text_page, "report.html")
+        shutil.copyfile(folder / "report.html", page_out)
+        run.file(folder / "report.html")
         run.file(folder / "metrics.json")
 
 
 def _score(config: RunConfig, dataset: str, text: str, model: str, provenance: dict[str, Any], aside: Path) -> None:
     from lfm.data import open_split, read_info
     from lfm.model import load_weights
+    from lfm.report import page
     from lfm.train import pick_device, score_split
 
     device = pick_device(config.train.device)
@@ -402,6 +401,8 @@ def _score(config: RunConfig, dataset: str, text: str, model: str, provenance: d
     trained = score_split(net, test, train_label_N, config)
     content = {"provenance": provenance, "test": trained | names, "untrained": untrained | names}
     (aside / "metrics.json").write_text(json.dumps(content))
+    methods = {"untrained": content["untrained"], config.method: content["test"]}
+    (aside / "report.html").write_text(page(f"{config.preset}: {config.method}", methods, provenance))
 
 
 @step

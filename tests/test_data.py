@@ -3,6 +3,7 @@
 import functools
 import gzip
 import http.server
+import multiprocessing
 import shutil
 import socket
 import struct
@@ -431,6 +432,20 @@ def test_the_mirror_is_asked_first_and_its_files_are_kept(
     assert f"from torchvision's mirror, checksums verified, kept in {place}" in told and "Debian" not in told
 
 
+def test_a_folder_that_lacks_a_file_is_filled(
+    home: Path,
+    fashion_folder: Path,
+    serve: Callable[[Path], http.server.ThreadingHTTPServer],
+    mirror: Callable[[str], None],
+) -> None:
+    place = home / "downloads" / "fashion-mnist"
+    place.mkdir(parents=True)
+    shutil.copyfile(fashion_folder / f"{LABELS}.gz", place / f"{LABELS}.gz")
+    mirror(f"http://127.0.0.1:{serve(fashion_folder).server_port}/")
+    load_fashion_mnist("")
+    assert same_as_published(place)
+
+
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
 def test_when_the_mirror_refuses_debians_package_is_fetched_and_named(
     home: Path, mirror: Callable[[str], None], fashion: Source, capsys: pytest.CaptureFixture[str]
@@ -505,6 +520,7 @@ ANSWERS = {
     "a login page": b"HTTP/1.1 200 OK\r\n\r\n<html>please log in</html>",
     "less than promised": b"HTTP/1.1 200 OK\r\nContent-Length: 26421880\r\n\r\n\x1f\x8b",
     "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "a length that is no number": b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n\x1f\x8b",
     "a chunk cut off": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n50\r\nab",
 }
 
@@ -546,3 +562,29 @@ def test_files_are_kept_all_or_none(
         load_fashion_mnist("")
     place = home / "downloads" / "fashion-mnist"
     assert not place.exists() or not list(place.iterdir())
+
+
+@pytest.mark.usefixtures("nothing_answers")
+def test_processes_that_fetch_at_once_all_get_the_files(
+    home: Path,
+    fashion_folder: Path,
+    serve: Callable[[Path], http.server.ThreadingHTTPServer],
+    mirror: Callable[[str], None],
+) -> None:
+    """First runs side by side, say of several seeds, share the download folder."""
+    mirror(f"http://127.0.0.1:{serve(fashion_folder).server_port}/")
+    fork = multiprocessing.get_context("fork")  # what is imported and set here holds there
+    together = fork.Barrier(4)
+
+    def fetch() -> None:
+        together.wait(30)
+        assert len(load_fashion_mnist("").train_labels) == 60_000
+
+    processes = [fork.Process(target=fetch) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    place = home / "downloads" / "fashion-mnist"
+    assert same_as_published(place) and len(list(place.glob("*.gz"))) == 4

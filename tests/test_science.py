@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from benchmarks import science
+from benchmarks import sampling, science
 
 
 @pytest.mark.slow
@@ -41,3 +41,13 @@ def test_every_arm_is_a_valid_configuration() -> None:
     configs = {arm: science.arm_config(values, 3, {}) for arm, values in science.ARMS.items()}
     assert {config.seed for config in configs.values()} == {3}
     assert len({config.model_dump_json() for config in configs.values()}) == len(configs)
+
+
+@pytest.mark.slow
+def test_the_sampling_benchmark_prints_a_row_for_each_measurement(tmp_path: Path) -> None:
+    sampling.main(["--classes", "50", "5000", "--out", str(tmp_path / "sampling.md")])
+    rows = [line for line in (tmp_path / "sampling.md").read_text().splitlines() if line.startswith("| 5")]
+    assert len(rows) == 4
+    for row in rows:
+        _, _, _, slow, fast, ratio, extra, _ = (cell.strip().replace(",", "") for cell in row.split("|"))
+        assert float(slow) > float(fast) > 0 and float(ratio) > 1 and float(extra) < 1024
