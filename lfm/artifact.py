@@ -86,11 +86,17 @@ def verify(folder: Path) -> dict[str, Any]:
         InputError: a file is missing or its bytes changed.
     """
     manifest = read_manifest(folder)
+    if manifest.get("content") != _content_of(manifest["files"]):
+        raise InputError(f"{folder / MANIFEST} was changed by hand; delete {folder} and run again")
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file() or sha256_file(path) != expected:
             raise InputError(f"{path} is missing or does not match its checksum; delete {folder} and run again")
     return manifest
+
+
+def _content_of(files: dict[str, str]) -> str:
+    return content_key({name: checksum for name, checksum in files.items() if not name.startswith(f"{NOTES}/")})
 
 
 @contextmanager
@@ -111,7 +117,7 @@ def publishing(folder: Path, kind: str, made_by: dict[str, Any]) -> Iterator[Pat
         manifest = {
             "schema": SCHEMA,
             "kind": kind,
-            "content": content_key({k: v for k, v in files.items() if not k.startswith(f"{NOTES}/")}),
+            "content": _content_of(files),
             "files": files,
             "made_by": {"lfm": __version__, **made_by},
         }

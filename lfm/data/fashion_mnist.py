@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from lfm.artifact import home
@@ -49,7 +50,10 @@ def load_fashion_mnist(folder: str) -> Source:
     if folder or all(_find(place, name) for name in SHA256):
         say(f"Fashion-MNIST from the local folder {place}")
     else:
-        _fetch(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(place.with_suffix(".lock")):  # another process may be fetching the same files
+            if not all(_find(place, name) for name in SHA256):
+                _fetch(place)
     array = {name: read_idx(_require(place, name), SHA256[name]) for name in SHA256}
     return Source(
         train_images=array["train-images-idx3-ubyte"],
@@ -120,7 +124,7 @@ def _fetch(place: Path) -> None:
                     aside = place / f".{found.name}.tmp"
                     shutil.copyfile(found, aside)
                     aside.rename(place / found.name)
-            except (OSError, http.client.HTTPException, subprocess.SubprocessError, InputError) as error:
+            except (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError) as error:
                 reason = error.reason if isinstance(error, urllib.error.URLError) else error
                 failures.append(f"{title}: {' '.join(str(reason).split())}")
                 say(f"Fashion-MNIST: {title} did not answer, trying the next source")
