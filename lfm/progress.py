@@ -7,9 +7,7 @@ from tqdm import tqdm
 
 # Marks our lines among those of the libraries, so that `lfm run` can show these and file the rest.
 MARK = "│ "
-BAR_FORMAT = (
-    MARK + "{desc:<16}{percentage:3.0f}% ▕{bar:24}▏ {n_fmt}/{total_fmt} {unit} {rate_fmt} {remaining} left {postfix}"
-)
+BAR_FORMAT = MARK + "{desc:<9}{percentage:3.0f}% ▕{bar:24}▏ {n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
 
 
 def say(text: str) -> None:
