@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from mlflow import MlflowClient
@@ -95,7 +96,19 @@ def _connect() -> MlflowClient:
     uri = tracking_uri()
     if uri.startswith("sqlite"):
         home().mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    # MLflow's own limits keep a client of a dead server waiting for minutes without a word.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        address = urlsplit(uri)  # its user and password stay out of the message
+        raise InputError(
+            f"the MLflow server at {address.hostname}:{address.port} does not answer or refuses; "
+            f"start it, correct MLFLOW_TRACKING_URI, or unset it to log to a file"
+        ) from error
+    return client
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

@@ -32,7 +32,7 @@ KEEP_CHECKPOINTS = 2
 EVAL_BATCH = 1024
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(InputError):
     """The loss became NaN or infinite."""
 
 

@@ -9,7 +9,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -143,7 +143,8 @@ def run_local(config: RunConfig, overrides: dict[str, Any], verbose: bool = Fals
         finally:
             output._end_bar()
             logging.getLogger().handlers.clear()
-            tracking.end_pipeline_run(ok)
+            with suppress(InputError):  # a server that died takes no status; the step's own error is the one to show
+                tracking.end_pipeline_run(ok)
     return Result(Path(task.outputs["metrics"].path), task.outputs["model_uri"], log_path)
 
 

@@ -194,3 +194,18 @@ def test_no_argument_shows_the_help(tmp_path: Path) -> None:
     done = lfm(tmp_path / "home")
     assert "Usage" in done.stdout + done.stderr and "Traceback" not in done.stderr
     assert shutil.which(str(LFM)), "the command is installed"
+
+
+@pytest.mark.slow
+def test_a_dead_mlflow_server_is_said_in_one_line_without_its_password(tmp_path: Path) -> None:
+    """Nothing listens on the discard port of loopback."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lfm")), "run", "fashion-mnist-lt", "--home", str(tmp_path)],
+        env={**os.environ, "MLFLOW_TRACKING_URI": "http://someone:secret@127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the MLflow server at 127.0.0.1:9 does not answer")
+    assert "secret" not in done.stdout + done.stderr and done.stderr.count("\n") == 1
