@@ -26,37 +26,75 @@ class DataConfig(Section):
     """Which images, and how long their tail is."""
 
     name: str = "fashion-mnist"
-    """Data set, one of `lfm.data.DATASETS`."""
+    """Data set, one of `lfm.data.DATASETS`; `custom` for your own."""
+    source: str = ""
+    """Where the raw files lie. custom: an image folder, a split list (.txt), a manifest (.csv, .parquet, .jsonl), on
+    disk or at s3://. Others: a folder; empty: LFM_HOME/downloads/NAME, fetched where that can be."""
+    images: str = ""
+    """Folder or s3:// prefix that relative paths in a list or manifest start from; empty: beside the list."""
+    class_names: str = ""
+    """File that names the classes: a line a class, in label order, or JSON {label: name}; empty: as the data say."""
+    verify: bool = True
+    """Refuse archives and lists that are not the published ones, by checksum or count."""
+    profile: Literal["exponential", "step", "as-is"] = "exponential"
+    """Training images of each class: n_k = n_1 gamma^(-k/(C-1)); the first half n_1 and the rest n_1 / gamma; all."""
     imbalance: float = Field(100.0, ge=1)
     """Imbalance factor gamma = n_1 / n_C of the training subset (paper.md section 1)."""
-    max_per_class: int = Field(1000, ge=1)
-    """Training images n_1 of the largest class."""
-    val_per_class: int = Field(500, ge=0)
+    max_per_class: int = Field(0, ge=0)
+    """Training images n_1 of the largest class; 0: the most that every class could give."""
+    val_per_class: int = Field(0, ge=0)
     """The last images of each class of the full training set, kept out of training for tuning."""
-    folder: str = ""
-    """Folder that already holds the raw files; empty: use LFM_HOME/downloads and fetch what is missing."""
+    test_per_class: int = Field(0, ge=0)
+    """Where the data have no test split: images of each class to make one of; 0: a fifth of the smallest class,
+    1 to 100."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """An unreadable image stops the build with the list of all, or is left out."""
+    max_bad: float = Field(0.01, ge=0, lt=1)
+    """skip: largest share of unreadable images that still goes on."""
+    max_megapixels: float = Field(100.0, gt=0)
+    """Larger images count as unreadable: a decompression bomb fills the memory."""
+    decode: Literal["auto", "once", "each-time"] = "auto"
+    """once: keep the pixels at the model's size in one memory map; each-time: decode in workers while training;
+    auto: once, where the pixels take at most `decode_gb`."""
+    decode_gb: float = Field(40.0, gt=0)
+    """auto: most gigabytes of decoded pixels."""
 
 
 class TextConfig(Section):
     """How class names become embeddings."""
 
-    encoder: Literal["minilm"] = "minilm"
-    """Frozen text tower. minilm: all-MiniLM-L6-v2, 384 dimensions, from the `offline` extra."""
-    prompt: str = "a photo of a {}"
-    """Template around each class name; `{}` is the name."""
+    encoder: Literal["minilm", "backbone"] = "backbone"
+    """Frozen text tower. backbone: the model's own; minilm: all-MiniLM-L6-v2, 384 dimensions, from the `offline`
+    extra."""
+    prompt: str | tuple[str, ...] = "a photo of a {}"
+    """Template around each class name, `{}` is the name; or several, whose embeddings are averaged."""
+    descriptions: str = ""
+    """JSON file {class name: sentence or list of sentences}; these stand beside the prompts in the average."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The templates, one or more."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @model_validator(mode="after")
     def _one_place_for_the_name(self) -> "TextConfig":
-        if self.prompt.count("{}") != 1 or self.prompt.replace("{}", "").count("{"):
-            raise ValueError(f"prompt {self.prompt!r} needs exactly one {{}} for the class name")
+        if not self.prompts:
+            raise ValueError("prompt is empty; give at least one template, as in 'a photo of a {}'")
+        for prompt in self.prompts:
+            if prompt.count("{}") != 1 or prompt.replace("{}", "").count("{"):
+                raise ValueError(f"prompt {prompt!r} needs exactly one {{}} for the class name")
         return self
 
 
 class ModelConfig(Section):
-    """The image tower."""
+    """The image tower and where its weights come from."""
 
-    tower: Literal["conv4"] = "conv4"
-    """conv4: four 3 x 3 convolutions, 290,000 weights, from scratch; for small images."""
+    tower: str = "ViT-B-32"
+    """Any open_clip model (ViT-B/32, RN50, ViT-B-16-SigLIP ...) or an open_clip JSON file of your own; conv4: four
+    3 x 3 convolutions, 290,000 weights, from scratch, for small images."""
+    weights: str = "openai"
+    """open_clip's pre-trained tag (openai, datacomp_xl_s13b_b90k ...), a local or s3:// checkpoint (.safetensors, or
+    a torch file, which is loaded weights-only), or `random`."""
 
 
 class MixupConfig(Section):
@@ -228,7 +266,7 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
 
 
 def _yaml_value(text: str) -> Any:
-    if not text:  # data.folder= empties the field; YAML would say null
+    if not text:  # data.source= empties the field; YAML would say null
         return ""
     value = yaml.safe_load(text)
     if isinstance(value, str):  # YAML 1.1 reads 2e-3 as text; people mean the number

@@ -7,8 +7,10 @@ from lfm.config import (
     DataConfig,
     LossConfig,
     MixupConfig,
+    ModelConfig,
     RunConfig,
     StageConfig,
+    TextConfig,
     TrainConfig,
     apply_overrides,
     unknown,
@@ -27,6 +29,8 @@ def fashion_mnist_lt() -> RunConfig:
     return RunConfig(
         preset="fashion-mnist-lt",
         data=DataConfig(name="fashion-mnist", imbalance=100, max_per_class=1000, val_per_class=500),
+        text=TextConfig(encoder="minilm"),
+        model=ModelConfig(tower="conv4", weights="random"),
         mixup=MixupConfig(name="lfm", tau=0.25),
         loss=LossConfig(name="ce", temperature=0.05),
         stage1=StageConfig(

@@ -14,8 +14,12 @@ from lfm.config import InputError, TextConfig
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def check_class_names(names: Sequence[str]) -> None:
+def check_class_names(names: Sequence[str], allow_equal: bool = False) -> None:
     """Names must be there, and be told apart by the text tower.
+
+    Args:
+        names: of all classes.
+        allow_equal: only look for empty ones.
 
     Raises:
         InputError: an empty name, or two names equal but for case and spaces.
@@ -25,7 +29,7 @@ def check_class_names(names: Sequence[str]) -> None:
         plain = " ".join(name.lower().split())
         if not plain:
             raise InputError(f"class {k} has an empty name; the text tower needs a word for every class")
-        if plain in seen:
+        if plain in seen and not allow_equal:
             raise InputError(
                 f"classes {seen[plain]} and {k} are both named {name!r}; text cannot tell them apart: rename one"
             )

@@ -84,7 +84,7 @@ def test_every_name_offered_can_be_set(name: str) -> None:
         ("stage2.alpha=auto", "stage2.alpha", "auto"),
         ("stage2.alpha=1.25", "stage2.alpha", 1.25),
         ("text.prompt=a sketch = of a {}", "text.prompt", "a sketch = of a {}"),
-        ("data.folder=''", "data.folder", ""),
+        ("data.source=''", "data.source", ""),
         (" mixup.tau = 31.25", "mixup.tau", 31.25),
     ],
 )
@@ -98,7 +98,7 @@ def test_later_overrides_win() -> None:
     assert parse_overrides(["seed=1", "stage1.lr=1", "seed=2"]) == {"seed": 2, "stage1.lr": 1}
 
 
-@pytest.mark.parametrize("item", ["seed", "=3", "", "data.folder=[1", "data.folder='"])
+@pytest.mark.parametrize("item", ["seed", "=3", "", "data.source=[1", "data.source='"])
 def test_an_item_that_cannot_be_read_is_quoted(item: str) -> None:
     with pytest.raises(InputError, match=re.escape(repr(item))):
         parse_overrides([item])

@@ -121,7 +121,7 @@ def test_a_damaged_file_is_refused_with_its_name_what_is_wrong_and_the_fix(
 def test_a_missing_file_is_named_with_the_fix(name: str, fashion_folder: Path, tmp_path: Path) -> None:
     for other in SHA256.keys() - {name}:
         (tmp_path / f"{other}.gz").symlink_to(fashion_folder / f"{other}.gz")
-    with pytest.raises(InputError, match=rf"{tmp_path} has no {name}.gz; put the four files .* data.folder"):
+    with pytest.raises(InputError, match=rf"{tmp_path} has no {name}.gz; put the four files .* data.source"):
         load_fashion_mnist(str(tmp_path))
 
 
@@ -491,7 +491,7 @@ def test_when_nobody_answers_the_error_says_who_was_asked_and_what_to_do(home: P
         load_fashion_mnist("")
     message = str(refusal.value)
     place = home / "downloads" / "fashion-mnist"
-    for part in (str(place), "torchvision's mirror", "refused", "Debian's package", "no apt-get", "set data.folder"):
+    for part in (str(place), "torchvision's mirror", "refused", "Debian's package", "no apt-get", "set data.source"):
         assert part in message
     assert not place.exists() or not list(place.iterdir())
 
@@ -533,7 +533,7 @@ def test_whatever_a_bad_mirror_says_the_next_source_is_tried(
     url, listener = answering(ANSWERS[answer])
     mirror(url)
     monkeypatch.setenv("PATH", "")
-    with listener, pytest.raises(InputError, match=r"torchvision's mirror: .*Debian's package .*set data.folder"):
+    with listener, pytest.raises(InputError, match=r"torchvision's mirror: .*Debian's package .*set data.source"):
         load_fashion_mnist("")
 
 

@@ -204,13 +204,13 @@ def test_an_error_inside_a_step_is_one_line_and_leaves_the_run_failed(home: Path
     shutil.copytree(home / "downloads" / "fashion-mnist", broken)
     path = next(broken.glob("train-images*"))
     path.write_bytes(path.read_bytes()[:100_000])
-    done = subprocess.run(command(home, f"data.folder={broken}", "seed=8"), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command(home, f"data.source={broken}", "seed=8"), capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert re.fullmatch(r"error: \S*train-images\S* is truncated .*; delete .* run again.*\n", done.stderr)
     assert "Traceback" not in done.stdout + done.stderr and "stage 1" not in done.stdout
     assert parents(home)[-1].info.status == "FAILED"
     done = subprocess.run(
-        command(home, f"data.folder={broken}", "seed=8", before=("--debug",)),
+        command(home, f"data.source={broken}", "seed=8", before=("--debug",)),
         capture_output=True,
         text=True,
         timeout=120,

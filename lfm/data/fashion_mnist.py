@@ -74,7 +74,7 @@ def _require(folder: Path, name: str) -> Path:
     if path is None:
         raise InputError(
             f"{folder} has no {name}.gz; put the four files of Fashion-MNIST there, "
-            f"or leave data.folder empty to fetch them"
+            f"or leave data.source empty to fetch them"
         )
     return path
 
@@ -133,7 +133,7 @@ def _fetch(place: Path) -> None:
                 return
     raise InputError(
         f"Fashion-MNIST is not in {place} and cannot be fetched ({'; '.join(failures)}); "
-        f"put its four .gz files there or set data.folder"
+        f"put its four .gz files there or set data.source"
     )
 
 
