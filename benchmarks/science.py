@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from scipy import stats
 
 from lfm.artifact import content_key, source_hash
 from lfm.config import RunConfig
 from lfm.data import open_split
 from lfm.evaluate import GROUPS
-from lfm.jobs import dataset_for, embeddings_for, inspect
-from lfm.model import LFM
+from lfm.jobs import backbone_for, dataset_for, embeddings_for, inspect, new_model
 from lfm.presets import load
 from lfm.report import COLUMNS, percent
 from lfm.train import Stage, pick_device, score_split
@@ -56,11 +54,11 @@ ARMS: dict[str, dict[str, Any]] = {
 def train_and_score(config: RunConfig) -> dict[str, Any]:
     """Both stages of one arm and seed, and its test metrics."""
     device = pick_device(config.train.device)
-    folder, _ = dataset_for(config.data, config.seed)
-    text, _ = embeddings_for(config.text, folder)
-    text_CD = load_file(text / "text.safetensors")["text_CD"]
+    folder, _ = dataset_for(config.data, config.model, config.seed)
+    backbone, _ = backbone_for(config.model, config.seed)
+    text, _ = embeddings_for(config.text, folder, backbone)
     train, val, test = (open_split(folder, split, device) for split in ("train", "val", "test"))
-    model = LFM(config.model.tower, train.pixels.shape[1], text_CD, config.seed).to(device)
+    model = new_model(config, folder, text, backbone).to(device)
     for number in (1, 2):
         alpha = inspect(config, number, folder, text)["alpha"]
         Stage(number, config, model, train, val, Path("/nonexistent"), lambda _, __: None, alpha).run()

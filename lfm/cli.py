@@ -103,16 +103,19 @@ def run(
     _use_home(home_)
     if json_:
         _check_file(json_)
+    from lfm import jobs
     from lfm.report import table
     from pipelines.run import run_local
 
+    for config in configs:
+        jobs.check(config)
     began, uri = time.monotonic(), ""
     methods: dict[str, Any] = {}
     for number, (config, changed) in enumerate(zip(configs, runs, strict=True), 1):
         typer.echo(f"[{number}/{len(runs)}] {preset}: {config.method}, seed {config.seed}")
         result = run_local(config, changed, verbose=_debugging())
         found = json.loads((result.metrics / "metrics.json").read_text())
-        methods |= {"untrained": found["untrained"], config.method: found["test"]}
+        methods |= {jobs.untrained(config): found["untrained"], config.method: found["test"]}
         uri = result.model_uri
     seconds = time.monotonic() - began
     provenance = found["provenance"]
@@ -169,8 +172,10 @@ def inspect(
     from lfm import jobs, report
 
     with redirect_stdout(sys.stderr if json_ else sys.stdout):
-        dataset, _ = jobs.dataset_for(config.data, config.seed)
-        text, _ = jobs.embeddings_for(config.text, dataset)
+        jobs.check(config)
+        dataset, _ = jobs.dataset_for(config.data, config.model, config.seed)
+        backbone, _ = jobs.backbone_for(config.model, config.seed)
+        text, _ = jobs.embeddings_for(config.text, dataset, backbone)
         found = jobs.inspect(config, 1, dataset, text)
         report.picture(target, f"{preset}, tau {config.mixup.tau:g}", found)
     if json_:
@@ -185,6 +190,44 @@ def inspect(
     if found["collapsing"]:
         typer.echo(f"\nwarning: {found['collapsing']}")
     typer.echo(f"\nPicture: {target}")
+
+
+@data_app.command(name="report")
+def report_(
+    preset: PresetArgument,
+    set_: SetOption = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="JSON file to write. Default: beside the page.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML file to write. Default: data-PRESET.html in the home folder.")
+    ] = None,
+    home_: HomeOption = None,
+) -> None:
+    """Look at every image and class name before any training, and say what to mend first.
+
+    Shows images that cannot be used or are odd, equal images and images that look alike (across splits and labels
+    too), class names that a text tower cannot read, and what the method will do to each class.
+
+    Examples:
+      lfm data report fashion-mnist-lt
+
+      lfm data report custom --set data.source=PHOTOS --out report.html
+    """
+    config = load(preset, parse_overrides(set_ or []))
+    _use_home(home_)
+    page = out or home() / f"data-{preset}.html"
+    values = json_ or page.with_suffix(".json")
+    if values == page:
+        raise InputError(f"{page} cannot hold both the page and the JSON; give --out a name that ends in .html")
+    for path in (page, values):
+        _check_file(path)
+    from lfm import jobs
+    from lfm.report import data_summary
+
+    jobs.check(config)
+    found, html = jobs.report_data(config)
+    page.write_text(html, encoding="utf-8", errors="backslashreplace")  # a file name may be no Unicode
+    values.write_text(json.dumps(found, indent=1))
+    typer.echo(f"{preset}\n{data_summary(found)}\n\nPage: {page}\nJSON: {values}")
 
 
 @app.command()

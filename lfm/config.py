@@ -95,6 +95,8 @@ class ModelConfig(Section):
     weights: str = "openai"
     """open_clip's pre-trained tag (openai, datacomp_xl_s13b_b90k ...), a local or s3:// checkpoint (.safetensors, or
     a torch file, which is loaded weights-only), or `random`."""
+    image_size: int = Field(0, ge=0)
+    """conv4: resize images to this many pixels a side; 0: take them as they are. Other towers know their size."""
 
 
 class MixupConfig(Section):

@@ -13,14 +13,23 @@ from torch.nn import functional as F  # noqa: N812
 
 from lfm.config import InputError
 
-TOWERS = ("conv4",)
 
-
-def conv4(channels: int, dim: int) -> nn.Sequential:
+def conv4(channels: int, dim: int, seed: int) -> nn.Sequential:
     """Four conv-BN-ReLU blocks (32, 64, 128, 128), max pooling after the first three, mean pooling, linear.
 
     Takes (B, channels, H, W) with H, W of at least 8; gives (B, dim). From scratch, for small images.
+
+    Args:
+        channels: of the images.
+        dim: of the class embeddings.
+        seed: draws the initial weights.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _conv4(channels, dim)
+
+
+def _conv4(channels: int, dim: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     widths = [channels, 32, 64, 128, 128]
     for block, (wide_in, wide_out) in enumerate(pairwise(widths)):
@@ -37,22 +46,17 @@ class LFM(nn.Module):
     """f_I = normalise(W_I F_I(x)); logits = f_I f_T^T, cosines in [-1, 1].
 
     Args:
-        tower: name of the image tower F_I.
-        channels: of the images.
+        image: the tower F_I, (B, channels, H, W) -> (B, D).
         text_CD: frozen class embeddings, rows of unit length.
-        seed: draws the initial weights of a tower from scratch.
     """
 
     text_CD: Tensor
 
-    def __init__(self, tower: str, channels: int, text_CD: Tensor, seed: int) -> None:
+    def __init__(self, image: nn.Module, text_CD: Tensor) -> None:
         super().__init__()
-        assert tower in TOWERS
         dim = text_CD.shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.image = conv4(channels, dim)
-            self.w = nn.Linear(dim, dim, bias=False)  # W_I
+        self.image = image
+        self.w = nn.utils.skip_init(nn.Linear, dim, dim, bias=False)  # W_I; no draw from the global generator
         nn.init.eye_(self.w.weight)
         # Part of the state so that saved weights are a whole model; a buffer, so nothing trains it.
         self.register_buffer("text_CD", text_CD)

@@ -1,15 +1,23 @@
-"""Class names -> frozen class embeddings f_T (paper.md section 1)."""
+"""Class names -> frozen class embeddings f_T (paper.md section 1).
 
-import os
+Letters give shapes: C classes, N sentences, D embedding dimensions, L tokens.
+"""
+
+import json
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lfm import backbone as backbones
+from lfm import storage
 from lfm.artifact import sha256_file
-from lfm.config import InputError, TextConfig
+from lfm.config import InputError, TextConfig, unknown
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -54,36 +62,107 @@ def minilm_folder() -> Path:
     return folder
 
 
-def embed(names: Sequence[str], config: TextConfig, batch: int = 256) -> Tensor:
-    """Class embeddings f_T: masked mean of the tower's last layer, rows of unit length.
-
-    Args:
-        names: class names; `config.prompt` is put around each.
-        config: encoder and prompt.
-        batch: names encoded at a time.
-
-    Returns:
-        (C, 384) float32.
+def text_inputs(config: TextConfig, names: Sequence[str]) -> list[list[str]]:
+    """The exact sentences of each class: every template around its name, then its descriptions as they stand.
 
     Raises:
-        InputError: equal or empty names, or a missing or altered encoder.
+        InputError: descriptions that cannot be read, name no class, or are no sentences.
     """
-    check_class_names(names)
+    told = _descriptions(config.descriptions, names) if config.descriptions else {}
+    return [[prompt.replace("{}", name) for prompt in config.prompts] + told.get(name, []) for name in names]
+
+
+def _descriptions(path: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """Class name -> its sentences; classes may be left out."""
+    rule = "write {class name: sentence or list of sentences}"
+    try:
+        raw = storage.read(path) if storage.is_remote(path) else Path(path).read_bytes()
+        table = json.loads(raw, object_pairs_hook=_no_twins)
+    except OSError as error:
+        raise InputError(f"text.descriptions={path} cannot be read ({error.strerror}); give a JSON file") from error
+    except ValueError as error:
+        raise InputError(f"text.descriptions={path} is not JSON ({error}); {rule}") from error
+    if not isinstance(table, dict) or not table:
+        raise InputError(f"text.descriptions={path} holds no descriptions; {rule}")
+    found = {}
+    for name, value in table.items():
+        if name not in names:
+            raise unknown(f"class in {path}", name, names)
+        found[name] = [value] if isinstance(value, str) else value
+        if not isinstance(found[name], list) or not found[name]:
+            raise InputError(f"{path}: class {name!r} has {value!r}; {rule}")
+        for sentence in found[name]:
+            if not isinstance(sentence, str) or not sentence.strip():
+                raise InputError(f"{path}: class {name!r} has the description {sentence!r}; {rule}")
+    return found
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twins = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if twins:
+        raise ValueError(f"{twins[0]!r} stands in it twice")
+    return dict(pairs)
+
+
+def embed(
+    names: Sequence[str],
+    config: TextConfig,
+    backbone: Path | None = None,
+    batch: int = 256,
+    allow_equal: bool = False,
+    device: str = "cpu",
+) -> Tensor:
+    """Class embeddings f_T: the mean of the unit embeddings of a class's sentences, scaled to unit length.
+
+    Args:
+        names: class names.
+        config: encoder, templates and descriptions.
+        backbone: folder filled by `lfm.backbone.fetch`; encoder minilm needs none.
+        batch: sentences encoded at a time.
+        allow_equal: let classes share a name.
+        device: where the backbone's text tower runs.
+
+    Returns:
+        (C, D) float32.
+
+    Raises:
+        InputError: equal or empty names, bad descriptions, or a missing or altered encoder.
+    """
+    check_class_names(names, allow_equal)
+    sentences = text_inputs(config, names)
+    flat = list(chain.from_iterable(sentences))
+    if config.encoder == "minilm":
+        unit_ND = embed_minilm(flat, batch)
+    elif backbone is None:
+        raise InputError("text.encoder=backbone needs an open_clip tower, conv4 has no text; set text.encoder=minilm")
+    else:
+        unit_ND = backbones.embed_prompts(backbone, flat, batch, device)
+    if len(flat) == len(names):
+        return unit_ND
+    class_N = torch.repeat_interleave(torch.tensor([len(of_class) for of_class in sentences]))
+    sum_CD = torch.zeros(len(names), unit_ND.shape[1]).index_add_(0, class_N, unit_ND)
+    return torch.nn.functional.normalize(sum_CD, dim=1)
+
+
+def embed_minilm(prompts: Sequence[str], batch: int = 256) -> Tensor:
+    """Masked mean of MiniLM's last layer, rows of unit length. (N, 384) float32.
+
+    Raises:
+        InputError: the encoder is missing or altered.
+    """
     folder = minilm_folder()
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the files are here; do not ask a hub about them
     from transformers import AutoModel, AutoTokenizer, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tower = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-    prompts = [config.prompt.replace("{}", name) for name in names]
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(prompts), batch):
-            tokens = tokenizer(prompts[start : start + batch], padding=True, truncation=True, return_tensors="pt")
-            hidden_BLD = tower(**tokens).last_hidden_state
-            mask_BL1 = tokens["attention_mask"][:, :, None].to(hidden_BLD.dtype)
-            mean_BD = (hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1)
-            parts.append(torch.nn.functional.normalize(mean_BD, dim=1))
-    return torch.cat(parts).clone()
+
+    def encode(sentences: list[str]) -> Tensor:
+        tokens = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+        hidden_BLD = tower(**tokens).last_hidden_state
+        mask_BL1 = tokens["attention_mask"][:, :, None].to(hidden_BLD.dtype)
+        mean_BD = (hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1)
+        return torch.nn.functional.normalize(mean_BD, dim=1)
+
+    return backbones.in_batches(prompts, batch, encode)

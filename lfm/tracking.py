@@ -25,7 +25,10 @@ from lfm.artifact import home
 from lfm.config import InputError, RunConfig, flatten
 
 KEY = "lfm.pipeline_run"
-SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "pyyaml", "safetensors", "torch", "tqdm")
+SERVING_PACKAGES = (
+    "filelock", "mlflow", "numpy", "open-clip-torch", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml",
+    "safetensors", "torch", "torchvision", "tqdm",
+)  # fmt: skip
 
 
 def tracking_uri() -> str:

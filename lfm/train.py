@@ -7,7 +7,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from lfm.progress import bar, say
 
 Log = Callable[[Mapping[str, float], int], None]
 KEEP_CHECKPOINTS = 2
-EVAL_BATCH = 1024
+EVAL_BATCH, EVAL_PIXELS = 1024, 1 << 24
+FETCH_AHEAD = 3
 
 
 class NonFiniteLossError(InputError):
@@ -106,7 +109,7 @@ class Stage:
             NonFiniteLossError: the loss is no number any more; names the epoch.
         """
         values, config = self.config.stage(self.number), self.config
-        device = self.train.pixels.device
+        device = self.train.device
         AcceleratorState._reset_state()  # another stage of this process may have had another precision
         accelerator = Accelerator(
             cpu=device.type == "cpu",
@@ -124,8 +127,8 @@ class Stage:
         step, total, images = self._resume(optimizer, trained)
         net, prepared = accelerator.prepare(self.model, optimizer)
 
-        def train_step(batch: PairBatch) -> Tensor:
-            x = mixed_images(self.train, batch, config.train.flip)
+        def train_step(batch: PairBatch, pixels: Tensor | None) -> Tensor:
+            x = mixed_images(self.train, batch, config.train.flip, pixels)
             label_B2, weight_B2 = batch.label_B2.to(device), batch.weight_B2.to(device)
             if config.mixup.name == "none":
                 label_B2, weight_B2 = label_B2[:, :1], weight_B2[:, :1]
@@ -140,10 +143,10 @@ class Stage:
         saved = time.monotonic()
         with bar(steps, f"stage {self.number}", "steps", initial=step) as progress:
             epoch_began, counted = time.perf_counter(), images
-            while step < steps:
-                epoch, place = divmod(step, sampler.steps_per_epoch)
-                batch = sampler.batch(epoch, place)
-                total += train_step(batch) * len(batch.index_B2)
+            todo = (sampler.batch(*divmod(k, sampler.steps_per_epoch)) for k in range(step, steps))
+            for batch, pixels in fetched_ahead(self.train, todo):
+                epoch = step // sampler.steps_per_epoch
+                total += train_step(batch, pixels) * len(batch.index_B2)
                 images += len(batch.index_B2)
                 step += 1
                 progress.update()
@@ -208,7 +211,7 @@ class Stage:
             except InputError:
                 say(f"checkpoint {folder.name} is torn, trying the one before")
                 continue
-            tensors = load_file(folder / "state.safetensors", device=str(self.train.pixels.device))
+            tensors = load_file(folder / "state.safetensors", device=str(self.train.device))
             self.model.load_state_dict(
                 {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             )
@@ -220,7 +223,7 @@ class Stage:
             where = json.loads((folder / "step.json").read_text())
             say(f"stage {self.number} goes on from step {where['step']}")
             return where["step"], tensors["epoch.total"], where["images"]
-        return 0, torch.zeros((), device=self.train.pixels.device), 0
+        return 0, torch.zeros((), device=self.train.device), 0
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -251,19 +254,48 @@ def pair_sampler(config: RunConfig, stage: int, label_N: Tensor, text_CD: Tensor
     )
 
 
-def mixed_images(images: Images, batch: PairBatch, flip: bool) -> Tensor:
-    """The pairs of a batch: flipped, mixed, normalised. (B, channels, H, W) float32, channels last."""
-    device = images.pixels.device
-    hard = bool((batch.lambda_x_B == 1).all())  # nothing of the partners: do not touch their pixels
-    index_B2 = batch.index_B2[:, :1] if hard else batch.index_B2
-    size, pair = index_B2.shape
-    x = images.batch(index_B2.T.flatten().to(device))
+def positions(batch: PairBatch) -> Tensor:
+    """The images a batch needs: all first ones, then all partners, if any of those will show. (B,) or (2 B,)."""
+    return batch.index_B2[:, : _pair(batch)].T.flatten()
+
+
+def _pair(batch: PairBatch) -> int:
+    return 1 if bool((batch.lambda_x_B == 1).all()) else 2  # nothing of the partners: do not touch their pixels
+
+
+def mixed_images(images: Images, batch: PairBatch, flip: bool, pixels: Tensor | None = None) -> Tensor:
+    """The pairs of a batch: flipped, mixed, resized, normalised. (B, channels, side, side) float32, channels last.
+
+    Args:
+        images: the split.
+        batch: of its pairs.
+        flip: each image left-right with probability one half.
+        pixels: those of `positions(batch)`, uint8, if they were fetched ahead.
+    """
+    size, pair = len(batch.index_B2), _pair(batch)
+    x = images.unit(images.fetch(positions(batch)) if pixels is None else pixels)
     if flip:
-        flips = (torch.rand(size * pair, generator=batch.rng) < 0.5).to(device)
+        flips = (torch.rand(size * pair, generator=batch.rng) < 0.5).to(images.device)
         x = torch.where(flips[:, None, None, None], x.flip(3), x)
-    if not hard:
-        x = mix(x[:size], x[size:], batch.lambda_x_B.to(device))
-    return images.normalise(x).to(memory_format=torch.channels_last)
+    if pair == 2:
+        x = mix(x[:size], x[size:], batch.lambda_x_B.to(images.device))
+    return images.finish(x)
+
+
+def fetched_ahead(images: Images, batches: Iterable[PairBatch]) -> Iterator[tuple[PairBatch, Tensor | None]]:
+    """The batches with their pixels, those of the next few being fetched meanwhile where that takes time."""
+    if images.held:
+        yield from ((batch, None) for batch in batches)
+        return
+    with ThreadPoolExecutor(1, "fetch") as pool:
+        ahead: deque[tuple[PairBatch, Future[Tensor]]] = deque()
+        for batch in batches:
+            ahead.append((batch, pool.submit(images.fetch, positions(batch))))
+            if len(ahead) > FETCH_AHEAD:
+                ready, pixels = ahead.popleft()
+                yield ready, pixels.result()
+        for ready, pixels in ahead:
+            yield ready, pixels.result()
 
 
 @torch.inference_mode()
@@ -276,14 +308,13 @@ def score_split(model: LFM, images: Images, train_label_N: Tensor, config: RunCo
         train_label_N: training labels, whose counts set the shot groups.
         config: shots and precision.
     """
-    device = images.pixels.device
+    device = images.device
     model.eval()
     classes = len(model.text_CD)
-    order = torch.arange(len(images.label_N), device=device).split(EVAL_BATCH)
+    size = max(16, min(EVAL_BATCH, EVAL_PIXELS // images.side**2))
+    order = torch.arange(len(images)).split(size)
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config.train.precision, device)):
-        predicted_N = predict(
-            model, (images.normalise(images.batch(i)).to(memory_format=torch.channels_last) for i in order)
-        )
+        predicted_N = predict(model, map(images.exact, order))
     return metrics(
         confusion(predicted_N, images.label_N, classes).cpu(),
         train_label_N.cpu().bincount(minlength=classes),

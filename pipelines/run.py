@@ -8,7 +8,7 @@ import shutil
 import sys
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,8 @@ from lfm.artifact import home
 from lfm.config import InputError, RunConfig
 from lfm.jobs import ERROR_MARK
 from lfm.progress import MARK
-from pipelines.fashion_mnist_lt import fashion_mnist_lt
+from pipelines.longtail import pipeline_for
 
-PIPELINES: dict[str, Callable[..., Any]] = {"fashion-mnist-lt": fashion_mnist_lt}
 BAR = re.compile(r"(\d+)% ▕")
 
 
@@ -134,7 +133,7 @@ def run_local(config: RunConfig, overrides: dict[str, Any], verbose: bool = Fals
         try:
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
             with redirect_stdout(output):
-                task = PIPELINES[config.preset](preset=config.preset, overrides=overrides)
+                task = pipeline_for(config.preset)(preset=config.preset, overrides=overrides)
             ok = True
         except RuntimeError as error:
             if output.error:
@@ -152,4 +151,4 @@ def compile_pipeline(preset: str, target: Path) -> None:
     """Write the pipeline as YAML for a cluster."""
     from kfp import compiler
 
-    compiler.Compiler().compile(PIPELINES[preset], str(target))
+    compiler.Compiler().compile(pipeline_for(preset), str(target))

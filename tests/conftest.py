@@ -3,18 +3,21 @@
 import gzip
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lfm.config import RunConfig, TextConfig
+from lfm.config import DataConfig, RunConfig, TextConfig
 from lfm.data import Source
-from lfm.data.fashion_mnist import CLASSES, SHA256, load_fashion_mnist
+from lfm.data.fashion_mnist import CLASSES, SHA256, load_fashion_mnist, read_idx
 from lfm.presets import load
 from lfm.text import embed
+from tests.s3 import S3, serve_s3
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -40,18 +43,37 @@ def fashion_folder() -> Path:
     cache = Path(os.environ.get("LFM_TEST_DATA") or REPOSITORY / ".lfm").absolute()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LFM_HOME", str(cache))
-        load_fashion_mnist("")
+        load_fashion_mnist(DataConfig(name="fashion-mnist"))
     return cache / "downloads" / "fashion-mnist"
 
 
+class Fashion(NamedTuple):
+    """The four arrays of Fashion-MNIST, whole or in part."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.int64]
+
+    def source(self, classes: tuple[str, ...] = CLASSES) -> Source:
+        """As a loader gives it."""
+        return Source.from_arrays(self[:2], self[2:], classes, "of the tests")
+
+
+def read_fashion(folder: Path) -> Fashion:
+    """The arrays of a folder of idx files."""
+    a, b, c, d = (read_idx(folder / f"{name}.gz") for name in SHA256)
+    return Fashion(a, b.astype(np.int64), c, d.astype(np.int64))
+
+
 @pytest.fixture(scope="session")
-def fashion(fashion_folder: Path) -> Source:
+def fashion(fashion_folder: Path) -> Fashion:
     """The whole data set in memory."""
-    return load_fashion_mnist(str(fashion_folder))
+    return read_fashion(fashion_folder)
 
 
 @pytest.fixture
-def small_fashion(fashion: Source, tmp_path: Path) -> Path:
+def small_fashion(fashion: Fashion, tmp_path: Path) -> Path:
     """A folder with four files in the real format: the first 60 training and 10 test images of each class."""
 
     def first(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
@@ -75,7 +97,7 @@ def small_fashion(fashion: Source, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def text_CD() -> Tensor:
     """Embeddings of the ten class names, (10, 384)."""
-    return embed(CLASSES, TextConfig())
+    return embed(CLASSES, TextConfig(encoder="minilm"))
 
 
 @pytest.fixture
@@ -85,3 +107,9 @@ def tiny_config() -> RunConfig:
         "fashion-mnist-lt",
         {"data.max_per_class": 60, "data.imbalance": 10, "stage1.epochs": 2, "stage2.epochs": 1},
     )
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server on loopback; `s3.use(monkeypatch)` points the environment at it."""
+    yield from serve_s3(tmp_path_factory.mktemp("s3"))

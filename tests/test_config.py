@@ -178,7 +178,7 @@ BAD_VALUES = [
     ("seed", "many"),
     ("fidelity", "paper"),
     ("data.imbalance", 0.5),
-    ("data.max_per_class", 0),
+    ("data.max_per_class", -1),
     ("data.val_per_class", -1),
     ("text.encoder", "bert"),
     ("mixup.name", "cutmix"),

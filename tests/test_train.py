@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lfm.artifact import MANIFEST
 from lfm.config import InputError, RunConfig, StageConfig
+from lfm.backbone import Preprocess
 from lfm.data import Images
 from lfm.mixup import PairBatch
-from lfm.model import LFM
+from lfm.model import LFM, conv4
 from lfm.presets import load
 from lfm.train import (
     NonFiniteLossError,
@@ -52,7 +53,9 @@ def images(seed: int = 0) -> Images:
     label_N = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(COUNTS))
     pattern = torch.randint(0, 256, (CLASSES, 1, 12, 12), generator=torch.Generator().manual_seed(9))
     noise = torch.randint(-40, 40, (len(label_N), 1, 12, 12), generator=rng)
-    return Images((pattern[label_N] + noise).clamp(0, 255).to(torch.uint8), label_N, 0.5, 0.3)
+    pixels = (pattern[label_N] + noise).clamp(0, 255).to(torch.uint8)
+    to = Preprocess(0, (0.5,), (0.3,), "bicubic", "squash")
+    return Images(lambda index_B: pixels[index_B], (1, 12, 12), label_N, to, held=True)
 
 
 def text() -> Tensor:
@@ -62,7 +65,7 @@ def text() -> Tensor:
 def train(
     settings: RunConfig, folder: Path, number: int = 1, model: LFM | None = None
 ) -> tuple[LFM, list[dict[str, float]]]:
-    model = model or LFM("conv4", 1, text(), settings.seed)
+    model = model or LFM(conv4(1, 32, settings.seed), text())
     logged: list[dict[str, float]] = []
     stage = Stage(number, settings, model, images(), images(1), folder, lambda v, _: logged.append(dict(v)), 0.5)
     stage.run()
@@ -77,7 +80,7 @@ def state(model: LFM) -> dict[str, Tensor]:
 def test_a_stage_changes_its_part_and_leaves_the_other_bit_for_bit(
     number: int, trained: str, frozen: str, tmp_path: Path
 ) -> None:
-    model = LFM("conv4", 1, text(), 0)
+    model = LFM(conv4(1, 32, 0), text())
     before = state(model)
     train(config(), tmp_path, number, model)
     after = state(model)
@@ -98,12 +101,12 @@ def test_every_loss_trains_with_every_mixup(loss: str, mixup: str, tmp_path: Pat
 def test_the_loss_of_a_step_is_the_papers_for_its_pairs(tmp_path: Path) -> None:
     """One step of plain SGD's worth: the logged loss of a one-batch epoch against a by-hand computation."""
     settings = config(stage1__epochs=1, stage1__batch_size=200, train__precision="fp32", train__flip=False)
-    fresh = LFM("conv4", 1, text(), 0)
+    fresh = LFM(conv4(1, 32, 0), text())
     fresh.train_stage(1)
     data = images()
     batch = pair_sampler(settings, 1, data.label_N, text(), 0.5).batch(0, 0)
     expected = 0.0
-    pixels = data.pixels.float() / 255
+    pixels = data.fetch(torch.arange(len(data))).float() / 255
     mixed = torch.stack(
         [
             (lam * pixels[i] + (1 - lam) * pixels[j] - 0.5) / 0.3
@@ -135,12 +138,12 @@ import sys
 from pathlib import Path
 import torch
 from tests.test_train import config, images, text
-from lfm.model import LFM
+from lfm.model import LFM, conv4
 from lfm.train import Stage
 from safetensors.torch import save_file
 stage, precision, folder, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 settings = config(stage1__epochs=40, stage2__epochs=40, train__checkpoint_steps=5, train__precision=precision)
-model = LFM("conv4", 1, text(), 0)
+model = LFM(conv4(1, 32, 0), text())
 Stage(stage, settings, model, images(), images(1), folder, lambda v, e: None, 0.5).run()
 save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out)
 """
@@ -226,7 +229,7 @@ def test_mixed_images_flips_each_image_on_its_own_and_mixes_before_normalising()
         batch = PairBatch(index, lam, index * 0, torch.ones(4, 2), torch.Generator().manual_seed(seed))
         x = mixed_images(data, batch, flip=True)
         for row in range(4):
-            i, j = (data.pixels[k, 0].numpy().astype(np.float64) / 255 for k in index[row].tolist())
+            i, j = (data.fetch(torch.tensor([k]))[0, 0].numpy().astype(np.float64) / 255 for k in index[row].tolist())
             matches = [
                 (a, b)
                 for a in (0, 1)
@@ -250,12 +253,12 @@ def test_mixed_images_flips_each_image_on_its_own_and_mixes_before_normalising()
 
 def test_scores_equal_a_loop_over_the_images() -> None:
     settings = config(train__precision="fp32", shots__many=20, shots__few=6)
-    model, data = LFM("conv4", 1, text(), 0), images()
+    model, data = LFM(conv4(1, 32, 0), text()), images()
     found = score_split(model, data, data.label_N, settings)
     right = dict.fromkeys(range(CLASSES), 0)
     with torch.no_grad():
         for k, label in enumerate(data.label_N.tolist()):
-            x = (data.pixels[k : k + 1].float() / 255 - 0.5) / 0.3
+            x = (data.fetch(torch.tensor([k])).float() / 255 - 0.5) / 0.3
             right[label] += int(model(x)[0].argmax()) == label
     assert found["all"] == pytest.approx(100 * sum(right.values()) / sum(COUNTS))
     assert found["few"] == pytest.approx(100 * (right[4] + right[5]) / 8)

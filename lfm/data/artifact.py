@@ -1,67 +1,134 @@
-"""The data set on disk: one folder, memory-mapped arrays, a manifest.
+"""The data set on disk: Arrow files for every tool, and pixels and labels as arrays for training.
 
-    train_images.npy  (N, H, W) or (N, H, W, 3) uint8      train_labels.npy  (N,) int64
-    val_*, test_*     the same                             info.json         classes, counts, source
-
-Small images only: they stay uint8 and are mixed and normalised on the device.
+train/, val/, test/           Arrow files (lfm/data/table.py)
+train_labels.npy, ...         (N,) int64
+train_images.npy, ...         (N, H, W[, 3]) uint8, unless the images are decoded while training
+info.json                     classes, counts, how pixels are kept, how they become the tower's input
+notes/bad.json                images that were left out, and why
 """
 
+import dataclasses
 import json
-from dataclasses import dataclass
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from tqdm import tqdm
 
+from lfm.artifact import MANIFEST, NOTES
+from lfm.backbone import Preprocess
 from lfm.config import DataConfig, InputError
-from lfm.data.longtail import hold_out, profile, subset
-from lfm.data.source import Source
+from lfm.data.decode import decode, fitted, pixels_of
+from lfm.data.longtail import hold_out, largest, profile, subset
+from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Index, Source
+from lfm.data.table import Table, in_order, open_table, threads, write_table
+from lfm.progress import bar
 
-SPLITS = ("train", "val", "test")
+SMALL = 64
+"""Images all of one size, at most this many pixels a side, are kept as they are and resized on the device."""
+SHOWN_BAD = 10
+CHUNK = 512
 
 
-def write(folder: Path, source: Source, config: DataConfig, seed: int) -> None:
-    """Take the long-tailed subset, the validation set and the test set, and write them.
+def select(source: Source, config: DataConfig, seed: int) -> dict[str, Index]:
+    """The images of each split: the long-tailed training subset, the validation and the test images.
+
+    Args:
+        source: checked.
+        config: profile and validation set.
+        seed: of the subset.
+
+    Returns:
+        Split -> positions in the source, splits without images too.
+
+    Raises:
+        InputError: too few images for the profile, or a validation set on top of the data's own.
+    """
+    train_N, val_N, test_N = (np.flatnonzero(source.split_N == split) for split in (TRAIN, VAL, TEST))
+    label_N = source.label_N
+    if config.val_per_class:
+        if len(val_N):
+            raise InputError(f"{config.name} has a validation split of its own; set data.val_per_class=0")
+        rest, held = hold_out(label_N[train_N], config.val_per_class)
+        train_N, val_N = train_N[rest], train_N[held]
+    if config.profile != "as-is":
+        label_M = label_N[train_N]
+        most = config.max_per_class or largest(
+            np.bincount(label_M, minlength=len(source.classes)), config.profile, config.imbalance
+        )
+        count_C = profile(most, config.imbalance, len(source.classes), config.profile)
+        train_N = train_N[subset(label_M, count_C, seed)]
+    return {"train": train_N, "val": val_N, "test": test_N}
+
+
+def write(folder: Path, source: Source, config: DataConfig, seed: int, work: Path) -> None:
+    """Read and check the chosen images, and write them as Arrow files.
 
     Args:
         folder: empty; filled.
         source: the whole data set; checked here.
         config: profile and validation set.
         seed: of the subset.
+        work: keeps the finished shards of a killed build.
 
     Raises:
-        InputError: bad labels or names, or too few images for the profile.
+        InputError: bad labels or names, too few images for the profile, a class without readable images.
     """
     source.check()
-    count_C = profile(config.max_per_class, config.imbalance, len(source.classes))
-    rest_N, val_N = hold_out(source.train_labels, config.val_per_class)
-    kept_N = rest_N[subset(source.train_labels[rest_N], count_C, seed)]
-    splits = {
-        "train": (source.train_images[kept_N], source.train_labels[kept_N]),
-        "val": (source.train_images[val_N], source.train_labels[val_N]),
-        "test": (source.test_images, source.test_labels),
-    }
-    for name, (images, labels) in splits.items():
-        np.save(folder / f"{name}_images.npy", images)
-        np.save(folder / f"{name}_labels.npy", labels)
-    train = splits["train"][0].astype(np.float64) / 255
+    rows = select(source, config, seed)
+    bad = write_table(folder, work, source.images, source.label_N, rows, source.classes, config.max_megapixels)
+    counts = []
+    for split in SPLITS:
+        label_N = open_table(folder, split).column("label").astype(np.int64)
+        np.save(folder / f"{split}_labels.npy", label_N)
+        counts.append(np.bincount(label_N, minlength=len(source.classes)))
+        if split != "val" and not counts[-1].all():
+            name = source.classes[int(counts[-1].argmin())]
+            raise InputError(f"class {name!r} has no readable image left in {split}; mend its images or add some")
     info = {
         "name": config.name,
         "classes": list(source.classes),
-        "counts": count_C.tolist(),
-        "imbalance": config.imbalance,
-        "source": source.checksum,
+        "equal_names": source.equal_names,
+        "counts": counts[0].tolist(),
+        "imbalance": float(counts[0].max() / counts[0].min()),
         "subset_seed": seed,
-        "mean": float(train.mean()),
-        "std": float(train.std()),
     }
     (folder / "info.json").write_text(json.dumps(info, indent=1))
+    (folder / NOTES).mkdir()
+    (folder / NOTES / "bad.json").write_text(json.dumps(bad))
+
+
+def judge(folder: Path, config: DataConfig) -> None:
+    """Whether the images that were left out are too many to go on.
+
+    The artifact is the same whatever the answer, so that the data report can show them, and `skip` needs no new build.
+
+    Args:
+        folder: a data set artifact.
+        config: `on_bad_image` and `max_bad`.
+
+    Raises:
+        InputError: they are; the first ones are named.
+    """
+    bad = json.loads((folder / NOTES / "bad.json").read_text())
+    if not bad:
+        return
+    total = len(bad) + sum(len(open_table(folder, split)) for split in SPLITS)
+    shown = "; ".join(bad[:SHOWN_BAD]) + (f"; and {len(bad) - SHOWN_BAD} more" if len(bad) > SHOWN_BAD else "")
+    if config.on_bad_image == "stop":
+        raise InputError(
+            f"{len(bad)} of {total} images cannot be used: {shown}. Mend or remove them, or set data.on_bad_image=skip"
+        )
+    if len(bad) > config.max_bad * total:
+        raise InputError(
+            f"{len(bad)} of {total} images cannot be used, more than data.max_bad = {config.max_bad:g} allows: {shown}"
+        )
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """Classes, training counts and origin of a data set artifact."""
+    """Classes, training counts and preprocessing of a data set artifact."""
     try:
         info: dict[str, Any] = json.loads((folder / "info.json").read_text())
     except OSError as error:
@@ -69,35 +136,110 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-@dataclass(frozen=True)
-class Images:
-    """A split on a device: uint8 pixels stay as they are until a batch is asked for."""
+def add_pixels(folder: Path, base: Path, to: Preprocess, config: DataConfig, work: Path) -> None:
+    """The Arrow artifact with its pixels beside it, ready to train on.
 
-    pixels: Tensor
-    """(N, channels, H, W) uint8."""
-    label_N: Tensor
-    """(N,) int64."""
-    mean: float
-    std: float
-
-    def batch(self, index_B: Tensor) -> Tensor:
-        """Images in [0, 1], (B, channels, H, W) float32, not yet normalised."""
-        return self.pixels[index_B].float().div_(255)
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """(x - mean) / std, after mixing: both are linear, so the order does not matter."""
-        return (x - self.mean) / self.std
-
-
-def open_split(folder: Path, split: str, device: torch.device | str = "cpu") -> Images:
-    """A split of a data set artifact, moved to a device whole.
+    Args:
+        folder: empty; filled, the Arrow files being linked.
+        base: what `write` made.
+        to: the tower's preprocessing; without a mean, the training images' own is taken.
+        config: whether to decode once.
+        work: keeps the decoded pixels of a killed build.
 
     Raises:
-        InputError: the folder is no data set artifact.
+        InputError: images of many sizes for a tower that takes them as they are.
     """
-    assert split in SPLITS
-    info = read_info(folder)
-    pixels = torch.from_numpy(np.load(folder / f"{split}_images.npy", mmap_mode="c", allow_pickle=False))
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    label_N = torch.from_numpy(np.load(folder / f"{split}_labels.npy", allow_pickle=False))
-    return Images(pixels.to(device), label_N.to(device), info["mean"], info["std"])
+    for path in base.rglob("*"):
+        if path.is_file() and path.name not in (MANIFEST, "info.json"):
+            (folder / path.relative_to(base)).parent.mkdir(exist_ok=True)
+            os.link(path, folder / path.relative_to(base))
+    tables = {split: open_table(base, split) for split in SPLITS}
+    sizes = {
+        size
+        for table in tables.values()
+        for size in zip(table.column("width").tolist(), table.column("height").tolist(), strict=True)
+    }
+    modes = {mode for table in tables.values() for mode in table.column("mode")}
+    rotated = any("rotated" in odd for table in tables.values() for odd in table.column("odd"))
+    same = len(sizes) == 1 and not rotated
+    if not to.size and not same:
+        raise InputError(
+            f"the images have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)} (width, height), and the tower "
+            f"takes them as they are; set model.image_size, as in --set model.image_size=64"
+        )
+    kept = _how(to, config, next(iter(sizes)) if same else None, sum(map(len, tables.values())))
+    grey = not to.mean and modes == {"L"}
+    if kept != "encoded":
+        shape = next(iter(sizes))[::-1] if kept == "native" else (to.size, to.size)
+        fit = to if kept == "fitted" else dataclasses.replace(to, size=0)
+        with bar(sum(map(len, tables.values())), "decode", "images") as progress:
+            for split, table in tables.items():
+                target, whole = folder / f"{split}_images.npy", (len(table), *shape, *(() if grey else (3,)))
+                _decode_all(target, work, table, whole, fit, config, progress)
+    if not to.mean:
+        mean, std = _statistics(folder / "train_images.npy")
+        to = dataclasses.replace(to, mean=(mean,), std=(std,))
+    info = read_info(base) | {
+        "pixels": kept,
+        "channels": 1 if grey else 3,
+        "max_megapixels": config.max_megapixels,
+        "preprocess": dataclasses.asdict(to),
+    }
+    (folder / "info.json").write_text(json.dumps(info, indent=1))
+
+
+def _how(to: Preprocess, config: DataConfig, size: tuple[int, int] | None, images: int) -> str:
+    """native: small images as they are; fitted: at the tower's size; encoded: decoded while training."""
+    if size and (not to.size or max(size) <= SMALL):
+        return "native"
+    gigabytes = images * to.size * to.size * 3 / 1e9
+    if config.decode == "each-time" or (config.decode == "auto" and gigabytes > config.decode_gb):
+        if not to.mean:
+            raise InputError("a tower from scratch takes mean and deviation from the pixels; set data.decode=once")
+        return "encoded"
+    return "fitted"
+
+
+def _decode_all(
+    target: Path,
+    work: Path,
+    table: Table,
+    whole: tuple[int, ...],
+    to: Preprocess,
+    config: DataConfig,
+    progress: "tqdm[Any]",
+) -> None:
+    """All images of a split as one array. What an earlier, killed build decoded is kept."""
+    work.mkdir(parents=True, exist_ok=True)
+    path, done_path = work / target.name, work / f"{target.name}.done"
+    done = set(map(int, done_path.read_text().split())) if done_path.is_file() and path.is_file() else set()
+    pixels = np.lib.format.open_memmap(path, "r+" if done else "w+", np.uint8, None if done else whole)
+    chunks = range(0, len(table), CHUNK)
+
+    def run(start: int) -> int:
+        rows = range(start, min(start + CHUNK, len(table)))
+        if start not in done:
+            for i in rows:
+                image = decode(table.encoded(i), table.name(i), config.max_megapixels, grey=len(whole) == 3)
+                pixels[i] = pixels_of(fitted(image, to))
+        return len(rows)
+
+    with ThreadPoolExecutor(threads()) as pool, done_path.open("a") as file:
+        for start, count in zip(chunks, in_order(pool, run, chunks), strict=True):
+            if start not in done:
+                pixels.flush()
+                file.write(f"{start}\n")
+                file.flush()
+            progress.update(count)
+    os.link(path, target)
+
+
+def _statistics(path: Path) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels in [0, 1], exact, from a histogram."""
+    pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    count = np.zeros(256, np.int64)
+    for start in range(0, len(pixels), CHUNK):
+        count += np.bincount(pixels[start : start + CHUNK].ravel(), minlength=256)
+    value = np.arange(256) / 255
+    mean = (count * value).sum() / count.sum()
+    return float(mean), float(np.sqrt((count * (value - mean) ** 2).sum() / count.sum()))

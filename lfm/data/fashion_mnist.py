@@ -18,7 +18,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lfm.artifact import home
-from lfm.config import InputError
+from lfm.config import DataConfig, InputError
 from lfm.data.source import Source
 from lfm.progress import bar, say
 
@@ -37,31 +37,29 @@ CONNECT_SECONDS = 10
 PACKAGE_SECONDS = 60
 
 
-def load_fashion_mnist(folder: str) -> Source:
+def load_fashion_mnist(config: DataConfig) -> Source:
     """60,000 training and 10,000 test images, 28 x 28 grey, 10 named classes.
 
     Args:
-        folder: holds the four idx files, gzipped or not; empty: the download folder, filled if need be.
+        config: `source` holds the four idx files, gzipped or not; empty: the download folder, filled if need be.
 
     Raises:
         InputError: files missing, truncated, altered, or nowhere to be had.
     """
-    place = Path(folder) if folder else home() / "downloads" / "fashion-mnist"
-    if folder or all(_find(place, name) for name in SHA256):
+    place = Path(config.source) if config.source else home() / "downloads" / "fashion-mnist"
+    if config.source or all(_find(place, name) for name in SHA256):
         say(f"Fashion-MNIST from the local folder {place}")
     else:
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_suffix(".lock")):  # another process may be fetching the same files
             if not all(_find(place, name) for name in SHA256):
                 _fetch(place)
-    array = {name: read_idx(_require(place, name), SHA256[name]) for name in SHA256}
-    return Source(
-        train_images=array["train-images-idx3-ubyte"],
-        train_labels=array["train-labels-idx1-ubyte"].astype(np.int64),
-        test_images=array["t10k-images-idx3-ubyte"],
-        test_labels=array["t10k-labels-idx1-ubyte"].astype(np.int64),
-        classes=CLASSES,
-        checksum=hashlib.sha256("".join(SHA256.values()).encode()).hexdigest(),
+    array = {name: read_idx(_require(place, name), SHA256[name] if config.verify else None) for name in SHA256}
+    return Source.from_arrays(
+        (array["train-images-idx3-ubyte"], array["train-labels-idx1-ubyte"]),
+        (array["t10k-images-idx3-ubyte"], array["t10k-labels-idx1-ubyte"]),
+        CLASSES,
+        hashlib.sha256(b"".join(a.tobytes() for a in array.values())).hexdigest(),
     )
 
 

@@ -8,13 +8,23 @@ from lfm.config import InputError
 Index = NDArray[np.int64]
 
 
-def profile(max_per_class: int, imbalance: float, classes: int) -> Index:
-    """Exponential profile n_k = floor(n_max gamma^{-k / (C - 1)}), k = 0..C-1.
+def _share(imbalance: float, classes: int, kind: str) -> NDArray[np.float64]:
+    """n_k / n_max of each class. (C,)."""
+    k = np.arange(classes)
+    if kind == "step":
+        return np.where(k < (classes + 1) // 2, 1.0, 1 / imbalance)
+    return np.asarray(imbalance ** -(k / (classes - 1)))
+
+
+def profile(max_per_class: int, imbalance: float, classes: int, kind: str = "exponential") -> Index:
+    """Training images of each class.
 
     Args:
         max_per_class: n_max, images of the first class.
         imbalance: gamma = n_1 / n_C.
         classes: C, at least 2.
+        kind: exponential, n_k = floor(n_max gamma^{-k / (C - 1)}), k = 0..C-1; or step, the first half of the classes
+            n_max and the others n_max / gamma (Buda et al. 2018).
 
     Returns:
         (C,) images of each class, in label order.
@@ -22,15 +32,19 @@ def profile(max_per_class: int, imbalance: float, classes: int) -> Index:
     Raises:
         InputError: a class would have no image.
     """
-    exponent = np.arange(classes) / (classes - 1)
     # 1000 * 100 ** -0.5 may come out as 99.999...: the nudge keeps the intended integer.
-    count_C = (max_per_class * imbalance**-exponent + 1e-6).astype(np.int64)
+    count_C = (max_per_class * _share(imbalance, classes, kind) + 1e-6).astype(np.int64)
     if count_C[-1] < 1:
         raise InputError(
             f"imbalance {imbalance:g} with {max_per_class} images in the largest class leaves class {classes - 1} "
             f"without images; lower data.imbalance to {max_per_class} or raise data.max_per_class"
         )
     return count_C
+
+
+def largest(have_C: Index, kind: str, imbalance: float) -> int:
+    """The largest n_max whose profile every class can fill."""
+    return int((have_C / _share(imbalance, len(have_C), kind)).min() + 1e-6)
 
 
 def subset(label_N: Index, count_C: Index, seed: int) -> Index:

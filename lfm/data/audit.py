@@ -1,0 +1,393 @@
+"""What is wrong, doubtful or uneven in a data set artifact, from its columns; only thumbnails open images.
+
+Letters in the names give shapes: N images of all splits, U distinct hashes, P pairs of them, G groups of images,
+M some of the hashes.
+"""
+
+import base64
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from lfm.artifact import NOTES
+from lfm.data.artifact import read_info
+from lfm.data.decode import ODD, BadImageError, decode
+from lfm.data.source import SPLITS, Index
+from lfm.data.table import Table, open_table
+
+Hashes = NDArray[np.uint64]
+
+NEAR = 3
+"""Images whose 64-bit hashes differ in at most so many bits look alike."""
+BUCKET = 64
+"""Hashes that share a band are compared all with all, up to so many; above, they are split by a further band."""
+DEEPEST, LAST = 3, 1024
+"""After so many bands, buckets of at most so many are compared and larger ones are counted as not compared."""
+MOST_PAIRS = 5_000_000
+"""Once so many pairs are found, the large buckets that remain are counted as not compared: memory stays bounded."""
+SHOWN_GROUPS, SHOWN_IMAGES, SHOWN = 200, 12, 50
+LONG_NAME = 60
+THUMBNAIL = 48
+OPENED_MEGAPIXELS = 25.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All images of an artifact, the splits one after the other."""
+
+    tables: dict[str, Table]
+    classes: Sequence[str]
+    start_S: Index
+    """Of each split."""
+    split_N: Index
+    """A place in `SPLITS`."""
+    label_N: Index
+
+    @classmethod
+    def of(cls, folder: Path, classes: Sequence[str]) -> "Rows":
+        """Open the Arrow files."""
+        tables = {split: open_table(folder, split) for split in SPLITS}
+        size_S = [len(table) for table in tables.values()]
+        label_N = np.concatenate([table.column("label") for table in tables.values()]).astype(np.int64)
+        return cls(tables, classes, np.cumsum([0, *size_S[:-1]]), np.repeat(np.arange(len(SPLITS)), size_S), label_N)
+
+    def numbers(self, name: str) -> NDArray[Any]:
+        """A column of numbers. (N,)."""
+        return np.concatenate([table.column(name) for table in self.tables.values()])
+
+    def codes(self, name: str) -> tuple[Index, list[str]]:
+        """A column of strings as places (N,) in the list of its distinct values."""
+        chunks = [batch.column(name) for table in self.tables.values() for batch in table.batches]
+        # 64-bit offsets: 33 million checksums do not fit into one array of 32.
+        coded = pa.chunked_array(chunks, pa.string()).cast(pa.large_string()).combine_chunks().dictionary_encode()
+        return coded.indices.to_numpy().astype(np.int64), coded.dictionary.to_pylist()
+
+    def image(self, n: int) -> dict[str, Any]:
+        """Where image n is: `split`, `row` in it, `class`, file `name`."""
+        k = int(self.split_N[n])
+        row = int(n - self.start_S[k])
+        return {
+            "split": SPLITS[k],
+            "row": row,
+            "class": self.classes[int(self.label_N[n])],
+            "name": self.tables[SPLITS[k]].name(row),
+        }
+
+
+def audit(folder: Path) -> dict[str, Any]:
+    """Counts, sizes, duplicates, odd and bad images and doubtful names of an artifact made by `lfm.data.write`.
+
+    Returns:
+        JSON-like: `images`, `splits`, `classes`, `counts` (of each split and class), `sizes`, `modes`, `exact` and
+        `near` (duplicates), `odd`, `bad`, `names`. Lists are cut, their totals are not.
+
+    Raises:
+        InputError: the folder is no data set artifact.
+    """
+    classes = read_info(folder)["classes"]
+    rows = Rows.of(folder, classes)
+    counts = {
+        split: np.bincount(table.column("label").astype(np.int64), minlength=len(classes))
+        for split, table in rows.tables.items()
+    }
+    mode_N, modes = rows.codes("mode")
+    file_N, files = rows.codes("sha256")
+    bad = json.loads((folder / NOTES / "bad.json").read_text())
+    return {
+        "images": len(rows.label_N),
+        "splits": {split: {"images": int(n.sum()), "classes": int((n > 0).sum())} for split, n in counts.items()},
+        "classes": list(classes),
+        "counts": {split: count_C.tolist() for split, count_C in counts.items()},
+        "sizes": _sizes(rows),
+        "modes": dict(zip(modes, np.bincount(mode_N, minlength=len(modes)).tolist(), strict=True)),
+        "exact": exact_duplicates(rows, file_N, len(files)),
+        "near": near_duplicates(rows, file_N, rows.numbers("dhash").astype(np.uint64)),
+        "odd": _odd(rows),
+        "bad": {"images": len(bad), "first": bad[:SHOWN]},
+        "names": name_problems(classes),
+    }
+
+
+def _sizes(rows: Rows) -> dict[str, Any]:
+    width_N, height_N = (rows.numbers(name).astype(np.int64) for name in ("width", "height"))
+    found: dict[str, Any] = {
+        name: {"min": int(value_N.min()), "median": float(np.median(value_N)), "max": int(value_N.max())}
+        for name, value_N in (("width", width_N), ("height", height_N))
+    }
+    return found | {"distinct": len(np.unique((width_N << 32) | height_N))}
+
+
+def _odd(rows: Rows) -> dict[str, Any]:
+    code_N, together = rows.codes("odd")
+    found = {}
+    for kind, meaning in ODD.items():
+        hit_N = np.flatnonzero(np.array([kind in words.split() for words in together])[code_N])
+        first = [rows.image(int(n)) for n in hit_N[:5]]
+        found[kind] = {"meaning": meaning, "images": len(hit_N), "first": first}
+    return found
+
+
+# --- duplicates ---
+
+
+def exact_duplicates(rows: Rows, file_N: Index, files: int) -> dict[str, Any]:
+    """Images of the same bytes.
+
+    Args:
+        rows: of the artifact.
+        file_N: which of the distinct files each image is.
+        files: distinct files.
+
+    Returns:
+        As `grouped`, and `in_train`: images of each other split that are training images too.
+    """
+    split_N = rows.split_N
+    trained = np.zeros(files, bool)
+    trained[file_N[split_N == 0]] = True
+    leaked_N = trained[file_N]
+    twice = np.bincount(file_N, minlength=files) > 1
+    return grouped(rows, np.where(twice[file_N], file_N, -1)) | {
+        "in_train": {split: int(leaked_N[split_N == k].sum()) for k, split in enumerate(SPLITS) if k}
+    }
+
+
+def near_duplicates(rows: Rows, file_N: Index, hash_N: Hashes) -> dict[str, Any]:
+    """Different files that look alike: hashes at most `NEAR` bits apart, chained into groups.
+
+    Args:
+        rows: of the artifact.
+        file_N: which of the distinct files each image is; equal files have equal hashes.
+        hash_N: 64-bit difference hashes. 0 says that an image is flat, or brightest at its left, and nothing more.
+
+    Returns:
+        As `grouped`, and `distance`, `flat` (images of hash 0, left out), `pairs` (of different files), and
+        `not_compared`: images for which closeness was not searched to the end. Where it is 0 the totals are exact.
+    """
+    hash_U, place_N = np.unique(hash_N, return_inverse=True)
+    first = np.unique(file_N, return_index=True)[1]
+    files_U = np.bincount(place_N[first], minlength=len(hash_U))
+    flat_U = hash_U == 0
+    offset = int(flat_U.sum())  # hash 0, if there, is the first
+    pair_P2, skipped_M = close_pairs(hash_U[offset:])
+    pair_P2 = pair_P2 + offset
+    group_N = _chained(len(hash_U), pair_P2)[place_N]
+    # A group of one file alone is a matter of `exact_duplicates`.
+    low_U, high_U = np.full(len(hash_U), file_N.max() + 1), np.full(len(hash_U), -1)
+    np.minimum.at(low_U, group_N, file_N)
+    np.maximum.at(high_U, group_N, file_N)
+    several_N = (low_U < high_U)[group_N] & ~flat_U[place_N]
+    m = files_U * ~flat_U
+    skipped_U = np.concatenate([np.zeros(offset, bool), skipped_M])
+    return grouped(rows, np.where(several_N, group_N, -1)) | {
+        "distance": NEAR,
+        "flat": int(flat_U[place_N].sum()),
+        "pairs": int((m * (m - 1) // 2).sum() + (m[pair_P2[:, 0]] * m[pair_P2[:, 1]]).sum()),
+        "not_compared": int(skipped_U[place_N].sum()),
+    }
+
+
+def grouped(rows: Rows, group_N: Index) -> dict[str, Any]:
+    """Groups of images, the worst first.
+
+    Args:
+        rows: of the artifact.
+        group_N: number of each image's group, -1 for none.
+
+    Returns:
+        `groups`, `images` in them, groups `across_splits`, `across_labels` and `across` any of the two, and `shown`:
+        the first groups, each with its `size`, both flags, and some `images`, of every split and class first.
+    """
+    member = np.flatnonzero(group_N >= 0)
+    order = member[np.argsort(group_N[member], kind="stable")]
+    start_G = np.flatnonzero(np.diff(group_N[order], prepend=-1))
+    size_G = np.diff(start_G, append=len(order))
+
+    def across(value_N: Index) -> NDArray[np.bool_]:
+        if not len(start_G):
+            return np.zeros(0, bool)
+        value = value_N[order]
+        return np.asarray(np.minimum.reduceat(value, start_G) != np.maximum.reduceat(value, start_G))
+
+    splits_G, labels_G = across(rows.split_N), across(rows.label_N)
+    worst = np.lexsort((start_G, -size_G, -(splits_G.astype(int) + labels_G)))[:SHOWN_GROUPS]
+    shown = [
+        {
+            "size": int(size_G[g]),
+            "across_splits": bool(splits_G[g]),
+            "across_labels": bool(labels_G[g]),
+            "images": [rows.image(int(n)) for n in _varied(rows, order[start_G[g] :][: size_G[g]])],
+        }
+        for g in worst
+    ]
+    return {
+        "groups": len(size_G),
+        "images": len(order),
+        "across_splits": int(splits_G.sum()),
+        "across_labels": int(labels_G.sum()),
+        "across": int((splits_G | labels_G).sum()),
+        "shown": shown,
+    }
+
+
+def _varied(rows: Rows, member_M: Index) -> list[Any]:
+    """Some of the images of a group, one of each split and class before any other."""
+    kind_M = rows.split_N[member_M] * len(rows.classes) + rows.label_N[member_M]
+    first = np.sort(np.unique(kind_M, return_index=True)[1])
+    return list(dict.fromkeys([*member_M[first][:SHOWN_IMAGES], *member_M[:SHOWN_IMAGES]]))[:SHOWN_IMAGES]
+
+
+def close_pairs(hash_U: Hashes) -> tuple[Index, NDArray[np.bool_]]:
+    """All pairs of hashes that differ in at most `NEAR` bits, without comparing all with all.
+
+    Split the bits into NEAR + 1 bands: such a pair agrees in at least one of them, so only hashes that share a band
+    are compared. Those of a large bucket must also share a band of the other bits, and so on. A pair counts where its
+    bands agree first, so it is found once.
+
+    Args:
+        hash_U: distinct.
+
+    Returns:
+        (P, 2) places in hash_U, and whether a hash lay in a bucket too large even so. (U,).
+    """
+    found: list[Index] = []
+    skipped_U = np.zeros(len(hash_U), bool)
+
+    def search(index_M: Index, bits: list[int], fixed: int, earlier: list[int], depth: int) -> None:
+        for k in range(NEAR + 1):
+            # Every fourth bit: contiguous bands would be rows of the image, and those at its border tell little.
+            band = sum(1 << bit for bit in bits[k :: NEAR + 1])
+            key_M = hash_U[index_M] & np.uint64(fixed | band)
+            order = np.argsort(key_M, kind="stable")
+            sorted_M = index_M[order]
+            start = np.flatnonzero(np.diff(key_M[order], prepend=~key_M[order][:1]))
+            size = np.diff(start, append=len(order))
+            large_M = np.repeat(size > (BUCKET if depth < DEEPEST else LAST), size)
+            if depth == DEEPEST or sum(map(len, found)) > MOST_PAIRS:
+                skipped_U[sorted_M[large_M]] = True
+            elif large_M.any():
+                rest = [bit for bit in bits if not band >> bit & 1]
+                search(sorted_M[large_M], rest, fixed | band, earlier, depth + 1)
+            end_M = np.where(large_M, 0, np.repeat(start + size, size))
+            found.extend(_compared(hash_U, sorted_M, end_M, earlier))
+            earlier = [*earlier, band]
+
+    search(np.arange(len(hash_U)), list(range(64)), 0, [], 1)
+    return np.concatenate([np.zeros((0, 2), np.int64), *found]), skipped_U
+
+
+def _compared(hash_U: Hashes, sorted_M: Index, end_M: Index, earlier: list[int]) -> list[Index]:
+    """The close pairs inside each bucket; `end_M` is where the bucket of each place ends, 0 to leave it out."""
+    found = []
+    hash_M, step = hash_U[sorted_M], 1
+    place = np.flatnonzero(end_M > np.arange(len(end_M)) + 1)
+    while len(place):
+        differ = hash_M[place] ^ hash_M[place + step]
+        close = np.flatnonzero(np.bitwise_count(differ) <= NEAR)
+        for band in earlier:
+            close = close[differ[close] & np.uint64(band) != 0]
+        found.append(np.stack([sorted_M[place[close]], sorted_M[place[close] + step]], axis=1))
+        step += 1
+        place = place[end_M[place] > place + step]
+    return found
+
+
+def _chained(nodes: int, pair_P2: Index) -> Index:
+    """The smallest node that each node is connected to. (nodes,)."""
+    root = np.arange(nodes)
+    while True:
+        a, b = root[pair_P2[:, 0]], root[pair_P2[:, 1]]
+        apart = a != b
+        if not apart.any():
+            return root
+        a, b = a[apart], b[apart]
+        np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
+        while (root[root] != root).any():
+            root = root[root]
+
+
+# --- names ---
+
+NAME_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
+    "unreadable": (
+        "a number or a WordNet id, which says nothing to a text tower",
+        lambda name: re.fullmatch(r"\d+|n\d{8}", name.strip()) is not None,
+    ),
+    "spaces": ("spaces before or after", lambda name: name != name.strip()),
+    "underscores": ("underscores, which are no spaces to a text tower", lambda name: "_" in name),
+    "long": (f"more than {LONG_NAME} characters", lambda name: len(name) > LONG_NAME),
+}
+ALIKE = "alike but for case, punctuation or plural"
+
+
+def name_problems(classes: Sequence[str]) -> dict[str, Any]:
+    """Class names that a text tower cannot read, or hardly tell apart.
+
+    Returns:
+        Kind -> `meaning`, `classes` concerned and the `first` of them: names; for `alike` lists of names.
+    """
+    by_sense: dict[str, list[str]] = {}
+    for name in classes:
+        by_sense.setdefault(_sense(name), []).append(name)
+    alike = [names for names in by_sense.values() if len(names) > 1]
+    found: dict[str, Any] = {"alike": {"meaning": ALIKE, "classes": sum(map(len, alike)), "first": alike[:SHOWN]}}
+    for kind, (meaning, broken) in NAME_RULES.items():
+        names = [name for name in classes if broken(name)]
+        found[kind] = {"meaning": meaning, "classes": len(names), "first": names[:SHOWN]}
+    return found
+
+
+def _sense(name: str) -> str:
+    """What is left of a name without case, punctuation and the endings of plurals."""
+    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", name).casefold().replace("'", ""))
+    return "".join(map(_singular, words)) or name
+
+
+def _singular(word: str) -> str:
+    if len(word) > 4 and re.search(r"ies?$", word):
+        return re.sub(r"ies?$", "y", word)  # berries, and movie as movies
+    if re.search(r"(s|x|z|ch|sh)es?$", word):
+        return re.sub(r"es?$", "", word)  # boxes, and horse as horses
+    return word[:-1] if len(word) > 3 and re.search(r"[^siu]s$", word) else word
+
+
+# --- thumbnails ---
+
+
+def thumbnails(folder: Path, found: dict[str, Any], most: int = 60) -> dict[str, str]:
+    """Small pictures of the duplicates that are shown: one of each group of equal files, up to four of those alike.
+
+    Args:
+        folder: the artifact.
+        found: from `audit`.
+        most: of both kinds together.
+
+    Returns:
+        "SPLIT/ROW" -> data: URI of a JPEG at most `THUMBNAIL` pixels a side.
+    """
+    equal = [group["images"][0] for group in found["exact"]["shown"]][: most // 2]
+    alike = [image for group in found["near"]["shown"] for image in group["images"][:4]]
+    tables = {split: open_table(folder, split) for split in SPLITS}
+    pictures: dict[str, str] = {}
+    for image in [*equal, *alike]:
+        key = f"{image['split']}/{image['row']}"
+        if len(pictures) == most or key in pictures:
+            continue
+        try:
+            small = decode(tables[image["split"]].encoded(image["row"]), image["name"], OPENED_MEGAPIXELS)
+        except BadImageError:  # too large to open for a thumbnail
+            continue
+        small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+        out = io.BytesIO()
+        small.save(out, "jpeg", quality=70)
+        pictures[key] = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return pictures

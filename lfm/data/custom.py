@@ -1,0 +1,612 @@
+"""Images of your own: a folder, a split list or a manifest, on disk or at s3://."""
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lfm import storage
+from lfm.config import DataConfig, InputError
+from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Files, Index, Source
+from lfm.progress import bar, say
+
+IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+SPLIT_NAMES = {"train": TRAIN, "val": VAL, "validation": VAL, "test": TEST}
+PATH_COLUMNS = ("path", "uri", "image", "file")
+LABEL_COLUMNS = ("label", "class")
+MANIFESTS = (".csv", ".tsv", ".parquet", ".jsonl")
+KINDS = (
+    "an image folder ROOT/CLASS/*.jpg or ROOT/{train,val,test}/CLASS/*.jpg (data.source=/data/birds), "
+    "a prefix in S3 with the same layout (data.source=s3://bucket/birds), "
+    "a split list of lines 'PATH LABEL' (data.source=/data/birds/train.txt, beside it val.txt and test.txt), or "
+    "a manifest with the columns path, label and maybe split (data.source=/data/birds.csv, .tsv, .parquet or .jsonl, "
+    "or at s3://)"
+)
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+READERS = 16
+AT_ONCE = 64
+Split = NDArray[np.int8]
+
+
+@dataclass
+class Table:
+    """The rows of one list or manifest."""
+
+    file: str
+    unit: str
+    """What a place in the file is called: line or row."""
+    place: Sequence[int]
+    path: list[str]
+    """As written."""
+    label: list[str]
+    split: list[int]
+    raw: bytes
+
+
+@dataclass
+class Found:
+    """Images with the label they were given, before classes are numbered."""
+
+    path: list[str]
+    name: list[str]
+    """Path from the root, or as the list has it."""
+    stamp: list[str]
+    """Size and time, or ETag: changes with the bytes."""
+    label: list[str]
+    split: list[int]
+    where: Callable[[int], str]
+    """What an error calls image i."""
+    spaces: bool
+    """Whether underscores in a label stand for spaces."""
+    numbers: bool = False
+    """Whether labels are class numbers rather than names."""
+    raw: list[bytes] = field(default_factory=list)
+
+
+def load_custom(config: DataConfig) -> Source:
+    """Images of an image folder, split list or manifest (`KINDS`); without a test split one is made.
+
+    Args:
+        config: `source`, `images`, `class_names` and `test_per_class` are read.
+
+    Raises:
+        InputError: no such source, or an error in it: the file, row, rule and fix are named.
+    """
+    if not config.source:
+        raise InputError(f"data.source is empty; set it to {KINDS}")
+    source = _absolute(config.source)
+    suffix = posixpath.splitext(source)[1].lower()
+    remote = storage.is_remote(source)
+    if (remote and suffix not in (".txt", *MANIFESTS)) or Path(source).is_dir():
+        found = _from_folder(source)
+    elif suffix == ".txt":
+        found = _from_tables(config, source, _read_lists(source))
+    elif suffix in MANIFESTS:
+        found = _from_tables(config, source, [_read_manifest(source, suffix)])
+    elif Path(source).exists():
+        raise InputError(f"{source} is of no known kind; data.source must be {KINDS}")
+    else:
+        raise InputError(f"{source} does not exist; correct data.source: it must be {KINDS}")
+    label_N, classes = _number_classes(config, found)
+    split_N = np.array(found.split, np.int8)
+    if not (split_N == TRAIN).any():
+        raise InputError(f"{source} has no training images; give some the split train")
+    images = Files(found.path)
+    if not (split_N == TEST).any():
+        split_N = choose_test(_digests(images), label_N, split_N, classes, config.test_per_class)
+        made = int((split_N == TEST).sum()) // len(classes)
+        say(f"{source} has no test split: {made} images of each class, chosen by their content, are one now")
+    count = ", ".join(f"{(split_N == k).sum():,} {name}" for k, name in enumerate(SPLITS))
+    say(f"{len(images):,} images of {len(classes):,} classes from {source}: {count}")
+    result = Source(images, label_N, split_N, classes, _checksum(found, label_N, split_N, classes))
+    result.check()
+    return result
+
+
+def choose_test(
+    digest_N: Sequence[bytes], label_N: Index, split_N: Split, classes: Sequence[str], per_class: int
+) -> Split:
+    """Move the same number of training images of each class to the test split.
+
+    Images with the same bytes stay together, and stay where they are when two classes or two splits have them. A
+    class gives its images in the order of their digests, so images added elsewhere change nothing, and an added image
+    takes the place of at most a few.
+
+    Args:
+        digest_N: of each image's bytes.
+        label_N: class of each image.
+        split_N: split of each image; none is in test.
+        classes: names of all classes.
+        per_class: test images of each class; 0: a fifth of the smallest class, 1 to 100.
+
+    Returns:
+        The new split of each image.
+
+    Raises:
+        InputError: a class cannot give so many and keep one.
+    """
+    label, split = label_N.tolist(), split_N.tolist()
+    copies: dict[bytes, list[int]] = {}
+    for i, digest in enumerate(digest_N):
+        copies.setdefault(digest, []).append(i)
+    units_C: list[list[list[int]]] = [[] for _ in classes]
+    for digest in sorted(copies):
+        same = copies[digest]
+        if all(label[i] == label[same[0]] and split[i] == TRAIN for i in same):
+            units_C[label[same[0]]].append(same)
+    count_C = np.bincount(label_N[split_N == TRAIN], minlength=len(classes)).tolist()
+    n = per_class or min(max(min(count_C) // 5, 1), 100)
+    result = split_N.copy()
+    for name, count, units in zip(classes, count_C, units_C, strict=True):
+        if count <= n:
+            lower = f", or set data.test_per_class to {count - 1} or less" if count > 1 else " or leave the class out"
+            raise InputError(
+                f"class {name!r} has {count} training images, too few to give {n} to the test split, which the data "
+                f"lack, and keep one; add images{lower}"
+            )
+        taken = 0
+        for same in units:
+            if taken + len(same) <= n:
+                result[same] = TEST
+                taken += len(same)
+        if taken < n:
+            raise InputError(
+                f"class {name!r} can give only {taken} of its {count} images to the test split, not {n}: copies of "
+                f"one image stay together, and those that two classes or splits share stay where they are; remove the "
+                f"copies{f' or set data.test_per_class to {taken}' if taken else ''}"
+            )
+    return result
+
+
+def _digests(images: Files) -> list[bytes]:
+    """sha256 of each image's bytes; several threads read."""
+
+    def some(start: int) -> list[bytes]:
+        digests = []
+        for i in range(start, min(start + AT_ONCE, len(images))):
+            try:
+                digests.append(hashlib.sha256(images.read(i)).digest())
+            except OSError as error:
+                raise _unreadable(images.name(i), error) from error
+        return digests
+
+    result: list[bytes] = []
+    pool = ThreadPoolExecutor(READERS)
+    try:
+        with bar(len(images), "hash", "images") as progress:
+            for digests in pool.map(some, range(0, len(images), AT_ONCE)):
+                result += digests
+                progress.update(len(digests))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return result
+
+
+def _checksum(found: Found, label_N: Index, split_N: Split, classes: tuple[str, ...]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in (found.name, found.stamp, classes):
+        digest.update("\0".join(text).encode(errors="surrogateescape") + b"\1")
+    for part in (label_N.tobytes(), split_N.tobytes(), *found.raw):
+        digest.update(part + b"\1")
+    return digest.hexdigest()
+
+
+# Image folders
+
+
+def _from_folder(root: str) -> Found:
+    files: list[tuple[str, str]] = []  # path from the root, stamp
+    folders: set[str] = set()
+    if storage.is_remote(root):
+        ignored = _list_bucket(root, files, folders)
+    else:
+        try:
+            ignored = _scan(root, "", (_identity(Path(root).stat()),), files, folders)
+        except OSError as error:
+            raise _unreadable(error.filename or root, error) from error
+    files.sort()
+    depth = _depth(root, {folder for folder in folders if "/" not in folder})
+    name, stamp, label, split = [], [], [], []
+    for each, mark in files:
+        parts = each.split("/", depth + 1)
+        if len(parts) == depth + 2:
+            name.append(each)
+            stamp.append(mark)
+            label.append(parts[depth])
+            split.append(SPLIT_NAMES[parts[0].lower()] if depth else TRAIN)
+    if not name:
+        raise InputError(f"{root} has no images in class folders; data.source must be {KINDS}")
+    wanted = {folder.split("/")[depth] for folder in folders if folder.count("/") >= depth}
+    if missing := sorted(wanted - set(label)):
+        raise InputError(
+            f"{len(missing)} folders of {root} hold no image ({_first(missing)}), and each folder is a class; "
+            f"add images ({' '.join(sorted(IMAGES))}) or move the folder elsewhere"
+        )
+    if ignored:
+        say(f"{ignored:,} files of {root} are not images by their ending and are left out")
+    if len(name) < len(files):
+        say(f"{len(files) - len(name):,} images of {root} lie outside of class folders and are left out")
+    path = [f"{root}/{each}" for each in name]
+    return Found(path, name, stamp, label, split, path.__getitem__, spaces=True)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _is_image(name: str) -> bool:
+    return name[name.rfind(".") :].lower() in IMAGES
+
+
+def _scan(
+    folder: str, inner: str, above: tuple[tuple[int, int], ...], files: list[tuple[str, str]], folders: set[str]
+) -> int:
+    """Collect the images under a folder; the number of other files. A folder inside itself (a link) is not entered."""
+    ignored = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if entry.is_dir():
+                identity = _identity(entry.stat())
+                if identity not in above:
+                    if inner.count("/") < 2:  # a split and a class
+                        folders.add(inner + name)
+                    ignored += _scan(entry.path, f"{inner}{name}/", (*above, identity), files, folders)
+            elif _is_image(name):
+                files.append((inner + name, _stamp(entry.stat())))
+            else:
+                ignored += 1
+    return ignored
+
+
+def _list_bucket(root: str, files: list[tuple[str, str]], folders: set[str]) -> int:
+    ignored = 0
+    for item in storage.listing(root):
+        name = item.uri[len(root) + 1 :]
+        *inner, last = name.split("/")
+        if name.startswith(".") or "/." in name:
+            continue
+        folders.update("/".join(inner[: k + 1]) for k in range(min(len(inner), 2)))
+        if _is_image(last):
+            files.append((name, f"{item.size} {item.etag}"))
+        else:
+            ignored += 1
+    return ignored
+
+
+def _depth(root: str, top: set[str]) -> int:
+    """Folders above the class folders: 1 where the top folders are splits, else 0."""
+    splits = {name for name in top if name.lower() in SPLIT_NAMES}
+    if splits == top:
+        return 1 if top else 0
+    if len(splits) > 1 and "train" in map(str.lower, splits):  # a class may be called train; hardly two of the names
+        raise InputError(
+            f"{root} has split folders ({_first(splits)}) beside others ({_first(top - splits)}); "
+            f"keep only train, val (or validation) and test there, or only class folders"
+        )
+    return 0
+
+
+# Split lists and manifests
+
+
+def _from_tables(config: DataConfig, source: str, tables: list[Table]) -> Found:
+    base = _absolute(config.images) if config.images else source.rpartition("/")[0]
+    starts = np.cumsum([0, *(len(table.path) for table in tables)])
+
+    def where(i: int) -> str:
+        k = int(np.searchsorted(starts, i, side="right")) - 1
+        table = tables[k]
+        return f"{table.file} {table.unit} {table.place[i - int(starts[k])]}"
+
+    name = [path for table in tables for path in table.path]
+    path = [_resolve(base, each) for each in name]
+    if len(set(path)) < len(path):
+        first: dict[str, int] = {}
+        for i, each in enumerate(path):
+            if first.setdefault(each, i) != i:
+                raise InputError(
+                    f"{where(i)}: {name[i]!r} is listed already in {where(first[each])}; an image has one class and "
+                    f"one split: remove one of the two"
+                )
+    label = [label for table in tables for label in table.label]
+    split = [split for table in tables for split in table.split]
+    kinds = set(label)
+    numbers = all(WHOLE_NUMBER.fullmatch(each) for each in kinds)
+    if numbers:
+        plain = {each: str(int(each)) for each in kinds}
+        label = [plain[each] for each in label]
+    words = tables[0].unit == "line"  # the label of a line is one word
+    raw = [table.raw for table in tables]
+    return Found(path, name, _stamps(path), label, split, where, words, numbers, raw)
+
+
+def _read_lists(source: str) -> list[Table]:
+    """The list; where its name holds `train`, also those named alike for the other splits."""
+    folder, _, name = source.rpartition("/")
+    tables = [_read_list(source, TRAIN)]
+    before, train, after = name.rpartition("train")
+    if train:
+        for word in ("val", "validation", "test"):
+            other = f"{folder}/{before}{word}{after}"
+            if storage.exists(other) if storage.is_remote(other) else Path(other).is_file():
+                tables.append(_read_list(other, SPLIT_NAMES[word]))
+    return tables
+
+
+def _read_list(source: str, split: int) -> Table:
+    raw = _read(source)
+    try:
+        lines = raw.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not UTF-8 text; save it as UTF-8") from error
+    place, path, label = [], [], []
+    for number, line in enumerate(lines, 1):
+        words = line.strip().rsplit(None, 1)
+        if len(words) == 2:
+            place.append(number)
+            path.append(words[0])
+            label.append(words[1])
+        elif words:
+            raise InputError(f"{source} line {number}: {line.strip()!r} has no label; write 'PATH LABEL'")
+    if not path:
+        raise InputError(f"{source} has no rows; write a line 'PATH LABEL' for each image")
+    return Table(source, "line", place, path, label, [split] * len(path), raw)
+
+
+def _read_manifest(source: str, suffix: str) -> Table:
+    import pyarrow as pa
+
+    raw = _read(source)
+    if not raw.strip():
+        raise InputError(f"{source} has no rows; give it the columns path and label, and a row for each image")
+    try:
+        table, names = _parse(raw, suffix)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # JSON rows are counted from 0 there, the rest from 1
+        text = re.sub(r"in row (\d+)", lambda match: f"in row {int(match[1]) + 1}", " ".join(str(error).split()))
+        raise InputError(f"{source} cannot be read as {suffix[1:]} ({text[:200]}); correct that row or file") from error
+    place = range(2, len(table) + 2) if suffix in (".csv", ".tsv") else range(1, len(table) + 1)  # row 1: the header
+    if not len(table):
+        raise InputError(f"{source} has no rows; add a row for each image")
+    path = _column(source, table, names, PATH_COLUMNS, place, "give each row the path of its image")
+    label = _column(source, table, names, LABEL_COLUMNS, place, "give each image its class")
+    if "split" not in names:
+        return Table(source, "row", place, path, label, [TRAIN] * len(path), raw)
+    words = _column(source, table, names, ("split",), place, "use train, val or test")
+    split = [SPLIT_NAMES.get(word.lower(), -1) for word in words]
+    if -1 in split:
+        i = split.index(-1)
+        raise InputError(
+            f"{source} row {place[i]}: split {words[i]!r} is not known; use train, val (or validation) or test"
+        )
+    return Table(source, "row", place, path, label, split, raw)
+
+
+def _parse(raw: bytes, suffix: str) -> tuple[Any, list[str]]:
+    """The table, and the names of all columns in the file: of a Parquet file only those that we use are read."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
+    columns = (*PATH_COLUMNS, *LABEL_COLUMNS, "split")
+    file = pa.BufferReader(raw)
+    if suffix == ".parquet":
+        parquet = pa.parquet.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        return parquet.read(columns=[name for name in names if name in columns]), names
+    if suffix == ".jsonl":
+        table = pa.json.read_json(file)
+        return table, table.column_names
+    table = pa.csv.read_csv(
+        file,
+        read_options=pa.csv.ReadOptions(use_threads=False),  # only so are the rows of errors numbered
+        parse_options=pa.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ","),
+        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
+    )
+    return table, table.column_names
+
+
+def _column(
+    source: str, table: Any, have: list[str], names: Sequence[str], place: Sequence[int], fix: str
+) -> list[str]:
+    """The first column with one of these names, as text; spaces around it go, unless it is a path."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    name = next((name for name in names if name in have), None)
+    if name is None or have.count(name) > 1:
+        fault = f"has no column {' or '.join(names)}" if name is None else f"has {have.count(name)} columns {name}"
+        raise InputError(f"{source} {fault} (its columns: {', '.join(have)}); rename or add it: {fix}")
+    column = table.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    textual = any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    whole = pa.types.is_integer(kind) and name in LABEL_COLUMNS
+    if textual or whole:
+        column = column.cast(pa.string())
+        trimmed = pc.utf8_trim_whitespace(column)
+        empty = pc.fill_null(pc.equal(trimmed, ""), True)
+    else:
+        trimmed, empty = column, pc.is_null(column)
+    i = pc.index(empty, True).as_py()
+    if i >= 0:
+        raise InputError(f"{source} row {place[i]}: {name} is empty; {fix}")
+    if not (textual or whole):
+        wanted = "text or whole numbers" if name in LABEL_COLUMNS else "text"
+        raise InputError(f"{source}: column {name} holds {kind}, it must be {wanted}; {fix}")
+    values: list[str] = (column if name in PATH_COLUMNS else trimmed).to_pylist()
+    return values
+
+
+# Class names
+
+
+def _number_classes(config: DataConfig, found: Found) -> tuple[Index, tuple[str, ...]]:
+    """Class of each image, and the names of the classes."""
+    present = set(found.label)
+    keys = _in_order(present)
+    given = _read_names(_absolute(config.class_names)) if config.class_names else None
+    names: Sequence[str]
+    if isinstance(given, dict) and not present & given.keys() and given.keys() == set(map(str, range(len(given)))):
+        given = [given[str(k)] for k in range(len(given))]  # keyed by number where labels are names
+    if isinstance(given, dict):
+        keys = _in_order(given)
+        names = [given[key] for key in keys]
+        rule, fix = f"is not in {config.class_names}", "add it there or correct the label"
+    elif given is not None:
+        if not found.numbers and len(given) != len(keys):
+            raise InputError(
+                f"{config.class_names} names {len(given)} classes, the images have {len(keys)} ({_first(keys)}); "
+                f"write one line a class, in that order, or JSON {{label: name}}"
+            )
+        keys = [str(k) for k in range(len(given))] if found.numbers else keys
+        names = given
+        rule = f"has no line in {config.class_names}, which names labels 0 to {len(given) - 1}"
+        fix = "add the name or correct the label"
+    elif found.numbers:
+        keys = [str(k) for k in range(len(keys))]
+        rule = f"is out of range: there are {len(keys)} labels, so they must run from 0 to {len(keys) - 1}"
+        fix = "number them without gaps or set data.class_names"
+        names = []
+    else:
+        names = [key.replace("_", " ") for key in keys] if found.spaces else keys
+        rule = fix = ""
+    number = {key: k for k, key in enumerate(keys)}
+    if unknown := present - number.keys():
+        i = next(i for i, label in enumerate(found.label) if label in unknown)
+        raise InputError(f"{found.where(i)}: label {found.label[i]!r} {rule}; {fix}")
+    label_N = np.fromiter(map(number.__getitem__, found.label), np.int64, len(found.label))
+    return label_N, tuple(names or _names_from_folders(found, label_N, len(keys)))
+
+
+def _in_order(keys: Iterable[str]) -> list[str]:
+    """Sorted, and as numbers where all are: 2 before 10."""
+    ordered = sorted(keys)
+    return sorted(ordered, key=int) if all(WHOLE_NUMBER.fullmatch(key) for key in ordered) else ordered
+
+
+def _read_names(file: str) -> list[str] | dict[str, str]:
+    try:
+        text = _read(file).decode("utf-8-sig")
+        value = json.loads(text) if file.lower().endswith(".json") or text.lstrip().startswith("{") else None
+    except ValueError as error:
+        raise InputError(f"{file} is not UTF-8 text or not JSON ({error}); write a line a class, or JSON") from error
+    if value is None:
+        return [line.strip() for line in text.rstrip().splitlines()]
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value.values()):
+        raise InputError(
+            f"{file} is not of the form {{label: name}}; write {{'0': 'cat', '1': 'dog'}} or a line a class"
+        )
+    return value
+
+
+def _names_from_folders(found: Found, label_N: Index, classes: int) -> list[str]:
+    """Numbers alone name no class; the folder of its images does, where each class has its own."""
+    folders = {
+        (k, posixpath.basename(folder))
+        for k, folder in set(zip(label_N.tolist(), map(posixpath.dirname, found.name), strict=True))
+    }
+    name = {k: folder.replace("_", " ") for k, folder in folders}
+    if len(folders) > classes or len(set(name.values())) < classes or "" in name.values():
+        raise InputError(
+            f"the labels ({found.where(0)}: {found.label[0]}) are numbers, and the folders of the images do not name "
+            f"the classes; set data.class_names to a file with a line a class, in label order"
+        )
+    return [name[k] for k in range(classes)]
+
+
+# Addresses
+
+
+def _absolute(place: str) -> str:
+    if storage.is_remote(place):
+        return f"s3://{place[5:].rstrip('/')}"
+    return str(Path(place).expanduser().absolute())
+
+
+def _resolve(base: str, path: str) -> str:
+    """Absolute and in one spelling, so that the same file is seen to be the same."""
+    if storage.is_remote(path):
+        return path
+    whole = path if path.startswith("/") else f"{base}/{path}"
+    if "./" not in path and "//" not in path:
+        return whole
+    return f"s3://{posixpath.normpath(whole[5:])}" if storage.is_remote(whole) else os.path.normpath(whole)
+
+
+def _read(source: str) -> bytes:
+    if storage.is_remote(source):
+        return storage.read(source)
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(name: str, error: OSError) -> InputError:
+    return InputError(f"{name} cannot be read ({error.strerror or error}); correct its path or permissions")
+
+
+def _first(names: Sequence[str] | set[str]) -> str:
+    some = sorted(names) if isinstance(names, set) else names
+    return ", ".join(some[:5]) + (", ..." if len(some) > 5 else "")
+
+
+def _stamps(path: list[str]) -> list[str]:
+    """Size and time (or ETag) of each file.
+
+    Raises:
+        InputError: files that do not exist; how many, and the first five.
+    """
+    remote = _list_folders({each.rpartition("/")[0] for each in path if storage.is_remote(each)})
+    stamp, missing = [], []
+    for each in path:
+        if storage.is_remote(each):
+            status = remote.get(each, "")
+        else:
+            try:
+                found = os.stat(each)  # noqa: PTH116  a Path takes three times as long
+                status = _stamp(found) if stat.S_ISREG(found.st_mode) else ""
+            except (OSError, ValueError):  # ValueError: a NUL byte in the path
+                status = ""
+        stamp.append(status)
+        if not status:
+            missing.append(each)
+    if missing:
+        raise InputError(
+            f"{len(missing):,} of {len(path):,} listed images are no files ({_first(missing)}); correct the paths, "
+            f"or set data.images to the folder that they start from"
+        )
+    return stamp
+
+
+def _list_folders(folders: set[str]) -> dict[str, str]:
+    """Address -> size and ETag of all objects in these folders of buckets."""
+
+    def inside(folder: str) -> bool:
+        parts = folder.split("/")
+        return any("/".join(parts[:k]) in folders for k in range(3, len(parts)))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        items = chain.from_iterable(pool.map(storage.listing, [folder for folder in folders if not inside(folder)]))
+        return {item.uri: f"{item.size} {item.etag}" for item in items}

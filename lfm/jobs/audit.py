@@ -1,0 +1,160 @@
+"""The data report: what a data set holds, what the method will do to it, and what to mend before training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lfm.config import InputError, RunConfig
+from lfm.jobs.prepare import backbone_for, embeddings_for, table_for
+from lfm.jobs.step import content
+from lfm.jobs.training import inspect
+from lfm.progress import say
+
+EXAMPLES = 5
+
+
+def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
+    """Build the data set's Arrow files if need be and look at all of them; bad images are told, they stop nothing.
+
+    Returns:
+        The JSON-like report and the same as an HTML page. The report: `data` (which data, shot groups), `inspect`
+        (`lfm.jobs.inspect` for stage 1; None without class embeddings), `no_text` (why there are none, or nothing),
+        `audit` (`lfm.data.audit`), `mend` (`to_mend`).
+
+    Raises:
+        InputError: unknown data set, or its files are missing or wrong.
+    """
+    import torch
+
+    from lfm.data.audit import audit, thumbnails
+    from lfm.evaluate import shot_group
+    from lfm.report import data_page
+
+    table = table_for(config.data, config.seed)
+    say("data report: duplicates, odd images, names")
+    found = audit(table)
+    inspected, no_text = None, ""
+    try:
+        inspected = inspect(config, 1, table, text_for(config, table))
+    except InputError as error:
+        no_text = str(error)
+        say(f"data report: no class embeddings, so nothing on local sampling: {no_text}")
+    report = {
+        "data": {
+            "preset": config.preset,
+            "name": config.data.name,
+            "source": config.data.source,
+            "seed": config.seed,
+            "artifact": content(table),
+            "tau": config.mixup.tau,
+            "threshold": config.train.own_label_threshold,
+            "shots": config.shots.rule,
+            "shot_group": shot_group(torch.tensor(found["counts"]["train"]), config.shots),
+        },
+        "inspect": inspected,
+        "no_text": no_text,
+        "audit": found,
+        "mend": to_mend(found, inspected, config.train.own_label_threshold),
+    }
+    return report, data_page(f"Data report: {config.preset}", report, thumbnails(table, found))
+
+
+def text_for(config: RunConfig, table: Path) -> Path:
+    """The class embeddings in the store; only the model's own text tower needs its weights.
+
+    Raises:
+        InputError: they cannot be had: no network, say.
+    """
+    backbone = backbone_for(config.model, config.seed)[0] if config.text.encoder == "backbone" else Path()
+    return embeddings_for(config.text, table, backbone)[0]
+
+
+def to_mend(found: Mapping[str, Any], inspected: Mapping[str, Any] | None, threshold: float) -> list[dict[str, Any]]:
+    """What to mend, the worst first.
+
+    Args:
+        found: from `lfm.data.audit`.
+        inspected: from `inspect`, if there are class embeddings.
+        threshold: train.own_label_threshold.
+
+    Returns:
+        For each: `what` is wrong, the `count` it is so of, `how` to mend it, a few `examples`.
+    """
+    exact, near, names = found["exact"], found["near"], found["names"]
+    leaked = exact["in_train"]
+    weak: list[str] = []
+    if inspected:
+        own = zip(inspected["classes"], inspected["own_label_mass"], strict=True)
+        weak = [f"{name} ({mass:.2f})" for name, mass in own if mass < threshold]
+    all_of = [
+        (
+            "images that cannot be used",
+            found["bad"]["images"],
+            "Mend or remove them, or leave them out with data.on_bad_image=skip.",
+            found["bad"]["first"],
+        ),
+        *(
+            (
+                f"{split} images that are training images too",
+                leaked[split],
+                "Remove them from one of the two: scores on them are too good.",
+                _files(exact, "across_splits", split),
+            )
+            for split in ("test", "val")
+        ),
+        (
+            "groups of equal images under several labels",
+            exact["across_labels"],
+            "Keep each image under its right label.",
+            _files(exact, "across_labels"),
+        ),
+        *(
+            (f"class names: {problem['meaning']}", problem["classes"], NAME_FIXES[kind], _names(problem["first"]))
+            for kind, problem in ((kind, names[kind]) for kind in NAME_FIXES)
+        ),
+        (
+            f"classes about to collapse: own-label mass under {threshold:g}",
+            len(weak),
+            "Lower stage1.alpha (auto finds the largest safe one), raise mixup.tau, or add images.",
+            weak,
+        ),
+        (
+            "groups of images that look alike across splits or labels",
+            near["across"],
+            "Look at them: copies of a training image make test scores too good.",
+            _files(near, "across_splits") or _files(near, "across_labels"),
+        ),
+    ]
+    return [
+        {"what": what, "count": count, "how": how, "examples": list(examples[:EXAMPLES])}
+        for what, count, how, examples in all_of
+        if count
+    ]
+
+
+NAME_FIXES = {
+    "unreadable": "Give words, as in data.class_names=FILE.",
+    "alike": "Rename one, or merge the classes.",
+    "spaces": "Remove the spaces.",
+    "underscores": "Write spaces instead.",
+    "long": "Shorten them: text towers read a few dozen words at most.",
+}
+
+
+def _names(first: Sequence[Any]) -> list[str]:
+    return [" / ".join(name) if isinstance(name, list) else repr(name) for name in first]
+
+
+def _files(duplicates: Mapping[str, Any], flag: str, split: str = "") -> list[str]:
+    """The first groups with the flag (and an image of the split), a line each."""
+    lines = []
+    for group in duplicates["shown"]:
+        images = group["images"]
+        if group[flag] and (not split or split in [image["split"] for image in images]):
+            lines.append(" = ".join(f"{i['split']} {i['class']}/{i['name']}" for i in _apart(images)))
+    return lines
+
+
+def _apart(images: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One image of each split and class, at most four."""
+    return list({(image["split"], image["class"]): image for image in reversed(images)}.values())[::-1][:4]

@@ -1,0 +1,188 @@
+"""The jobs before training: configuration, backbone, data, class embeddings."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lfm.artifact import build_once, content_key, copy_to, home, read_manifest, source_hash
+from lfm.config import DataConfig, InputError, ModelConfig, RunConfig, TextConfig, unknown
+from lfm.jobs.step import content, step, told
+from lfm.presets import load
+
+# The source whose change makes a kept data set stale.
+BUILDING = tuple(
+    f"lfm.data.{module}"
+    for module in ("artifact", "cifar", "custom", "decode", "fashion_mnist", "lists", "longtail", "source", "table")
+)
+
+# Fields that do not change what the Arrow files hold.
+ELSEWHERE = {"source", "images", "class_names", "verify", "decode", "decode_gb", "on_bad_image", "max_bad"}
+
+
+def check(config: RunConfig) -> None:
+    """What can be refused before any work.
+
+    Raises:
+        InputError: unknown data set, tower or weights, or parts that do not fit each other.
+    """
+    from lfm import backbone
+    from lfm.data import DATASETS
+
+    if config.data.name not in DATASETS:
+        raise unknown("data set", config.data.name, DATASETS)
+    if backbone.uses_open_clip(config.model):
+        backbone.check(config.model)
+        if config.model.image_size:
+            raise InputError(f"model.image_size is for conv4; {config.model.tower} has a size of its own: set it to 0")
+    elif config.text.encoder == "backbone":
+        raise InputError("conv4 has no text tower; set text.encoder=minilm")
+
+
+@step
+def configure(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Resolve and check the configuration, and begin the pipeline run in MLflow. The configuration as a dict."""
+    from lfm import tracking
+
+    config = load(preset, overrides)
+    check(config)
+    tracking.begin_pipeline_run(config.preset, f"{config.method}, seed {config.seed}")
+    with tracking.step_run("configure") as run:
+        run.config(config)
+        run.tags({"lfm.method": config.method, "lfm.data": config.data.name})
+    return config.model_dump()
+
+
+def preprocess_for(model: ModelConfig) -> Any:
+    """How images become the tower's input (`lfm.backbone.Preprocess`); conv4 takes its mean from the data."""
+    from lfm import backbone
+
+    if backbone.uses_open_clip(model):
+        return backbone.preprocess(model)
+    return backbone.Preprocess(model.image_size, (), (), "bicubic", "squash")
+
+
+def backbone_for(model: ModelConfig, seed: int) -> tuple[Path, bool]:
+    """The pre-trained towers in the store, fetched if need be; and whether they were there."""
+    from lfm import backbone
+
+    if not backbone.uses_open_clip(model):
+        return build_once(
+            "backbone", {"tower": model.tower}, lambda aside: _write_json(aside / "info.json", {"tower": model.tower})
+        )
+    return build_once("backbone", backbone.weights_id(model, seed), lambda aside: backbone.fetch(model, seed, aside))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content))
+
+
+def table_for(config: DataConfig, seed: int) -> Path:
+    """The data set's Arrow files in the store, without pixels, built if need be; bad images are left out and listed.
+
+    Raises:
+        InputError: unknown data set, or its files are missing or wrong.
+    """
+    from lfm.data import CHECKSUMMED, DATASETS, write
+
+    if config.name not in DATASETS:
+        raise unknown("data set", config.name, DATASETS)
+    load = functools.cache(lambda: DATASETS[config.name](config))
+    # Where the files lie, and how they are decoded later, does not change what they hold.
+    chosen = config.model_dump(exclude=ELSEWHERE)
+    known = config.verify and config.name in CHECKSUMMED and not config.class_names
+    what = "as published" if known else [load().checksum, list(load().classes)]
+    inputs = {"data": chosen, "seed": seed, "source": what, "code": source_hash(*BUILDING)}
+    return _built("table", inputs, lambda aside, work: write(aside, load(), config, seed, work))[0]
+
+
+def dataset_for(config: DataConfig, model: ModelConfig, seed: int) -> tuple[Path, bool]:
+    """The data set artifact in the store, with pixels for the model, built if need be; and whether it was there.
+
+    Raises:
+        InputError: as `table_for`, or bad images, or images that do not suit the tower.
+    """
+    from lfm.data import add_pixels, judge
+
+    base = table_for(config, seed)
+    judge(base, config)
+    to = preprocess_for(model)
+    inputs = {
+        "base": content(base),
+        "to": repr(to),
+        "decode": config.decode,
+        "decode_gb": config.decode_gb,
+        "code": source_hash(*BUILDING),
+    }
+    return _built("dataset", inputs, lambda aside, work: add_pixels(aside, base, to, config, work))
+
+
+def _built(kind: str, inputs: dict[str, Any], build: Callable[[Path, Path], None]) -> tuple[Path, bool]:
+    """`build_once` with a folder that keeps the parts a killed build had finished."""
+    work = home() / "work" / content_key([kind, inputs])
+    result = build_once(kind, inputs, lambda aside: build(aside, work))
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def embeddings_for(config: TextConfig, dataset: Path, backbone: Path) -> tuple[Path, bool]:
+    """The class embeddings in the store, computed if need be; and whether they were there.
+
+    No code is in the key: the embeddings are those of published weights for exactly these sentences, so every run and
+    data set that asks for the same shares them.
+    """
+    from safetensors.torch import save_file
+
+    from lfm.data import read_info
+    from lfm.text import MINILM_SHA256, embed, text_inputs
+
+    info = read_info(dataset)
+    names = info["classes"]
+    own = config.encoder == "backbone"
+    sentences = text_inputs(config, names)
+
+    def build(aside: Path) -> None:
+        text_CD = embed(names, config, backbone if own else None, allow_equal=info["equal_names"])
+        save_file({"text_CD": text_CD}, aside / "text.safetensors")
+        _write_json(aside / "info.json", {"classes": names, "sentences": sentences, "encoder": config.encoder})
+
+    weights = read_manifest(backbone)["content"] if own else MINILM_SHA256
+    return build_once("text", {"sentences": sentences, "encoder": config.encoder, "weights": weights}, build)
+
+
+@step
+def fetch_backbone(model: dict[str, Any], seed: int, out: str) -> None:
+    """Fetch the pre-trained towers once, so that no later step asks a network."""
+    from lfm import tracking
+
+    with tracking.step_run("fetch backbone") as run:
+        config = ModelConfig.model_validate(model)
+        folder, reused = backbone_for(config, int(seed))
+        run.tags({"lfm.backbone": f"{config.tower} {config.weights}"})
+        told("backbone", folder, reused)
+        copy_to(folder, Path(out))
+
+
+@step
+def prepare_data(data: dict[str, Any], model: dict[str, Any], seed: int, out: str) -> None:
+    """Fetch, check, subset, decode: the data set artifact."""
+    from lfm import tracking
+
+    with tracking.step_run("prepare data") as run:
+        folder, reused = dataset_for(DataConfig.model_validate(data), ModelConfig.model_validate(model), int(seed))
+        run.tags({"lfm.dataset": content(folder)})
+        told("data", folder, reused)
+        copy_to(folder, Path(out))
+
+
+@step
+def embed_text(text: dict[str, Any], dataset: str, backbone: str, out: str) -> None:
+    """Class names -> frozen class embeddings."""
+    from lfm import tracking
+
+    with tracking.step_run("embed text"):
+        folder, reused = embeddings_for(TextConfig.model_validate(text), Path(dataset), Path(backbone))
+        told("text embeddings", folder, reused)
+        copy_to(folder, Path(out))

@@ -1,0 +1,120 @@
+"""The jobs after training: scores and the registry."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lfm.artifact import build_once, copy_to, source_hash
+from lfm.config import RunConfig
+from lfm.jobs.step import content, step, told
+from lfm.jobs.training import new_model
+from lfm.progress import say
+
+# The source whose change makes kept scores stale.
+SCORING = ("lfm.evaluate", "lfm.report", "lfm.model", "lfm.train", "lfm.data.images")
+EXAMPLE_IMAGES = 2
+
+
+@step
+def evaluate(
+    config: dict[str, Any], dataset: str, text: str, backbone: str, model: str, out: str, page_out: str
+) -> None:
+    """Score the untrained and the trained model on the test images: metrics as JSON, and a page to look at."""
+    from lfm import tracking
+    from lfm.report import table
+
+    run_config = RunConfig.model_validate(config)
+    with tracking.step_run("evaluate") as run:
+        provenance = {
+            "data": f"{run_config.data.name}, imbalance {run_config.data.imbalance:g}",
+            "split": "test",
+            "shots": run_config.shots.rule,
+            "weights": weights_tag(run_config),
+            "seed": run_config.seed,
+            "commit": tracking.commit(),
+        }
+        inputs = {
+            "dataset": content(dataset),
+            "text": content(text),
+            "model": content(model),
+            "backbone": content(backbone),
+            "shots": run_config.shots.model_dump(),
+            "tower": run_config.model.tower,
+            "precision": run_config.train.precision,
+            "seed": run_config.seed,
+            "method": run_config.method,
+            "provenance": provenance,
+            "code": source_hash(*SCORING),
+        }
+        folder, reused = build_once(
+            "metrics", inputs, lambda aside: _score(run_config, dataset, text, backbone, model, provenance, aside)
+        )
+        told("evaluation", folder, reused)
+        found = json.loads((folder / "metrics.json").read_text())
+        say(table({untrained(run_config): found["untrained"], run_config.method: found["test"]}))
+        for prefix in ("test", "untrained"):
+            scores = {k: found[prefix][k] for k in ("all", "many", "medium", "few")}
+            run.log({f"{prefix}/{k}": v for k, v in scores.items() if v is not None}, 0)
+        run.tags({f"lfm.{k}": v for k, v in provenance.items()})
+        copy_to(folder, Path(out))
+        Path(page_out).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "report.html", page_out)
+        run.file(folder / "report.html")
+        run.file(folder / "metrics.json")
+
+
+def weights_tag(config: RunConfig) -> str:
+    """What the run began from, for every place that names a score."""
+    if config.model.tower == "conv4":
+        return f"conv4 from scratch; text {config.text.encoder}"
+    text = "" if config.text.encoder == "backbone" else f"; text {config.text.encoder}"
+    return f"{config.model.tower} {config.model.weights}{text}"
+
+
+def untrained(config: RunConfig) -> str:
+    """What the model before training is called in tables."""
+    return "untrained" if config.model.weights == "random" else "zero-shot"
+
+
+def _score(
+    config: RunConfig, dataset: str, text: str, backbone: str, model: str, provenance: dict[str, Any], aside: Path
+) -> None:
+    from lfm.data import open_split, read_info
+    from lfm.model import load_weights
+    from lfm.report import page
+    from lfm.train import pick_device, score_split
+
+    device = pick_device(config.train.device)
+    test = open_split(Path(dataset), "test", device)
+    train_label_N = open_split(Path(dataset), "train").label_N
+    info = read_info(Path(dataset))
+    names = {"classes": info["classes"], "counts": info["counts"]}
+    net = new_model(config, dataset, text, backbone).to(device)
+    before = score_split(net, test, train_label_N, config)
+    load_weights(net, Path(model) / "model.safetensors")
+    trained = score_split(net, test, train_label_N, config)
+    found = {"provenance": provenance, "test": trained | names, "untrained": before | names}
+    (aside / "metrics.json").write_text(json.dumps(found))
+    methods = {untrained(config): found["untrained"], config.method: found["test"]}
+    (aside / "report.html").write_text(page(f"{config.preset}: {config.method}", methods, provenance))
+
+
+@step
+def register(config: dict[str, Any], dataset: str, model: str) -> str:
+    """Register the model in MLflow under the preset's name. Its `models:/NAME/VERSION`."""
+    import torch
+
+    from lfm import tracking
+    from lfm.data import open_split
+    from lfm.serve import Predictor
+
+    run_config = RunConfig.model_validate(config)
+    pixels = open_split(Path(dataset), "test").fetch(torch.arange(EXAMPLE_IMAGES))
+    example = (pixels[:, 0] if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1)).numpy().copy()
+    with tracking.step_run("register") as run:
+        output = Predictor(Path(model)).predict(example)
+        uri = tracking.register_model(run, run_config.preset, Path(model), example, output)
+        run.tags({"lfm.model": uri})
+    say(f"registered as {uri}")
+    return uri

@@ -1,0 +1,258 @@
+"""The training jobs, and what they show before they train."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lfm.artifact import NOTES, build_once, content_key, copy_to, home, source_hash
+from lfm.config import InputError, RunConfig
+from lfm.jobs.step import content, step, told
+from lfm.progress import say
+
+SHOWN_CLASSES = 20
+
+# The source whose change makes a kept model stale.
+METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.data.images")
+
+
+@step
+def train_stage(
+    stage: int, config: dict[str, Any], dataset: str, text: str, backbone: str, before: str, out: str
+) -> None:
+    """Train stage 1 (`before` is empty) or stage 2 (`before` is stage 1's model) and keep the model.
+
+    A killed step goes on from its last checkpoint: checkpoints lie in a folder named by the same inputs.
+    """
+    from lfm import tracking
+
+    run_config = RunConfig.model_validate(config)
+    inputs = stage_inputs(run_config, stage, dataset, text, backbone, before)
+    with tracking.step_run(f"stage {stage}") as run:
+        alpha = preview(run_config, stage, dataset, text)
+        run.params({f"stage{stage}.alpha_used": alpha}, on_parent=True)
+        work = home() / "work" / content_key(inputs)
+        curves = Curves(work / "curves.jsonl", run.log)
+
+        def build(aside: Path) -> None:
+            curves.replay()
+            train(run_config, stage, dataset, text, backbone, before, aside, work / "checkpoints", curves.log, alpha)
+            curves.save(aside / NOTES / "curves.jsonl")
+
+        folder, reused = build_once("model", inputs, build)
+        if reused:
+            Curves(folder / NOTES / "curves.jsonl", run.log).replay()
+        shutil.rmtree(work, ignore_errors=True)
+        told(f"stage {stage}", folder, reused)
+    copy_to(folder, Path(out))
+
+
+def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, backbone: str, before: str) -> dict[str, Any]:
+    """All that a stage's weights depend on."""
+    train = config.train.model_dump(include={"device", "precision", "flip"})
+    return {
+        "stage": stage,
+        "values": config.stage(stage).model_dump(),
+        "method": {name: getattr(config, name).model_dump() for name in ("model", "mixup", "loss")},
+        "threshold": config.train.own_label_threshold if config.stage(stage).alpha == "auto" else None,
+        "train": train,
+        "seed": config.seed,
+        "dataset": content(dataset),
+        "text": content(text),
+        "backbone": content(backbone),
+        "before": content(before) if before else None,
+        "code": source_hash(*METHOD),
+    }
+
+
+class Curves:
+    """The curves of a stage, kept beside its checkpoints so that a resumed run has them whole.
+
+    Args:
+        path: a JSON line an epoch.
+        send: where each point goes, once.
+    """
+
+    def __init__(self, path: Path, send: Callable[[Any, int], None]) -> None:
+        self.path, self.send = path, send
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.points: dict[int, dict[str, float]] = {}
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):  # the line that a killed process was writing
+                epoch, values = json.loads(line)
+                self.points[epoch] = values
+
+    def replay(self) -> None:
+        """Send what is there already."""
+        for epoch, values in self.points.items():
+            self.send(values, epoch)
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        """Keep and send a point; an epoch trained again after a resume gives the same one and is not sent twice."""
+        if epoch in self.points:
+            return
+        self.points[epoch] = dict(values)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps([epoch, values]) + "\n")
+        self.send(values, epoch)
+
+    def save(self, path: Path) -> None:
+        """Write all points."""
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(point) + "\n" for point in self.points.items()))
+
+
+def read_text(folder: str | Path) -> Any:
+    """Class embeddings of a text artifact, (C, D)."""
+    from safetensors.torch import load_file
+
+    return load_file(Path(folder) / "text.safetensors")["text_CD"]
+
+
+def new_model(config: RunConfig, dataset: str | Path, text: str | Path, backbone: str | Path) -> Any:
+    """The model before any training: pre-trained towers, or conv4 from the seed.
+
+    Raises:
+        InputError: image and text embeddings differ in length.
+    """
+    from lfm import backbone as towers
+    from lfm.data import read_info
+    from lfm.model import LFM, conv4
+
+    text_CD = read_text(text)
+    if not towers.uses_open_clip(config.model):
+        return LFM(conv4(read_info(Path(dataset))["channels"], text_CD.shape[1], config.seed), text_CD)
+    dim = json.loads((Path(backbone) / "config.json").read_text())["embed_dim"]
+    if dim != text_CD.shape[1]:
+        raise InputError(
+            f"{config.model.tower} embeds images in {dim} dimensions, text.encoder {config.text.encoder} text in "
+            f"{text_CD.shape[1]}; set text.encoder=backbone"
+        )
+    return LFM(towers.image_tower(Path(backbone)), text_CD)
+
+
+def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:
+    """Show what the label shift will do to each class before any training; the alpha to train with."""
+    if config.mixup.name != "lfm":
+        return 0.0
+    found = inspect(config, stage, Path(dataset), Path(text))
+    alpha, own = found["alpha"], found["own_label_mass"]
+    threshold = config.train.own_label_threshold
+    if config.stage(stage).alpha == "auto":
+        say(f"stage {stage}: alpha = {alpha} keeps every class's own-label mass at {threshold} or more")
+    say(
+        f"stage {stage}: gamma {found['gamma']:.0f}, gamma' {found['gamma_effective']:.1f} after local sampling; "
+        f"own-label mass at alpha {alpha}: {min(own):.2f} to {max(own):.2f}"
+    )
+    if stage == 1:  # the picture is the same for stage 2 but for its alpha
+        say(describe(found))
+    if collapsing := found["collapsing"]:
+        say(f"warning: {collapsing}")
+    return float(alpha)
+
+
+def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[str, Any]:
+    """What the method will do to each class, exact and without sampling (`lfm.analysis`).
+
+    Returns:
+        `classes`, `counts`, `gamma`, `gamma_effective`, `own_label_mass`, `label_mass`, `neighbours` (for each class
+        the three nearest in text, with cosines), `prior`, `seen` (p(Y)), `alpha` as used, and `collapsing`: a warning
+        that names the classes whose own-label mass is under the threshold, or nothing.
+    """
+    import torch
+
+    from lfm import analysis
+    from lfm.data import read_info
+
+    info, text_CD = read_info(dataset), read_text(text)
+    count_C = torch.tensor(info["counts"])
+    pairs = analysis.Pairs(count_C, text_CD, config.mixup.tau, config.mixup.partner == "uniform")
+    threshold, alpha = config.train.own_label_threshold, config.stage(stage).alpha
+    alpha = analysis.auto_alpha(pairs, threshold) if alpha == "auto" else alpha
+    own_C, seen_C = analysis.own_label_mass(pairs, alpha), analysis.seen_probability(pairs)
+    names = info["classes"]
+    near = zip(*(t.tolist() for t in analysis.neighbours(text_CD)), strict=True)
+    under = [name for name, own in zip(names, own_C.tolist(), strict=True) if own < threshold]
+    return {
+        "classes": names,
+        "counts": info["counts"],
+        "gamma": analysis.imbalance(count_C),
+        "gamma_effective": analysis.imbalance(seen_C),
+        "own_label_mass": own_C.tolist(),
+        "label_mass": analysis.label_mass(pairs, alpha, config.mixup.beta).tolist(),
+        "neighbours": [[{"class": names[k], "cosine": cosine} for k, cosine in zip(*row, strict=True)] for row in near],
+        "prior": pairs.prior_C.tolist(),
+        "seen": seen_C.tolist(),
+        "alpha": alpha,
+        "collapsing": under
+        and f"own-label mass under {threshold} for {', '.join(under)}: these classes are about to collapse. "
+        f"Lower stage{stage}.alpha (auto finds the largest safe one) or raise mixup.tau",
+    }
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """The result of `inspect` as a table with a bar a class; the first and last classes of many."""
+    from lfm.report import histogram
+
+    columns = {
+        "images": found["counts"],
+        "p(Y)": [f"{v:.3f}" for v in found["seen"]],
+        "own": [f"{v:.2f}" for v in found["own_label_mass"]],
+        "M": [f"{v:.3f}" for v in found["label_mass"]],
+    }
+    return histogram(found["classes"], columns, found["seen"], SHOWN_CLASSES)
+
+
+def train(
+    config: RunConfig,
+    stage: int,
+    dataset: str,
+    text: str,
+    backbone: str,
+    before: str,
+    out: Path,
+    checkpoints: Path,
+    log: Callable[[Any, int], None],
+    alpha: float,
+) -> None:
+    """Train one stage and write the model artifact: weights, and all that a predictor needs to know."""
+    from safetensors.torch import save_file
+
+    from lfm.data import open_split, read_info
+    from lfm.model import load_weights
+    from lfm.train import Stage, pick_device
+
+    device = pick_device(config.train.device)
+    model = new_model(config, dataset, text, backbone)
+    if before:
+        load_weights(model, Path(before) / "model.safetensors")
+    model.to(device)
+    images, val = (open_split(Path(dataset), split, device) for split in ("train", "val"))
+    Stage(stage, config, model, images, val, checkpoints, log, alpha).run()
+    state = {k: v.to("cpu").contiguous() for k, v in model.state_dict().items()}
+    save_file(state, out / "model.safetensors")
+    (out / "info.json").write_text(json.dumps(model_info(config, read_info(Path(dataset)), images, backbone), indent=1))
+
+
+def model_info(config: RunConfig, info: Mapping[str, Any], images: Any, backbone: str) -> dict[str, Any]:
+    """What a predictor must know beside the weights."""
+    from lfm.backbone import uses_open_clip
+
+    architecture = None
+    if uses_open_clip(config.model):
+        architecture = json.loads((Path(backbone) / "config.json").read_text())
+    scale = {"ldam": 1 / config.loss.ldam_scale, "mms": config.loss.mms_temperature}
+    return {
+        "tower": config.model.tower,
+        "weights": config.model.weights,
+        "architecture": architecture,
+        "channels": info["channels"],
+        "image_shape": list(images.shape) if not images.to.size else None,
+        "preprocess": info["preprocess"],
+        "classes": info["classes"],
+        "counts": info["counts"],
+        "temperature": scale.get(config.loss.name, config.loss.temperature),
+    }
