@@ -243,7 +243,7 @@ def _looks(audit: Mapping[str, Any], thumbnails: Mapping[str, str]) -> str:
         + f"<h2>Images that look alike</h2><p>{near['images']:,} images in {near['groups']:,} groups, chained by "
         f"{near['pairs']:,} pairs whose 64-bit difference hashes differ in at most {near['distance']} bits; "
         f"{near['across_splits']:,} groups across splits, {near['across_labels']:,} across labels. {near['flat']:,} "
-        f"flat images are left out.{missed} Simple or plain images can look alike and yet be different.</p>"
+        f"flat or small images are left out.{missed} Simple or plain images can look alike and yet be different.</p>"
         + _duplicates(near, thumbnails)
     )
 

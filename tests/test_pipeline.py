@@ -254,7 +254,8 @@ def test_the_pipeline_compiles_for_a_cluster_without_local_paths(preset: str, tm
     spec = yaml.safe_load(text)
     tasks = spec["root"]["dag"]["tasks"]
     order = [
-        "configure", "fetch-backbone", "prepare-data", "embed-text", "train-stage1", "train-stage2", "evaluate", "register"
+        "configure", "fetch-backbone", "prepare-data", "embed-text", "train-stage1", "train-stage2", "evaluate",
+        "register",
     ]  # fmt: skip
     assert set(tasks) == set(order)
     for name in order:

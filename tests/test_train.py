@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lfm.artifact import MANIFEST
-from lfm.config import InputError, RunConfig, StageConfig
 from lfm.backbone import Preprocess
+from lfm.config import InputError, RunConfig, StageConfig
 from lfm.data import Images
 from lfm.mixup import PairBatch
 from lfm.model import LFM, conv4

@@ -28,6 +28,8 @@ from lfm.data.table import Table, open_table
 Hashes = NDArray[np.uint64]
 
 NEAR = 3
+NEAR_SIDE = 48
+"""Images smaller than this have too little in them for their hashes to tell them apart."""
 """Images whose 64-bit hashes differ in at most so many bits look alike."""
 BUCKET = 64
 """Hashes that share a band are compared all with all, up to so many; above, they are split by a further band."""
@@ -96,6 +98,7 @@ def audit(folder: Path) -> dict[str, Any]:
     """
     classes = read_info(folder)["classes"]
     rows = Rows.of(folder, classes)
+    side_N = np.minimum(rows.numbers("width"), rows.numbers("height"))
     counts = {
         split: np.bincount(table.column("label").astype(np.int64), minlength=len(classes))
         for split, table in rows.tables.items()
@@ -111,7 +114,9 @@ def audit(folder: Path) -> dict[str, Any]:
         "sizes": _sizes(rows),
         "modes": dict(zip(modes, np.bincount(mode_N, minlength=len(modes)).tolist(), strict=True)),
         "exact": exact_duplicates(rows, file_N, len(files)),
-        "near": near_duplicates(rows, file_N, rows.numbers("dhash").astype(np.uint64)),
+        "near": near_duplicates(
+            rows, file_N, np.where(side_N >= NEAR_SIDE, rows.numbers("dhash"), 0).astype(np.uint64)
+        ),
         "odd": _odd(rows),
         "bad": {"images": len(bad), "first": bad[:SHOWN]},
         "names": name_problems(classes),
@@ -167,7 +172,7 @@ def near_duplicates(rows: Rows, file_N: Index, hash_N: Hashes) -> dict[str, Any]
     Args:
         rows: of the artifact.
         file_N: which of the distinct files each image is; equal files have equal hashes.
-        hash_N: 64-bit difference hashes. 0 says that an image is flat, or brightest at its left, and nothing more.
+        hash_N: 64-bit difference hashes. 0 says that an image is flat, or too small to tell, and nothing more.
 
     Returns:
         As `grouped`, and `distance`, `flat` (images of hash 0, left out), `pairs` (of different files), and

@@ -1,4 +1,4 @@
-"""Images of your own: a folder, a split list or a manifest, on disk or at s3://."""
+"""Images of your own: a folder, a split list, a manifest or a saved Hugging Face data set, on disk or at s3://."""
 
 import hashlib
 import json
@@ -17,9 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm import storage
+from lfm.artifact import build_once
 from lfm.config import DataConfig, InputError
-from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Files, Index, Source
-from lfm.progress import bar, say
+from lfm.data.arrow import is_arrow, read_arrow
+from lfm.data.heldout import choose_test, digests
+from lfm.data.lists import named
+from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Encoded, Files, Index, Source
+from lfm.progress import say
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 SPLIT_NAMES = {"train": TRAIN, "val": VAL, "validation": VAL, "test": TEST}
@@ -29,14 +33,12 @@ MANIFESTS = (".csv", ".tsv", ".parquet", ".jsonl")
 KINDS = (
     "an image folder ROOT/CLASS/*.jpg or ROOT/{train,val,test}/CLASS/*.jpg (data.source=/data/birds), "
     "a prefix in S3 with the same layout (data.source=s3://bucket/birds), "
-    "a split list of lines 'PATH LABEL' (data.source=/data/birds/train.txt, beside it val.txt and test.txt), or "
+    "a split list of lines 'PATH LABEL' (data.source=/data/birds/train.txt, beside it val.txt and test.txt), "
     "a manifest with the columns path, label and maybe split (data.source=/data/birds.csv, .tsv, .parquet or .jsonl, "
-    "or at s3://)"
+    "or at s3://), or a folder that Hugging Face datasets saved (data.source=/data/birds-arrow)"
 )
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 READERS = 16
-AT_ONCE = 64
-Split = NDArray[np.int8]
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Found:
 
 
 def load_custom(config: DataConfig) -> Source:
-    """Images of an image folder, split list or manifest (`KINDS`); without a test split one is made.
+    """Images of an image folder, split list, manifest or saved data set (`KINDS`); without a test split one is made.
 
     Args:
         config: `source`, `images`, `class_names` and `test_per_class` are read.
@@ -88,112 +90,51 @@ def load_custom(config: DataConfig) -> Source:
     source = _absolute(config.source)
     suffix = posixpath.splitext(source)[1].lower()
     remote = storage.is_remote(source)
-    if (remote and suffix not in (".txt", *MANIFESTS)) or Path(source).is_dir():
-        found = _from_folder(source)
-    elif suffix == ".txt":
-        found = _from_tables(config, source, _read_lists(source))
-    elif suffix in MANIFESTS:
-        found = _from_tables(config, source, [_read_manifest(source, suffix)])
-    elif Path(source).exists():
-        raise InputError(f"{source} is of no known kind; data.source must be {KINDS}")
+    images: Encoded
+    if not remote and is_arrow(Path(source)):
+        images, label_N, split_N, classes, checksum = read_arrow(Path(source))
+        classes = named(config, classes)
     else:
-        raise InputError(f"{source} does not exist; correct data.source: it must be {KINDS}")
-    label_N, classes = _number_classes(config, found)
-    split_N = np.array(found.split, np.int8)
+        found = _find(config, source, suffix, remote)
+        label_N, classes = _number_classes(config, found)
+        images, split_N = Files(found.path), np.array(found.split, np.int8)
+        checksum = _checksum(found, label_N, split_N, classes)
     if not (split_N == TRAIN).any():
         raise InputError(f"{source} has no training images; give some the split train")
-    images = Files(found.path)
     if not (split_N == TEST).any():
-        split_N = choose_test(_digests(images), label_N, split_N, classes, config.test_per_class)
+        split_N = choose_test(_kept_digests(images, checksum), label_N, split_N, classes, config.test_per_class)
         made = int((split_N == TEST).sum()) // len(classes)
         say(f"{source} has no test split: {made} images of each class, chosen by their content, are one now")
     count = ", ".join(f"{(split_N == k).sum():,} {name}" for k, name in enumerate(SPLITS))
     say(f"{len(images):,} images of {len(classes):,} classes from {source}: {count}")
-    result = Source(images, label_N, split_N, classes, _checksum(found, label_N, split_N, classes))
+    result = Source(images, label_N, split_N, classes, checksum)
     result.check()
     return result
 
 
-def choose_test(
-    digest_N: Sequence[bytes], label_N: Index, split_N: Split, classes: Sequence[str], per_class: int
-) -> Split:
-    """Move the same number of training images of each class to the test split.
+def _kept_digests(images: Encoded, checksum: str) -> list[bytes]:
+    """sha256 of each image, read once for all runs on the same files."""
 
-    Images with the same bytes stay together, and stay where they are when two classes or two splits have them. A
-    class gives its images in the order of their digests, so images added elsewhere change nothing, and an added image
-    takes the place of at most a few.
+    def build(aside: Path) -> None:
+        np.save(aside / "digests.npy", np.frombuffer(b"".join(digests(images)), np.uint8).reshape(-1, 32))
 
-    Args:
-        digest_N: of each image's bytes.
-        label_N: class of each image.
-        split_N: split of each image; none is in test.
-        classes: names of all classes.
-        per_class: test images of each class; 0: a fifth of the smallest class, 1 to 100.
-
-    Returns:
-        The new split of each image.
-
-    Raises:
-        InputError: a class cannot give so many and keep one.
-    """
-    label, split = label_N.tolist(), split_N.tolist()
-    copies: dict[bytes, list[int]] = {}
-    for i, digest in enumerate(digest_N):
-        copies.setdefault(digest, []).append(i)
-    units_C: list[list[list[int]]] = [[] for _ in classes]
-    for digest in sorted(copies):
-        same = copies[digest]
-        if all(label[i] == label[same[0]] and split[i] == TRAIN for i in same):
-            units_C[label[same[0]]].append(same)
-    count_C = np.bincount(label_N[split_N == TRAIN], minlength=len(classes)).tolist()
-    n = per_class or min(max(min(count_C) // 5, 1), 100)
-    result = split_N.copy()
-    for name, count, units in zip(classes, count_C, units_C, strict=True):
-        if count <= n:
-            lower = f", or set data.test_per_class to {count - 1} or less" if count > 1 else " or leave the class out"
-            raise InputError(
-                f"class {name!r} has {count} training images, too few to give {n} to the test split, which the data "
-                f"lack, and keep one; add images{lower}"
-            )
-        taken = 0
-        for same in units:
-            if taken + len(same) <= n:
-                result[same] = TEST
-                taken += len(same)
-        if taken < n:
-            raise InputError(
-                f"class {name!r} can give only {taken} of its {count} images to the test split, not {n}: copies of "
-                f"one image stay together, and those that two classes or splits share stay where they are; remove the "
-                f"copies{f' or set data.test_per_class to {taken}' if taken else ''}"
-            )
-    return result
+    folder, _ = build_once("digests", {"source": checksum}, build)
+    return [row.tobytes() for row in np.load(folder / "digests.npy", allow_pickle=False)]
 
 
-def _digests(images: Files) -> list[bytes]:
-    """sha256 of each image's bytes; several threads read."""
-
-    def some(start: int) -> list[bytes]:
-        digests = []
-        for i in range(start, min(start + AT_ONCE, len(images))):
-            try:
-                digests.append(hashlib.sha256(images.read(i)).digest())
-            except OSError as error:
-                raise _unreadable(images.name(i), error) from error
-        return digests
-
-    result: list[bytes] = []
-    pool = ThreadPoolExecutor(READERS)
-    try:
-        with bar(len(images), "hash", "images") as progress:
-            for digests in pool.map(some, range(0, len(images), AT_ONCE)):
-                result += digests
-                progress.update(len(digests))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return result
+def _find(config: DataConfig, source: str, suffix: str, remote: bool) -> Found:
+    if (remote and suffix not in (".txt", *MANIFESTS)) or Path(source).is_dir():
+        return _from_folder(source)
+    if suffix == ".txt":
+        return _from_tables(config, source, _read_lists(source))
+    if suffix in MANIFESTS:
+        return _from_tables(config, source, [_read_manifest(source, suffix)])
+    if Path(source).exists():
+        raise InputError(f"{source} is of no known kind; data.source must be {KINDS}")
+    raise InputError(f"{source} does not exist; correct data.source: it must be {KINDS}")
 
 
-def _checksum(found: Found, label_N: Index, split_N: Split, classes: tuple[str, ...]) -> str:
+def _checksum(found: Found, label_N: Index, split_N: NDArray[np.int8], classes: tuple[str, ...]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for text in (found.name, found.stamp, classes):
         digest.update("\0".join(text).encode(errors="surrogateescape") + b"\1")

@@ -216,12 +216,14 @@ class Table:
 
     Args:
         folder: of a split.
+        image: the column of images.
 
     Raises:
         InputError: it has no Arrow files.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, image: str = "image") -> None:
+        self.image = image
         if not (folder / "state.json").is_file():
             raise InputError(f"{folder} is not a split of a data set artifact; run the prepare step")
         state = json.loads((folder / "state.json").read_text())
@@ -230,7 +232,7 @@ class Table:
             with pa.memory_map(str(folder / part["filename"])) as file:
                 self.batches += list(pa.ipc.open_stream(file))
         self.starts = [0, *itertools.accumulate(len(batch) for batch in self.batches)]
-        self.bytes = [batch.column("image").field("bytes") for batch in self.batches]
+        self.bytes = [batch.column(image).field("bytes") for batch in self.batches]
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -243,7 +245,7 @@ class Table:
     def name(self, i: int) -> str:
         """The file name of image i."""
         k = bisect.bisect_right(self.starts, i) - 1
-        return str(self.batches[k].column("image").field("path")[i - self.starts[k]])
+        return str(self.batches[k].column(self.image).field("path")[i - self.starts[k]])
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """A column other than the images."""
