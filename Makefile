@@ -42,7 +42,7 @@ lint: setup ## Format check, lint, types, import rules, unused dependencies
 
 test: lint ## Lint, types, import rules, then every test with coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(RUN)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto --dist loadfile $(RUN)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -189,7 +189,7 @@ def step_run(step: str) -> Iterator[Tracker]:
     client.set_terminated(child, "FINISHED")
 
 
-def register_model(tracker: Tracker, name: str, model: Path, example: Any, output: Any) -> str:
+def register_model(tracker: Tracker, name: str, model: Path, example: Any, output: Any, any_size: bool) -> str:
     """Log the model from code with its weights and register it.
 
     Args:
@@ -198,15 +198,21 @@ def register_model(tracker: Tracker, name: str, model: Path, example: Any, outpu
         model: folder of the model artifact.
         example: an input, kept with the model.
         output: what the model says to it; the two make the signature that MLflow checks.
+        any_size: whether images of another height and width may come.
 
     Returns:
         `models:/NAME/VERSION`.
     """
     import mlflow
-    from mlflow.models import infer_signature
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import Schema, TensorSpec
 
     os.environ["MLFLOW_RUN_ID"] = tracker.parent
     mlflow.set_tracking_uri(tracking_uri())
+    signature = infer_signature(example, output)
+    if any_size:
+        images = TensorSpec(example.dtype, (-1, -1, -1, *example.shape[3:]))
+        signature = ModelSignature(Schema([images]), signature.outputs)
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(Path(__file__).with_name("served_model.py")),
@@ -214,7 +220,7 @@ def register_model(tracker: Tracker, name: str, model: Path, example: Any, outpu
         # Our code travels with the model, so that it loads wherever these packages are.
         code_paths=[str(Path(__file__).parent)],
         pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
-        signature=infer_signature(example, output),
+        signature=signature,
         input_example=example,
         registered_model_name=name,
     )

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lfm.artifact import home
+from lfm.backbone import uses_open_clip
 from lfm.config import InputError, RunConfig
 from lfm.jobs import ERROR_MARK
 from lfm.progress import MARK
 from pipelines.longtail import pipeline_for
+from pipelines.warm import warm_steps
 
 BAR = re.compile(r"(\d+)% ▕")
 
@@ -132,7 +134,8 @@ def run_local(config: RunConfig, overrides: dict[str, Any], verbose: bool = Fals
         ok = False
         try:
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
-            with redirect_stdout(output):
+            more = ["open_clip"] if uses_open_clip(config.model) else []
+            with redirect_stdout(output), warm_steps(*more):
                 task = pipeline_for(config.preset)(preset=config.preset, overrides=overrides)
             ok = True
         except RuntimeError as error:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,14 @@ from tests.s3 import S3
 Files = dict[str, bytes]
 Rows = list[tuple[str, str, str]]
 Put = Callable[[Files], str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Digests are kept in the store: not in the developer's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LFM_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 def image(name: str, content: int | None = None) -> bytes:

@@ -113,8 +113,11 @@ def register(config: dict[str, Any], dataset: str, model: str) -> str:
     pixels = open_split(Path(dataset), "test").fetch(torch.arange(EXAMPLE_IMAGES))
     example = (pixels[:, 0] if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1)).numpy().copy()
     with tracking.step_run("register") as run:
-        output = Predictor(Path(model)).predict(example)
-        uri = tracking.register_model(run, run_config.preset, Path(model), example, output)
+        predictor = Predictor(Path(model))
+        any_size = not predictor.info["image_shape"]
+        uri = tracking.register_model(
+            run, run_config.preset, Path(model), example, predictor.predict(example), any_size
+        )
         run.tags({"lfm.model": uri})
     say(f"registered as {uri}")
     return uri

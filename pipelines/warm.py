@@ -1,0 +1,75 @@
+"""Local steps without the wait for imports: each is forked from one process that has them (docs/adr/0005).
+
+`kfp.local` starts a fresh interpreter for every step, which imports PyTorch and MLflow again: four to six seconds a
+step, more than most steps take. Here Python's own fork server imports them once.
+"""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from unittest.mock import patch
+
+from kfp.local import subprocess_task_handler
+
+PRELOAD = ("accelerate", "kfp.dsl.executor_main", "lfm.jobs", "lfm.serve", "lfm.tracking", "lfm.train", "mlflow.pyfunc")
+
+
+@contextmanager
+def warm_steps(*more: str) -> Iterator[None]:
+    """Run the steps of `kfp.local` in forks of a process that has imported what they need.
+
+    Args:
+        more: modules to import beside `PRELOAD`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD, *more])
+
+    def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+        source, arguments = _split(full_command)
+        reader, writer = context.Pipe(duplex=False)
+        environment = {**os.environ, **(env_vars or {}), "_KFP_RUNTIME": "true"}
+        process = context.Process(target=_step, args=(source, arguments, environment, str(Path.cwd()), writer))
+        process.start()
+        writer.close()
+        try:
+            with os.fdopen(os.dup(reader.fileno()), errors="replace") as lines:
+                for line in lines:
+                    print(line, end="")  # noqa: T201  what kfp.local does too
+            process.join()
+        finally:
+            if process.is_alive():  # Ctrl-C here: the step must not go on alone
+                process.terminate()
+                process.join()
+        return process.exitcode or 0
+
+    with patch.object(subprocess_task_handler, "run_local_subprocess", run):
+        yield
+
+
+def _split(full_command: Sequence[str]) -> tuple[str, list[str]]:
+    """The component's source and the executor's arguments, out of KFP's `sh -c 'write $0; run it' SOURCE ARGUMENTS`."""
+    place = next(i for i, part in enumerate(full_command) if "ephemeral_component.py" in part and '"$@"' in part)
+    return full_command[place + 1], list(full_command[place + 2 :])
+
+
+def _step(source: str, arguments: list[str], environment: dict[str, str], folder: str, output: Connection) -> None:
+    """In the forked process: what KFP's command line would do in a fresh one."""
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    from kfp.dsl import executor_main
+
+    with tempfile.TemporaryDirectory() as place:
+        program = Path(place) / "ephemeral_component.py"
+        program.write_text(source)
+        sys.argv = ["executor_main", "--component_module_path", str(program), *arguments]
+        executor_main.executor_main()

@@ -1,0 +1,202 @@
+"""Every kind of source through the whole pipeline, with a small open_clip model of random weights."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from lfm.artifact import verify
+from tests.s3 import S3
+from tests.test_cifar import CIFAR10, layout, members, small, write_archive
+
+LFM = Path(sys.executable).with_name("lfm")
+COLOURS = {"red_rose": (200, 20, 40), "green_leaf": (30, 160, 40), "blue_sea": (20, 60, 190)}
+COUNTS = {"red_rose": 40, "green_leaf": 24, "blue_sea": 12}
+TOWER = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+TRAINING = ("stage1.epochs=6", "stage1.lr=1e-3", "stage2.epochs=2", "loss.temperature=0.05", "train.precision=fp32")
+
+
+def photo(name: str, k: int) -> bytes:
+    """A JPEG of the class's colour, under noise, of a size of its own."""
+    rng = np.random.default_rng([k, len(name)])
+    pixels = np.array(COLOURS[name]) + rng.integers(-20, 20, (70 + k % 9, 90 - k % 7, 3))
+    out = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "jpeg", quality=90)
+    return out.getvalue()
+
+
+PHOTOS = {(name, k): photo(name, k) for name, count in COUNTS.items() for k in range(count)}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("own-data")
+
+
+@pytest.fixture(scope="module")
+def tower(home: Path) -> Path:
+    path = home / "small-vit.json"
+    path.write_text(json.dumps(TOWER))
+    return path
+
+
+def run(home: Path, tower: Path, preset: str, *changes: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    sets = [part for change in (f"model.tower={tower}", "model.weights=random", *changes) for part in ("--set", change)]
+    command = [str(LFM), "run", preset, "--home", str(home), "--json", str(home / "result.json"), *sets]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env={**os.environ, **environment})
+
+
+def image_tree(home: Path) -> str:
+    root = home / "photos"
+    for (name, k), data in PHOTOS.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / f"{k:03d}.JPEG").write_bytes(data)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def tree(home: Path, tower: Path) -> subprocess.CompletedProcess[str]:
+    return run(home, tower, "custom", f"data.source={image_tree(home)}", *TRAINING)
+
+
+def scores(home: Path) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads((home / "result.json").read_text())["methods"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_folder_of_photos_becomes_a_registered_model(home: Path, tree: subprocess.CompletedProcess[str]) -> None:
+    assert tree.returncode == 0, tree.stdout + tree.stderr
+    assert "no test split: 2 images of each class" in tree.stdout
+    found = scores(home)
+    assert list(found) == ["untrained", "lfm"] and found["lfm"]["all"] == 100
+    (data,) = (path for path in (home / "store" / "dataset").iterdir() if path.is_dir())
+    info = json.loads((data / "info.json").read_text())
+    assert info["classes"] == ["blue sea", "green leaf", "red rose"] and info["counts"] == [10, 22, 38]
+    assert (info["pixels"], info["preprocess"]["size"]) == ("fitted", 64)
+    models = [path for path in (home / "store" / "model").iterdir() if path.is_dir()]
+    assert {verify(path)["made_by"]["stage"] for path in models} == {1, 2}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tree")
+def test_the_registered_model_takes_images_of_any_size(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    model = mlflow.pyfunc.load_model("models:/custom/1")
+    for size in ((64, 64), (50, 200)):
+        images = np.stack([np.full((*size, 3), COLOURS[name], np.uint8) for name in COLOURS])
+        answer = model.predict(images)
+        assert answer.label.tolist() == ["red rose", "green leaf", "blue sea"]
+    weights = MlflowClient(uri).search_runs(["1"], "tags.`lfm.weights` != ''")[0].data.tags["lfm.weights"]
+    assert weights.endswith("small-vit.json random")
+
+
+@pytest.fixture
+def csv_in_s3(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    s3.use(monkeypatch)
+    s3.client().create_bucket(Bucket="photos")
+    rows = ["path,label"]
+    for (name, k), data in PHOTOS.items():
+        s3.client().put_object(Bucket="photos", Key=f"{name}/{k:03d}.JPEG", Body=data)
+        rows.append(f"s3://photos/{name}/{k:03d}.JPEG,{name.replace('_', ' ')}")
+    s3.client().put_object(Bucket="photos", Key="list.csv", Body="\n".join(rows).encode())
+    yield "s3://photos/list.csv"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tree")
+def test_the_same_photos_listed_in_s3_give_the_same_data_and_nothing_is_trained_again(
+    home: Path, tower: Path, csv_in_s3: str
+) -> None:
+    before = scores(home)
+    done = run(home, tower, "custom", f"data.source={csv_in_s3}", *TRAINING)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for step in ("backbone", "text embeddings", "stage 1", "stage 2"):
+        assert f"{step}: unchanged, reused" in done.stdout, step
+    assert scores(home) == before
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in "".join(
+        path.read_text(errors="ignore") for path in home.rglob("*") if path.suffix in (".json", ".txt", ".yaml", ".db")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tree")
+def test_an_arrow_data_set_as_hugging_face_saves_it(home: Path, tower: Path) -> None:
+    names = sorted(COUNTS)
+    splits = {}
+    for split, chosen in (("train", range(2, 40)), ("test", range(2))):
+        rows = [(name, k) for name in names for k in chosen if (name, k) in PHOTOS]
+        splits[split] = datasets.Dataset.from_dict(
+            {
+                "photo": [{"bytes": PHOTOS[row], "path": None} for row in rows],
+                "kind": [names.index(name) for name, _ in rows],
+            },
+            features=datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=names)}),
+        )
+    datasets.DatasetDict(splits).save_to_disk(home / "arrow")
+    # Every image is decoded while training, at no size known before.
+    done = run(home, tower, "custom", f"data.source={home / 'arrow'}", "data.decode=each-time", *TRAINING)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "76" not in done.stdout.split("images of")[0][-8:] and scores(home)["lfm"]["all"] == 100
+
+
+@pytest.mark.slow
+def test_zero_shot_is_a_method_without_training(home: Path, tower: Path) -> None:
+    """And CIFAR comes in both its forms: what the binary archive gives, the python archive finds done already."""
+    train, test = small(CIFAR10)
+    sources = {}
+    for form in ("binary", "python"):
+        (home / form).mkdir()
+        at = layout(CIFAR10, form)
+        write_archive(home / form / at.archive, at.folder, members(CIFAR10, form, train, test))
+        sources[form] = (
+            f"data.source={home / form}", "data.verify=false", "data.imbalance=4", "stage1.epochs=0", "stage2.epochs=0"
+        )  # fmt: skip
+    first = run(home, tower, "cifar10-lt", *sources["binary"])
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "cifar10-lt: zero-shot, seed 0" in first.stdout
+    result = scores(home)
+    assert result["zero-shot"] == result["untrained"], "the model after no training is the one before"
+    rows = re.findall(r"^(untrained|zero-shot) +(.*)$", first.stdout.split("Top-1")[1], re.MULTILINE)
+    assert len(rows) == 2 and rows[0][1] == rows[1][1]
+    again = run(home, tower, "cifar10-lt", *sources["python"])
+    assert again.returncode == 0, again.stdout + again.stderr
+    for step in ("backbone", "text embeddings", "stage 1", "stage 2"):
+        assert f"{step}: unchanged, reused" in again.stdout, step
+    assert scores(home) == result
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tree")
+def test_what_cannot_work_is_refused_before_any_step(home: Path, tower: Path) -> None:
+    for changes, message in {
+        ("model.tower=ViT-B-33",): "unknown .*ViT-B-33.*did you mean ViT-B-32",
+        ("model.tower=ViT-B/32", "model.weights=opnai"): "opnai",
+        ("model.tower=conv4",): "conv4 has no text tower; set text.encoder=minilm",
+        ("model.image_size=64",): "model.image_size is for conv4",
+        ("data.name=cifar11",): "unknown data set 'cifar11'; did you mean cifar10",
+    }.items():
+        done = run(home, tower, "custom", *changes)
+        assert done.returncode == 2 and re.fullmatch(rf"error: .*{message}.*\n", done.stderr), done.stderr
+        assert "[1/1]" not in done.stdout
+    done = run(home, tower, "custom", f"data.source={image_tree(home)}", "text.encoder=minilm")
+    assert re.search(
+        "embeds images in 32 dimensions, text.encoder minilm text in 384; set text.encoder=back", done.stderr
+    )
