@@ -145,6 +145,38 @@ app.add_typer(data_app, name="data")
 
 
 @data_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set or a preset: fashion-mnist, cifar10, imagenet-lt, ...")],
+    source: Annotated[str, typer.Option("--source", help="Where your copy lies; default: LFM_HOME/downloads.")] = "",
+    images: Annotated[str, typer.Option("--images", help="Where the images lie, if not beside the lists.")] = "",
+    home_: HomeOption = None,
+) -> None:
+    """Say which files of a data set go where, fetch what can be fetched, and check what is there.
+
+    Examples:
+      lfm data fetch cifar100
+
+      lfm data fetch imagenet-lt --source ~/lists --images /data/imagenet
+
+      lfm data fetch custom --source ~/photos
+    """
+    name = PRESETS[name]().data.name if name in PRESETS else name
+    _use_home(home_)
+    from lfm.config import DataConfig, unknown
+    from lfm.data import DATASETS
+    from lfm.data.custom import KINDS
+
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    if name == "custom" and not source:
+        typer.echo(f"Nothing to fetch: set data.source to {KINDS}")
+        return
+    found = DATASETS[name](DataConfig(name=name, source=source, images=images, profile="as-is"))
+    found.check()
+    typer.echo(f"{name}: all there, {len(found.images):,} images of {len(found.classes):,} classes")
+
+
+@data_app.command()
 def inspect(
     preset: PresetArgument,
     set_: SetOption = None,

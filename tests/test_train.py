@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lfm.artifact import MANIFEST
-from lfm.backbone import Preprocess
+from lfm.backbone import Preprocess, build_image_tower
 from lfm.config import InputError, RunConfig, StageConfig
 from lfm.data import Images
 from lfm.mixup import PairBatch
@@ -279,3 +280,30 @@ def test_curves_come_once_an_epoch_with_validation_where_asked(tmp_path: Path) -
     assert len(logged) == 5
     assert ["stage1/val/all" in v for v in logged] == [False, True, False, True, True]
     assert json.dumps(logged)  # plain numbers
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
+def test_an_open_clip_tower_trains_in_stage_1_and_stands_still_in_stage_2(name: str, tmp_path: Path) -> None:
+    """The real architectures of the paper; RN50's batch norm keeps running statistics, which must not drift."""
+    package = Path(find_spec("open_clip").origin).parent  # type: ignore[union-attr, arg-type]
+    architecture = json.loads((package / "model_configs" / f"{name}.json").read_text())
+    torch.manual_seed(0)
+    tower = build_image_tower(architecture)
+    dim = architecture["embed_dim"]
+    text_CD = torch.nn.functional.normalize(torch.randn(3, dim, generator=torch.Generator().manual_seed(1)), dim=1)
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    to = Preprocess(224, (0.5,) * 3, (0.3,) * 3, "bicubic", "shortest")
+    data = Images(lambda i: pixels[i], (3, 32, 32), torch.tensor([0, 0, 0, 0, 1, 1, 1, 2]), to, held=True)
+    model = LFM(tower, text_CD)
+    settings = config(
+        stage1__epochs=1, stage2__epochs=1, stage1__batch_size=4, stage2__batch_size=4, train__precision="fp32"
+    )
+    seen = [state(model)]
+    for number in (1, 2):
+        Stage(number, settings, model, data, data, tmp_path / str(number), lambda _, __: None, 0.5).run()
+        seen.append(state(model))
+    start, first, second = seen
+    moved = [{k for k in start if not torch.equal(a[k], b[k])} for a, b in ((start, first), (first, second))]
+    assert moved[1] == {"w.weight"}
+    assert not moved[0] & {"w.weight", "text_CD"} and len(moved[0]) > 100
+    assert name != "RN50" or sum("running_var" in k for k in moved[0]) > 40
