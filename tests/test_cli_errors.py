@@ -96,8 +96,10 @@ def truncated(fashion_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_missing_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    done = lfm(tmp_path / "home", "data", "inspect", "fashion-mnist-lt", "--set", f"data.source={tmp_path}")
+    assert_one_line(done, f"{tmp_path} has no train-images-idx3-ubyte.gz; put the four files .* data.source")
     done = lfm(tmp_path / "home", "data", "inspect", "fashion-mnist-lt", "--set", "data.source=/nonexistent")
-    assert_one_line(done, "/nonexistent has no train-images-idx3-ubyte.gz; put the four files .* data.source")
+    assert_one_line(done, "data.source: /nonexistent does not exist; correct the path")
 
 
 def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, truncated: Path) -> None:
@@ -110,7 +112,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subp
     """Whole pipelines that must come to nothing, side by side: each takes its time to import KFP and MLflow."""
     folder = tmp_path_factory.mktemp("running")
     (folder / "taken").mkdir()
-    missing = ["run", "fashion-mnist-lt", "--set", "data.source=/nonexistent"]
+    missing = ["run", "fashion-mnist-lt", "--set", f"data.source={folder / 'taken'}"]
     commands = {
         "missing files": missing,
         "a folder as --json": [*missing, "--json", str(folder / "taken")],
@@ -140,7 +142,7 @@ def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_pipeline_without_its_files_ends_in_one_line(running: dict[str, subprocess.Popen[str]]) -> None:
     done = ended(running["missing files"])
-    assert_one_line(done, "/nonexistent has no train-images-idx3-ubyte.gz; put the four files .* data.source")
+    assert_one_line(done, "taken has no train-images-idx3-ubyte.gz; put the four files .* data.source")
 
 
 @pytest.mark.slow

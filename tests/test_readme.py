@@ -40,6 +40,23 @@ def test_each_run_is_understood_and_gets_as_far_as_its_data(command: str, tmp_pa
     assert re.fullmatch(r"error: \S+ has no \S+\.gz; put the four files .*\n", done.stderr)
 
 
+@pytest.mark.slow
+def test_the_commands_for_own_images_work_on_a_folder_of_photos(tmp_path: Path) -> None:
+    from tests.test_own_data import PHOTOS
+
+    for (name, k), data in PHOTOS.items():
+        path = tmp_path / "photos" / name / f"{k}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (block,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    commands = block.strip().splitlines()
+    assert len(commands) == 3
+    for command in commands:
+        done = call([str(LFM), *shlex.split(command)[1:]], tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert re.search(r"^lfm \+ ce .* 100\.0$", done.stdout, re.MULTILINE), done.stdout
+
+
 def test_make_lists_its_commands_and_the_readme_names_real_ones() -> None:
     listed = set(re.findall(r"make (\S+)", call(["make"], ROOT).stdout))
     assert {"demo", "test", "ui", "setup"} <= listed

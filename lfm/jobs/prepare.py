@@ -11,6 +11,7 @@ from lfm.artifact import build_once, content_key, copy_to, home, read_manifest, 
 from lfm.config import DataConfig, InputError, ModelConfig, RunConfig, TextConfig, unknown
 from lfm.jobs.step import content, step, told
 from lfm.presets import load
+from lfm.storage import is_remote
 
 # The source whose change makes a kept data set stale.
 BUILDING = tuple(
@@ -26,13 +27,17 @@ def check(config: RunConfig) -> None:
     """What can be refused before any work.
 
     Raises:
-        InputError: unknown data set, tower or weights, or parts that do not fit each other.
+        InputError: unknown data set, tower or weights, a place that is not there, parts that do not fit each other.
     """
     from lfm import backbone
     from lfm.data import DATASETS
 
     if config.data.name not in DATASETS:
         raise unknown("data set", config.data.name, DATASETS)
+    for field in ("source", "images", "class_names"):
+        place = getattr(config.data, field)
+        if place and not is_remote(place) and not Path(place).expanduser().exists():
+            raise InputError(f"data.{field}: {place} does not exist; correct the path")
     if backbone.uses_open_clip(config.model):
         backbone.check(config.model)
         if config.model.image_size:
