@@ -211,3 +211,25 @@ def test_a_dead_mlflow_server_is_said_in_one_line_without_its_password(tmp_path:
     assert done.returncode == 2
     assert done.stderr.startswith("error: the MLflow server at 127.0.0.1:9 does not answer")
     assert "secret" not in done.stdout + done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["imagenet-lt"], "put ImageNet_LT_train.txt, .* into .*downloads/imagenet-lt, or set data.source"),
+        (["places-lt"], "put Places_LT_train.txt"),
+        (["inaturalist2018"], "put train2018.json"),
+        (["cifar100-lt", "--source", "/nonexistent"], "cifar-100-python.tar.gz"),
+        (["cifar"], "unknown data set 'cifar'; did you mean cifar10?"),
+    ],
+)
+def test_fetch_says_which_file_goes_where(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = lfm(tmp_path / "home", "data", "fetch", *arguments)
+    assert_one_line(done, f".*{message}")
+
+
+def test_fetch_explains_own_data_and_counts_what_is_there(tmp_path: Path, fashion_folder: Path) -> None:
+    done = lfm(tmp_path / "home", "data", "fetch", "custom")
+    assert done.returncode == 0 and "image folder" in done.stdout and "manifest" in done.stdout
+    done = lfm(tmp_path / "home", "data", "fetch", "fashion-mnist", "--source", str(fashion_folder))
+    assert done.returncode == 0 and "fashion-mnist: all there, 70,000 images of 10 classes" in done.stdout

@@ -19,7 +19,8 @@ from PIL import Image
 
 from lfm import storage
 from lfm.config import DataConfig, InputError
-from lfm.data.custom import choose_test, load_custom
+from lfm.data.custom import load_custom
+from lfm.data.heldout import choose_test
 from lfm.data.source import SPLITS, Source
 from tests.s3 import S3
 

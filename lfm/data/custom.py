@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +21,11 @@ from lfm.config import DataConfig, InputError
 from lfm.data.arrow import is_arrow, read_arrow
 from lfm.data.heldout import choose_test, digests
 from lfm.data.lists import named
-from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Encoded, Files, Index, Source
+from lfm.data.manifest import MANIFESTS, SPLIT_NAMES, Rows, read_file, read_lists, read_manifest, unreadable
+from lfm.data.source import SPLITS, TEST, TRAIN, Encoded, Files, Index, Source
 from lfm.progress import say
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-SPLIT_NAMES = {"train": TRAIN, "val": VAL, "validation": VAL, "test": TEST}
-PATH_COLUMNS = ("path", "uri", "image", "file")
-LABEL_COLUMNS = ("label", "class")
-MANIFESTS = (".csv", ".tsv", ".parquet", ".jsonl")
 KINDS = (
     "an image folder ROOT/CLASS/*.jpg or ROOT/{train,val,test}/CLASS/*.jpg (data.source=/data/birds), "
     "a prefix in S3 with the same layout (data.source=s3://bucket/birds), "
@@ -39,21 +35,6 @@ KINDS = (
 )
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 READERS = 16
-
-
-@dataclass
-class Table:
-    """The rows of one list or manifest."""
-
-    file: str
-    unit: str
-    """What a place in the file is called: line or row."""
-    place: Sequence[int]
-    path: list[str]
-    """As written."""
-    label: list[str]
-    split: list[int]
-    raw: bytes
 
 
 @dataclass
@@ -126,9 +107,9 @@ def _find(config: DataConfig, source: str, suffix: str, remote: bool) -> Found:
     if (remote and suffix not in (".txt", *MANIFESTS)) or Path(source).is_dir():
         return _from_folder(source)
     if suffix == ".txt":
-        return _from_tables(config, source, _read_lists(source))
+        return _from_tables(config, source, read_lists(source))
     if suffix in MANIFESTS:
-        return _from_tables(config, source, [_read_manifest(source, suffix)])
+        return _from_tables(config, source, [read_manifest(source, suffix)])
     if Path(source).exists():
         raise InputError(f"{source} is of no known kind; data.source must be {KINDS}")
     raise InputError(f"{source} does not exist; correct data.source: it must be {KINDS}")
@@ -155,7 +136,7 @@ def _from_folder(root: str) -> Found:
         try:
             ignored = _scan(root, "", (_identity(Path(root).stat()),), files, folders)
         except OSError as error:
-            raise _unreadable(error.filename or root, error) from error
+            raise unreadable(error.filename or root, error) from error
     files.sort()
     depth = _depth(root, {folder for folder in folders if "/" not in folder})
     name, stamp, label, split = [], [], [], []
@@ -248,7 +229,7 @@ def _depth(root: str, top: set[str]) -> int:
 # Split lists and manifests
 
 
-def _from_tables(config: DataConfig, source: str, tables: list[Table]) -> Found:
+def _from_tables(config: DataConfig, source: str, tables: list[Rows]) -> Found:
     base = _absolute(config.images) if config.images else source.rpartition("/")[0]
     starts = np.cumsum([0, *(len(table.path) for table in tables)])
 
@@ -277,126 +258,6 @@ def _from_tables(config: DataConfig, source: str, tables: list[Table]) -> Found:
     words = tables[0].unit == "line"  # the label of a line is one word
     raw = [table.raw for table in tables]
     return Found(path, name, _stamps(path), label, split, where, words, numbers, raw)
-
-
-def _read_lists(source: str) -> list[Table]:
-    """The list; where its name holds `train`, also those named alike for the other splits."""
-    folder, _, name = source.rpartition("/")
-    tables = [_read_list(source, TRAIN)]
-    before, train, after = name.rpartition("train")
-    if train:
-        for word in ("val", "validation", "test"):
-            other = f"{folder}/{before}{word}{after}"
-            if storage.exists(other) if storage.is_remote(other) else Path(other).is_file():
-                tables.append(_read_list(other, SPLIT_NAMES[word]))
-    return tables
-
-
-def _read_list(source: str, split: int) -> Table:
-    raw = _read(source)
-    try:
-        lines = raw.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source} is not UTF-8 text; save it as UTF-8") from error
-    place, path, label = [], [], []
-    for number, line in enumerate(lines, 1):
-        words = line.strip().rsplit(None, 1)
-        if len(words) == 2:
-            place.append(number)
-            path.append(words[0])
-            label.append(words[1])
-        elif words:
-            raise InputError(f"{source} line {number}: {line.strip()!r} has no label; write 'PATH LABEL'")
-    if not path:
-        raise InputError(f"{source} has no rows; write a line 'PATH LABEL' for each image")
-    return Table(source, "line", place, path, label, [split] * len(path), raw)
-
-
-def _read_manifest(source: str, suffix: str) -> Table:
-    import pyarrow as pa
-
-    raw = _read(source)
-    if not raw.strip():
-        raise InputError(f"{source} has no rows; give it the columns path and label, and a row for each image")
-    try:
-        table, names = _parse(raw, suffix)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        # JSON rows are counted from 0 there, the rest from 1
-        text = re.sub(r"in row (\d+)", lambda match: f"in row {int(match[1]) + 1}", " ".join(str(error).split()))
-        raise InputError(f"{source} cannot be read as {suffix[1:]} ({text[:200]}); correct that row or file") from error
-    place = range(2, len(table) + 2) if suffix in (".csv", ".tsv") else range(1, len(table) + 1)  # row 1: the header
-    if not len(table):
-        raise InputError(f"{source} has no rows; add a row for each image")
-    path = _column(source, table, names, PATH_COLUMNS, place, "give each row the path of its image")
-    label = _column(source, table, names, LABEL_COLUMNS, place, "give each image its class")
-    if "split" not in names:
-        return Table(source, "row", place, path, label, [TRAIN] * len(path), raw)
-    words = _column(source, table, names, ("split",), place, "use train, val or test")
-    split = [SPLIT_NAMES.get(word.lower(), -1) for word in words]
-    if -1 in split:
-        i = split.index(-1)
-        raise InputError(
-            f"{source} row {place[i]}: split {words[i]!r} is not known; use train, val (or validation) or test"
-        )
-    return Table(source, "row", place, path, label, split, raw)
-
-
-def _parse(raw: bytes, suffix: str) -> tuple[Any, list[str]]:
-    """The table, and the names of all columns in the file: of a Parquet file only those that we use are read."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    columns = (*PATH_COLUMNS, *LABEL_COLUMNS, "split")
-    file = pa.BufferReader(raw)
-    if suffix == ".parquet":
-        parquet = pa.parquet.ParquetFile(file)
-        names = parquet.schema_arrow.names
-        return parquet.read(columns=[name for name in names if name in columns]), names
-    if suffix == ".jsonl":
-        table = pa.json.read_json(file)
-        return table, table.column_names
-    table = pa.csv.read_csv(
-        file,
-        read_options=pa.csv.ReadOptions(use_threads=False),  # only so are the rows of errors numbered
-        parse_options=pa.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ","),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
-    )
-    return table, table.column_names
-
-
-def _column(
-    source: str, table: Any, have: list[str], names: Sequence[str], place: Sequence[int], fix: str
-) -> list[str]:
-    """The first column with one of these names, as text; spaces around it go, unless it is a path."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    name = next((name for name in names if name in have), None)
-    if name is None or have.count(name) > 1:
-        fault = f"has no column {' or '.join(names)}" if name is None else f"has {have.count(name)} columns {name}"
-        raise InputError(f"{source} {fault} (its columns: {', '.join(have)}); rename or add it: {fix}")
-    column = table.column(name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    textual = any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
-    whole = pa.types.is_integer(kind) and name in LABEL_COLUMNS
-    if textual or whole:
-        column = column.cast(pa.string())
-        trimmed = pc.utf8_trim_whitespace(column)
-        empty = pc.fill_null(pc.equal(trimmed, ""), True)
-    else:
-        trimmed, empty = column, pc.is_null(column)
-    i = pc.index(empty, True).as_py()
-    if i >= 0:
-        raise InputError(f"{source} row {place[i]}: {name} is empty; {fix}")
-    if not (textual or whole):
-        wanted = "text or whole numbers" if name in LABEL_COLUMNS else "text"
-        raise InputError(f"{source}: column {name} holds {kind}, it must be {wanted}; {fix}")
-    values: list[str] = (column if name in PATH_COLUMNS else trimmed).to_pylist()
-    return values
 
 
 # Class names
@@ -448,7 +309,7 @@ def _in_order(keys: Iterable[str]) -> list[str]:
 
 def _read_names(file: str) -> list[str] | dict[str, str]:
     try:
-        text = _read(file).decode("utf-8-sig")
+        text = read_file(file).decode("utf-8-sig")
         value = json.loads(text) if file.lower().endswith(".json") or text.lstrip().startswith("{") else None
     except ValueError as error:
         raise InputError(f"{file} is not UTF-8 text or not JSON ({error}); write a line a class, or JSON") from error
@@ -493,19 +354,6 @@ def _resolve(base: str, path: str) -> str:
     if "./" not in path and "//" not in path:
         return whole
     return f"s3://{posixpath.normpath(whole[5:])}" if storage.is_remote(whole) else os.path.normpath(whole)
-
-
-def _read(source: str) -> bytes:
-    if storage.is_remote(source):
-        return storage.read(source)
-    try:
-        return Path(source).read_bytes()
-    except OSError as error:
-        raise _unreadable(source, error) from error
-
-
-def _unreadable(name: str, error: OSError) -> InputError:
-    return InputError(f"{name} cannot be read ({error.strerror or error}); correct its path or permissions")
 
 
 def _first(names: Sequence[str] | set[str]) -> str:

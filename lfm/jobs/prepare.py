@@ -14,10 +14,11 @@ from lfm.presets import load
 from lfm.storage import is_remote
 
 # The source whose change makes a kept data set stale.
-BUILDING = tuple(
-    f"lfm.data.{module}"
-    for module in ("artifact", "cifar", "custom", "decode", "fashion_mnist", "lists", "longtail", "source", "table")
-)
+BUILDING = (
+    "lfm.data.arrow", "lfm.data.artifact", "lfm.data.cifar", "lfm.data.custom", "lfm.data.decode",
+    "lfm.data.fashion_mnist", "lfm.data.heldout", "lfm.data.lists", "lfm.data.longtail", "lfm.data.manifest",
+    "lfm.data.source", "lfm.data.table",
+)  # fmt: skip
 
 # Fields that do not change what the Arrow files hold.
 ELSEWHERE = {"source", "images", "class_names", "verify", "decode", "decode_gb", "on_bad_image", "max_bad"}

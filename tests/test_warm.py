@@ -1,0 +1,103 @@
+"""Steps forked from a warm process behave as steps of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys
+from kfp import dsl, local
+from pipelines.warm import warm_steps
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def show(word: str) -> str:
+    import os, sys
+    print("pid", os.getpid(), "word", word, "HOME_OF_TEST", os.environ.get("HOME_OF_TEST"), "cwd", os.getcwd())
+    print("torch was there:", "torch" in sys.modules, file=sys.stderr)
+    return word.upper()
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def fail(how: str):
+    import os, signal, time
+    if how == "exit": raise SystemExit(2)
+    if how == "raise": raise ValueError("a mistake of ours")
+    if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
+    print("sleeping", os.getpid(), flush=True)
+    time.sleep(60)
+
+@dsl.pipeline
+def good(): show(word="one"); show(word="two")
+@dsl.pipeline
+def bad(how: str): fail(how=how)
+
+if __name__ == "__main__":
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1])
+    with warm_steps():
+        os.environ["HOME_OF_TEST"] = "set later"
+        if sys.argv[2] == "good":
+            good()
+        else:
+            try:
+                bad(how=sys.argv[2])
+            except RuntimeError as error:
+                print("failed:", error)
+"""
+
+
+def program(folder: Path, how: str) -> list[str]:
+    (folder / "program.py").write_text(PROGRAM)
+    return [sys.executable, str(folder / "program.py"), str(folder / "root"), how]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONUNBUFFERED": "1"}
+
+
+def run(folder: Path, how: str) -> str:
+    done = subprocess.run(
+        program(folder, how), cwd=folder, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_each_step_is_a_process_of_its_own_with_the_environment_of_now(tmp_path: Path) -> None:
+    out = run(tmp_path, "good")
+    shown = [line.split() for line in out.splitlines() if line.strip().startswith("pid")]
+    assert {line[3] for line in shown} == {"one", "two"} and shown[0][1] != shown[1][1]
+    assert all(" ".join(line[5:]) == f"set later cwd {tmp_path}" for line in shown)
+    assert out.count("torch was there: True") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "traceback"), [("exit", False), ("raise", True), ("kill", False)])
+def test_a_step_that_fails_fails_the_pipeline(how: str, traceback: bool, tmp_path: Path) -> None:
+    out = run(tmp_path, how)
+    assert "failed:" in out and ("ValueError: a mistake of ours" in out) == traceback
+
+
+@pytest.mark.slow
+def test_ctrl_c_takes_the_step_along(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        program(tmp_path, "sleep"), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout
+    step = 0
+    for line in process.stdout:
+        if "sleeping" in line:
+            step = int(line.split()[-1])
+            break
+    assert step
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{step}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{step}").exists()
