@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 RUN ?=
 
-.PHONY: help setup demo test lint ui lock clean
+.PHONY: help setup demo bench test lint ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -32,6 +32,9 @@ demo: setup ## Train CE and LFM on Fashion-MNIST-LT, compare, register (about 3 
 
 ui: setup ## Open the MLflow UI on the runs
 	@$(BIN)/lfm ui
+
+bench: setup ## Every hot part beside the reference way of working (10 minutes on 2 idle cores)
+	@$(BIN)/python benchmarks/speed.py --out docs/performance.md
 
 lint: setup ## Format check, lint, types, import rules, unused dependencies
 	$(BIN)/ruff format --check .

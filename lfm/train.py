@@ -111,10 +111,9 @@ class Stage:
         values, config = self.config.stage(self.number), self.config
         device = self.train.device
         AcceleratorState._reset_state()  # another stage of this process may have had another precision
-        accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="bf16" if use_bf16(config.train.precision, device) else "no",
-        )
+        bf16 = use_bf16(config.train.precision, device)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if bf16 else "no")
         label_N = self.train.label_N.cpu()
         sampler = pair_sampler(config, self.number, label_N, self.model.text_CD.cpu(), self.alpha)
         count_C = sampler.count_C.to(device)
@@ -128,7 +127,7 @@ class Stage:
         net, prepared = accelerator.prepare(self.model, optimizer)
 
         def train_step(batch: PairBatch, pixels: Tensor | None) -> Tensor:
-            x = mixed_images(self.train, batch, config.train.flip, pixels)
+            x = mixed_images(self.train, batch, config.train.flip, pixels, dtype)
             label_B2, weight_B2 = batch.label_B2.to(device), batch.weight_B2.to(device)
             if config.mixup.name == "none":
                 label_B2, weight_B2 = label_B2[:, :1], weight_B2[:, :1]
@@ -263,14 +262,17 @@ def _pair(batch: PairBatch) -> int:
     return 1 if bool((batch.lambda_x_B == 1).all()) else 2  # nothing of the partners: do not touch their pixels
 
 
-def mixed_images(images: Images, batch: PairBatch, flip: bool, pixels: Tensor | None = None) -> Tensor:
-    """The pairs of a batch: flipped, mixed, resized, normalised. (B, channels, side, side) float32, channels last.
+def mixed_images(
+    images: Images, batch: PairBatch, flip: bool, pixels: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The pairs of a batch: flipped, mixed, normalised, resized. (B, channels, side, side), channels last.
 
     Args:
         images: the split.
         batch: of its pairs.
         flip: each image left-right with probability one half.
         pixels: those of `positions(batch)`, uint8, if they were fetched ahead.
+        dtype: in which images are resized on the device; where they are not, the result is float32.
     """
     size, pair = len(batch.index_B2), _pair(batch)
     x = images.unit(images.fetch(positions(batch)) if pixels is None else pixels)
@@ -279,7 +281,7 @@ def mixed_images(images: Images, batch: PairBatch, flip: bool, pixels: Tensor | 
         x = torch.where(flips[:, None, None, None], x.flip(3), x)
     if pair == 2:
         x = mix(x[:size], x[size:], batch.lambda_x_B.to(images.device))
-    return images.finish(x)
+    return images.finish(x, dtype)
 
 
 def fetched_ahead(images: Images, batches: Iterable[PairBatch]) -> Iterator[tuple[PairBatch, Tensor | None]]:

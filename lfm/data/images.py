@@ -114,11 +114,19 @@ class Images:
         """uint8 -> [0, 1], float32, on the device."""
         return pixels.to(self.device, non_blocking=True).float().div_(255)
 
-    def finish(self, x: Tensor) -> Tensor:
-        """Resize, crop and normalise images in [0, 1], mixed or not. (B, channels, side, side), channels last."""
+    def finish(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normalise, resize and crop images in [0, 1], mixed or not. (B, channels, side, side), channels last.
+
+        Each row of a resampling sums to 1, so normalising first is the same, on fewer pixels.
+
+        Args:
+            x: (B, channels, H, W) float32.
+            dtype: of the two products that resize, and of the result where there are any.
+        """
+        x = (x - self._mean) / self._std
         if self._rows is not None and self._columns is not None:
-            x = self._rows @ (x @ self._columns.T)
-        return ((x - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+            x = self._rows.to(dtype) @ (x.to(dtype) @ self._columns.to(dtype).T)
+        return x.contiguous(memory_format=torch.channels_last)
 
     def exact(self, index_B: Tensor) -> Tensor:
         """The tower's input, the same to the last bit as open_clip's evaluation transform gives.
