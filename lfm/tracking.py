@@ -207,21 +207,23 @@ def register_model(tracker: Tracker, name: str, model: Path, example: Any, outpu
     from mlflow.models import ModelSignature, infer_signature
     from mlflow.types import Schema, TensorSpec
 
-    os.environ["MLFLOW_RUN_ID"] = tracker.parent
     mlflow.set_tracking_uri(tracking_uri())
     signature = infer_signature(example, output)
     if any_size:
         images = TensorSpec(example.dtype, (-1, -1, -1, *example.shape[3:]))
         signature = ModelSignature(Schema([images]), signature.outputs)
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={"model": str(model)},
-        # Our code travels with the model, so that it loads wherever these packages are.
-        code_paths=[str(Path(__file__).parent)],
-        pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
-        signature=signature,
-        input_example=example,
-        registered_model_name=name,
-    )
+    # Inside the run: MLflow would otherwise keep the model in ./mlruns, linked to no run.
+    with mlflow.start_run(run_id=tracker.parent):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"model": str(model)},
+            # Our code travels with the model, so that it loads wherever these packages are.
+            code_paths=[str(Path(__file__).parent)],
+            pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
+            signature=signature,
+            input_example=example,
+            registered_model_name=name,
+        )
+    tracker.client.update_run(tracker.parent, status="RUNNING")  # the pipeline says when it has ended
     return f"models:/{name}/{info.registered_model_version}"

@@ -27,6 +27,7 @@ from lfm.presets import PRESETS, load
 from pipelines.run import compile_pipeline
 
 LFM = Path(sys.executable).with_name("lfm")
+ROOT = Path(__file__).parent.parent
 SMALL = ["data.max_per_class=60", "data.imbalance=10", "stage1.epochs=2", "stage2.epochs=1", "shots.many=30"]
 
 
@@ -152,6 +153,9 @@ except Exception as error:
     accuracy = 100 * float(re.findall(r"accuracy (\S+)", done.stdout)[0])
     assert accuracy == pytest.approx(expected, abs=12)  # 200 of the 10,000 images
     assert "refused" in done.stdout
+    version = client(home).get_model_version("fashion-mnist-lt", "2")
+    assert version.run_id == parents(home)[1].info.run_id, "the model hangs on its run"
+    assert list((home / "mlartifacts").rglob("served_model.py")) and not (ROOT / "mlruns").exists()
     assert not [path for path in home.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin")]
 
 
