@@ -25,6 +25,7 @@ from lfm.evaluate import GROUPS
 from lfm.jobs import backbone_for, dataset_for, embeddings_for, inspect, new_model
 from lfm.presets import load
 from lfm.report import COLUMNS, percent
+from lfm.tracking import commit
 from lfm.train import Stage, pick_device, score_split
 
 PRESET = "fashion-mnist-lt"
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
         "split": f"test; shots: {load(PRESET).shots.rule}; groups: {', '.join(GROUPS)}",
         "weights": "conv4 from scratch; text all-MiniLM-L6-v2",
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}",
-        "method code": code[:12],
+        "method": f"commit {commit()}, code {code[:12]}",
     }
     for seed in range(options.seeds):  # seed by seed, so that a stopped run is a paired table of fewer seeds
         for arm in options.arms:
