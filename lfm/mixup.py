@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
-# Rows of p_ls are kept as one cumulative table up to this many classes (8 bytes an entry: 32 MB), and are
-# otherwise computed for the classes of the batch, in slices of at most `SCRATCH_ENTRIES` entries (128 MB a copy).
+# Rows of p_ls are kept as one cumulative table up to this many classes (8 bytes an entry: 32 MB). Beyond, they pass by
+# in pieces of at most `SCRATCH_ENTRIES` entries (4 MB), of which only the mass of each chunk of `CHUNK` classes is kept.
 TABLE_CLASSES = 2048
-SCRATCH_ENTRIES = 2**24
+SCRATCH_ENTRIES = 2**20
+CHUNK = 128
 
 
 def local_sampling_rows(text_CD: Tensor, class_U: Tensor, tau: float) -> Tensor:
@@ -101,9 +103,9 @@ def beta(b: float, shape: int, rng: torch.Generator) -> Tensor:
 class PartnerSampler:
     """Draws partner classes from p_ls by inversion: the first class whose cumulative mass exceeds u.
 
-    Up to `table_classes` classes the cumulative rows are computed once; beyond, for the distinct classes asked
-    for, slice by slice, so that no C x C matrix ever exists. Both give the same class for the same u, but for the rare
-    u that falls into the rounding of float32 cosines.
+    Up to `table_classes` classes the cumulative rows are computed once. Beyond, each draw first finds the chunk of
+    classes that u falls into, from the chunks' masses, then the class inside it; the rows themselves are never held.
+    Both give the same class for the same u, but for the rare u that falls into the rounding of float32 cosines.
 
     Args:
         text_CD: class embeddings, rows of unit length, on any device.
@@ -118,15 +120,8 @@ class PartnerSampler:
         assert classes >= 2, "mixing needs two classes"
         self.table = None
         if classes <= table_classes and not uniform:
-            self.table = self._cumulative(torch.arange(classes, device=text_CD.device))
-
-    def _cumulative(self, class_U: Tensor) -> Tensor:
-        """Cumulative rows laid end to end, row r in [r, r + 1], so that one search serves every row. (U * C,)."""
-        rows_UC = local_sampling_rows(self.text_CD, class_U, self.tau).cumsum_(dim=1)
-        # Divided by its last entry a row ends in exactly 1, above every u. The class itself adds no mass, so no
-        # u falls on it.
-        rows_UC.div_(rows_UC[:, -1:].clone())
-        return rows_UC.add_(torch.arange(len(class_U), device=class_U.device)[:, None]).flatten()
+            rows_CC = local_sampling_rows(text_CD, torch.arange(classes, device=text_CD.device), tau)
+            self.table = _end_to_end(rows_CC)
 
     def draw(self, class_B: Tensor, u_BK: Tensor) -> Tensor:
         """Partner classes, never the class itself.
@@ -145,18 +140,63 @@ class PartnerSampler:
         u_BK = u_BK.clamp(max=1 - 1e-9)  # u + r must not round up into the next row
         if self.table is not None:
             return _invert(self.table, class_B, u_BK, classes)
-        partner_BK = torch.empty(u_BK.shape, dtype=torch.long, device=class_B.device)
         distinct_U, row_B = class_B.unique(return_inverse=True)
-        slice_rows = max(1, SCRATCH_ENTRIES // classes)
-        for start in range(0, len(distinct_U), slice_rows):
-            cumulative = self._cumulative(distinct_U[start : start + slice_rows])
-            here = ((row_B >= start) & (row_B < start + slice_rows)).nonzero()[:, 0]
-            partner_BK[here] = _invert(cumulative, row_B[here] - start, u_BK[here], classes)
-        return partner_BK
+        # p of each chunk (M of them), end to end: rows of float64, a hundredth of the size of p_ls.
+        mass_UM = self._chunk_logs(distinct_U).double().softmax(dim=1)
+        ends_UM = _end_to_end(mass_UM)
+        chunk_BK = _invert(ends_UM, row_B, u_BK, mass_UM.shape[1])
+        # How far u lies into its chunk, as a share of the chunk's mass.
+        place_BK = row_B[:, None] * mass_UM.shape[1] + chunk_BK
+        begin_BK = torch.where(chunk_BK > 0, ends_UM[(place_BK - 1).clamp(min=0)] - row_B[:, None], 0)
+        share_BK = (u_BK - begin_BK) / (ends_UM[place_BK] - row_B[:, None] - begin_BK)
+        return self._in_chunk(class_B, chunk_BK, share_BK.clamp(0, 1 - 1e-9))
+
+    def _logits(self, class_U: Tensor, start: int, stop: int) -> Tensor:
+        """(f_Ti . f_Tj - 1) / tau of the classes [start, stop), minus infinity for the class itself. (U, W)."""
+        logit_UW = (self.text_CD[class_U] @ self.text_CD[start:stop].T).sub_(1).div_(self.tau)
+        own_UW = class_U[:, None] == torch.arange(start, stop, device=class_U.device)
+        return logit_UW.masked_fill_(own_UW, -torch.inf)
+
+    def _chunk_logs(self, class_U: Tensor) -> Tensor:
+        """Logarithm of each chunk's mass, not normalised. (U, M)."""
+        classes = len(self.text_CD)
+        log_UM = torch.empty(len(class_U), -(-classes // CHUNK), dtype=self.text_CD.dtype, device=self.text_CD.device)
+        wide = max(1, SCRATCH_ENTRIES // len(class_U) // CHUNK) * CHUNK
+        for start in range(0, classes, wide):
+            logit_UW = self._logits(class_U, start, min(start + wide, classes))
+            logit_UW = F.pad(logit_UW, (0, -logit_UW.shape[1] % CHUNK), value=-torch.inf)
+            chunked = logit_UW.view(len(class_U), -1, CHUNK)
+            log_UM[:, start // CHUNK : start // CHUNK + chunked.shape[1]] = chunked.logsumexp(dim=2)
+        return log_UM
+
+    def _in_chunk(self, class_B: Tensor, chunk_BK: Tensor, share_BK: Tensor) -> Tensor:
+        """The class inside each draw's chunk; one product for all the draws of a chunk."""
+        order = chunk_BK.flatten().argsort()
+        class_P = class_B[:, None].expand_as(chunk_BK).flatten()[order]
+        found_P, counts = chunk_BK.flatten()[order].unique_consecutive(return_counts=True)
+        share_P, partner_P = share_BK.flatten()[order], torch.empty_like(order)
+        begin = 0
+        for chunk, count in zip(found_P.tolist(), counts.tolist(), strict=True):
+            here = slice(begin, begin + count)
+            start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.text_CD))
+            rows = self._logits(class_P[here], start, stop).double().softmax(dim=1)
+            row = torch.arange(count, device=rows.device)
+            partner_P[here] = start + _invert(_end_to_end(rows), row, share_P[here, None], stop - start)[:, 0]
+            begin += count
+        return torch.empty_like(order).scatter_(0, order, partner_P).view_as(chunk_BK)
 
 
-def _invert(cumulative: Tensor, row_B: Tensor, u_BK: Tensor, classes: int) -> Tensor:
-    place_BK = torch.searchsorted(cumulative, u_BK + row_B[:, None], right=True)
+def _end_to_end(rows_UC: Tensor) -> Tensor:
+    """Cumulative rows laid end to end, row r in [r, r + 1], so that one search serves every row. (U * C,)."""
+    ends_UC = rows_UC.cumsum(dim=1)
+    # Divided by its last entry a row ends in exactly 1, above every u. The class itself adds no mass, so no u falls on
+    # it.
+    ends_UC.div_(ends_UC[:, -1:].clone())
+    return ends_UC.add_(torch.arange(len(rows_UC), device=rows_UC.device)[:, None]).flatten()
+
+
+def _invert(ends: Tensor, row_B: Tensor, u_BK: Tensor, classes: int) -> Tensor:
+    place_BK = torch.searchsorted(ends, u_BK + row_B[:, None], right=True)
     return place_BK - row_B[:, None] * classes
 
 

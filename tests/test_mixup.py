@@ -178,6 +178,7 @@ def test_draw_inverts_the_cumulative_distribution(path: str, tau: float, monkeyp
     """The partner is the first class whose cumulative mass exceeds u; streaming in slices of 2."""
     classes, draws = 7, 40
     monkeypatch.setattr("lfm.mixup.SCRATCH_ENTRIES", 2 * classes)
+    monkeypatch.setattr("lfm.mixup.CHUNK", 3)
     text_CD = make_text(classes, dtype=torch.float64)
     rng = torch.Generator().manual_seed(1)
     class_B = torch.randint(classes, (25,), generator=rng)
@@ -207,14 +208,16 @@ def test_no_class_is_its_own_partner_even_at_the_ends_of_u(path: str, tau: float
         assert partner_CK.tolist() == [[1] * 4, [0] * 4]
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 64, 128])
 @pytest.mark.parametrize("slice_classes", [1, 3, 1000])
 @pytest.mark.parametrize("tau", [0.002, 31.25])
 def test_table_and_streaming_draw_the_same_classes(
-    tau: float, slice_classes: int, monkeypatch: pytest.MonkeyPatch
+    tau: float, slice_classes: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For the same u, whatever the slices, but for the rounding of float32 cosines, which tau = .002 magnifies."""
     classes = 64
     monkeypatch.setattr("lfm.mixup.SCRATCH_ENTRIES", slice_classes * classes)
+    monkeypatch.setattr("lfm.mixup.CHUNK", chunk)
     text_CD = make_text(classes, dim=100, spread=0.1)
     rng = torch.Generator().manual_seed(0)
     table, streaming = PartnerSampler(text_CD, tau), PartnerSampler(text_CD, tau, table_classes=0)
