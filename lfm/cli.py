@@ -1,9 +1,11 @@
 """`lfm ...`: each command one job. Heavy imports wait until a command needs them."""
 
+import inspect as inspect_
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +20,8 @@ from lfm.presets import PRESETS, load
 INSPECT_KEYS = (
     "classes", "counts", "gamma", "gamma_effective", "own_label_mass", "label_mass", "neighbours"
 )  # fmt: skip
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -36,6 +40,14 @@ HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Folder for data, models and runs. Default: LFM_HOME, else .lfm here."),
 ]
+
+
+def _examples(command: Callable[..., None]) -> Callable[..., None]:
+    """Keep the lines under Examples as they are: a backspace tells click so."""
+    text, _, examples = inspect_.cleandoc(command.__doc__ or "").partition("Examples:")
+    lines = [line.strip() for line in examples.splitlines() if line.strip()]
+    command.__doc__ = text + "\b\nExamples:\n" + "".join(f"  {line}\n" for line in lines) if lines else text
+    return command
 
 
 def _version(wanted: bool) -> None:
@@ -72,6 +84,7 @@ def _debugging() -> bool:
 
 
 @app.command()
+@_examples
 def run(
     preset: PresetArgument,
     set_: SetOption = None,
@@ -105,10 +118,12 @@ def run(
         _check_file(json_)
     from lfm import jobs
     from lfm.report import table
+    from lfm.train import pick_device
     from pipelines.run import run_local
 
     for config in configs:
         jobs.check(config)
+        pick_device(config.train.device)
     began, uri = time.monotonic(), ""
     methods: dict[str, Any] = {}
     for number, (config, changed) in enumerate(zip(configs, runs, strict=True), 1):
@@ -145,6 +160,7 @@ app.add_typer(data_app, name="data")
 
 
 @data_app.command()
+@_examples
 def fetch(
     name: Annotated[str, typer.Argument(help="A data set or a preset: fashion-mnist, cifar10, imagenet-lt, ...")],
     source: Annotated[str, typer.Option("--source", help="Where your copy lies; default: LFM_HOME/downloads.")] = "",
@@ -177,6 +193,7 @@ def fetch(
 
 
 @data_app.command()
+@_examples
 def inspect(
     preset: PresetArgument,
     set_: SetOption = None,
@@ -200,6 +217,8 @@ def inspect(
     config = load(preset, parse_overrides(set_ or []))
     _use_home(home_)
     target = picture or home() / f"inspect-{preset}.png"
+    if target.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--picture {target} does not end in .png, .svg or .pdf; name it so")
     _check_file(target)
     from lfm import jobs, report
 
@@ -225,6 +244,7 @@ def inspect(
 
 
 @data_app.command(name="report")
+@_examples
 def report_(
     preset: PresetArgument,
     set_: SetOption = None,
@@ -287,7 +307,9 @@ def compile_(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, home_: HomeOption = None) -> None:
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000, home_: HomeOption = None
+) -> None:
     """Open the MLflow UI on the runs of this folder."""
     _use_home(home_)
     if not (home() / "mlflow.db").is_file():
@@ -319,9 +341,17 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command goes on where this one was", err=True)
-        raise SystemExit(130) from None
+    except SystemExit as end:  # typer turns Ctrl-C into this
+        if end.code == INTERRUPTED:
+            typer.echo("\nstopped; the same command goes on where this one was", err=True)
+        raise
+    except OSError as error:
+        from lfm.jobs.step import SYSTEM, system_error
+
+        if _debugging() or error.errno not in SYSTEM:
+            raise
+        typer.echo(f"error: {system_error(error)}", err=True)
+        raise SystemExit(2) from None
     except RuntimeError as error:
         if _debugging():
             raise

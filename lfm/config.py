@@ -19,7 +19,18 @@ class InputError(ValueError):
 class Section(BaseModel):
     """A part of the configuration: immutable, and no field that is not declared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                raise ValueError(f"{name} is {str(value).lower()}, which is no number; write one")
+        return values
 
 
 class DataConfig(Section):
@@ -49,7 +60,7 @@ class DataConfig(Section):
     1 to 100."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An unreadable image stops the build with the list of all, or is left out."""
-    max_bad: float = Field(0.01, ge=0, lt=1)
+    max_bad: float = Field(0.05, ge=0, lt=1)
     """skip: largest share of unreadable images that still goes on."""
     max_megapixels: float = Field(100.0, gt=0)
     """Larger images count as unreadable: a decompression bomb fills the memory."""
@@ -81,7 +92,7 @@ class TextConfig(Section):
         if not self.prompts:
             raise ValueError("prompt is empty; give at least one template, as in 'a photo of a {}'")
         for prompt in self.prompts:
-            if prompt.count("{}") != 1 or prompt.replace("{}", "").count("{"):
+            if prompt.count("{}") != 1 or set("{}") & set(prompt.replace("{}", "")):
                 raise ValueError(f"prompt {prompt!r} needs exactly one {{}} for the class name")
         return self
 
@@ -95,8 +106,14 @@ class ModelConfig(Section):
     weights: str = "openai"
     """open_clip's pre-trained tag (openai, datacomp_xl_s13b_b90k ...), a local or s3:// checkpoint (.safetensors, or
     a torch file, which is loaded weights-only), or `random`."""
-    image_size: int = Field(0, ge=0)
-    """conv4: resize images to this many pixels a side; 0: take them as they are. Other towers know their size."""
+    image_size: int = Field(0, ge=0, le=512)
+    """conv4: resize images to this many pixels a side, 8 or more; 0: as they are. Other towers know their size."""
+
+    @model_validator(mode="after")
+    def _not_too_small(self) -> "ModelConfig":
+        if 0 < self.image_size < 8:
+            raise ValueError(f"image_size {self.image_size} leaves conv4 nothing to pool; use 8 or more, or 0")
+        return self
 
 
 class MixupConfig(Section):
@@ -212,7 +229,7 @@ class RunConfig(Section):
 
     preset: str
     """Name of the preset this came from; also the MLflow experiment."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Draws the subset, the initial weights and every batch."""
     fidelity: Literal["text", "code"] = "text"
     """text: the paper's text; code: the values of the authors' released code (`CODE_VALUES`)."""
@@ -263,7 +280,9 @@ def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
         try:
             overrides[name.strip()] = _yaml_value(value)
         except yaml.YAMLError as error:
-            raise InputError(f"--set {item!r}: the value is not valid YAML; put it in quotes") from error
+            raise InputError(
+                f'--set {item!r}: the value is not valid YAML; put texts in quotes, a list as ["one", "two"]'
+            ) from error
     return overrides
 
 
@@ -271,6 +290,8 @@ def _yaml_value(text: str) -> Any:
     if not text:  # data.source= empties the field; YAML would say null
         return ""
     value = yaml.safe_load(text)
+    if isinstance(value, dict):  # no field takes a table: `{}` is the place of a class name
+        return text
     if isinstance(value, str):  # YAML 1.1 reads 2e-3 as text; people mean the number
         try:
             return float(value)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 # Rows of p_ls are kept as one cumulative table up to this many classes (8 bytes an entry: 32 MB). Beyond, they pass by
-# in pieces of at most `SCRATCH_ENTRIES` entries (4 MB), of which only the mass of each chunk of `CHUNK` classes is kept.
+# in pieces of at most `SCRATCH_ENTRIES` entries (4 MB), of which only the mass of each chunk of `CHUNK` is kept.
 TABLE_CLASSES = 2048
 SCRATCH_ENTRIES = 2**20
 CHUNK = 128

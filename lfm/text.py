@@ -38,8 +38,9 @@ def check_class_names(names: Sequence[str], allow_equal: bool = False) -> None:
         if not plain:
             raise InputError(f"class {k} has an empty name; the text tower needs a word for every class")
         if plain in seen and not allow_equal:
+            but = "" if names[seen[plain]] == name else " but for case or spaces"
             raise InputError(
-                f"classes {seen[plain]} and {k} are both named {name!r}; text cannot tell them apart: rename one"
+                f"classes {seen[plain]} and {k} are both named {name!r}{but}; text cannot tell them apart: rename one"
             )
         seen[plain] = k
 

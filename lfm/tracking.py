@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -25,6 +26,7 @@ from lfm.artifact import home
 from lfm.config import InputError, RunConfig, flatten
 
 KEY = "lfm.pipeline_run"
+CONTENT = "lfm.content"
 SERVING_PACKAGES = (
     "filelock", "mlflow", "numpy", "open-clip-torch", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml",
     "safetensors", "torch", "torchvision", "tqdm",
@@ -99,7 +101,10 @@ def _connect() -> MlflowClient:
     uri = tracking_uri()
     if uri.startswith("sqlite"):
         home().mkdir(parents=True, exist_ok=True)
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        with FileLock(home() / "mlflow.lock"):  # the first use makes the tables, which two at once cannot
+            client.search_experiments(max_results=1)
+        return client
     # MLflow's own limits keep a client of a dead server waiting for minutes without a word.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -189,12 +194,21 @@ def step_run(step: str) -> Iterator[Tracker]:
     client.set_terminated(child, "FINISHED")
 
 
-def register_model(tracker: Tracker, name: str, model: Path, example: Any, output: Any, any_size: bool) -> str:
+def registered_version(tracker: Tracker, name: str, content: str) -> str | None:
+    """`models:/NAME/VERSION` of the version with this content, if it was registered before."""
+    found = tracker.client.search_model_versions(f"name = '{name}' and tags.`{CONTENT}` = '{content}'", max_results=1)
+    return f"models:/{name}/{found[0].version}" if found else None
+
+
+def register_model(
+    tracker: Tracker, name: str, content: str, model: Path, example: Any, output: Any, any_size: bool
+) -> str:
     """Log the model from code with its weights and register it.
 
     Args:
         tracker: of the register step.
         name: of the registered model.
+        content: names the weights; a tag of the version.
         model: folder of the model artifact.
         example: an input, kept with the model.
         output: what the model says to it; the two make the signature that MLflow checks.
@@ -226,4 +240,5 @@ def register_model(tracker: Tracker, name: str, model: Path, example: Any, outpu
             registered_model_name=name,
         )
     tracker.client.update_run(tracker.parent, status="RUNNING")  # the pipeline says when it has ended
+    tracker.client.set_model_version_tag(name, str(info.registered_model_version), CONTENT, content)
     return f"models:/{name}/{info.registered_model_version}"

@@ -159,6 +159,11 @@ class Stage:
                     self._save(step, total, images, optimizer, trained)
                     saved = time.monotonic()
         accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # takes its autocast off the model again
+        if not all(bool(parameter.isfinite().all()) for parameter in trained):
+            raise NonFiniteLossError(
+                f"weights of stage {self.number} became infinite or no number; "
+                f"lower stage{self.number}.lr, then run again"
+            )
         self.model.eval()
 
     def _due(self, step: int, saved: float) -> bool:

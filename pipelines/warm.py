@@ -6,6 +6,7 @@ step, more than most steps take. Here Python's own fork server imports them once
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 from kfp.local import subprocess_task_handler
+
+from lfm.jobs import ERROR_MARK
 
 PRELOAD = ("accelerate", "kfp.dsl.executor_main", "lfm.jobs", "lfm.serve", "lfm.tracking", "lfm.train", "mlflow.pyfunc")
 
@@ -45,6 +48,10 @@ def warm_steps(*more: str) -> Iterator[None]:
             if process.is_alive():  # Ctrl-C here: the step must not go on alone
                 process.terminate()
                 process.join()
+        if process.exitcode and process.exitcode < 0:
+            name = signal.Signals(-process.exitcode).name
+            memory = ", most likely for want of memory: lower the batch or image size" if name == "SIGKILL" else ""
+            print(f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to go on")  # noqa: T201
         return process.exitcode or 0
 
     with patch.object(subprocess_task_handler, "run_local_subprocess", run):

@@ -179,6 +179,7 @@ BAD_VALUES = [
     ("fidelity", "paper"),
     ("data.imbalance", 0.5),
     ("data.max_per_class", -1),
+    ("seed", 2**32),
     ("data.val_per_class", -1),
     ("text.encoder", "bert"),
     ("mixup.name", "cutmix"),
@@ -232,6 +233,12 @@ def test_all_bad_values_are_told_at_once() -> None:
         ({"text__prompt": "a photo"}, ["text", "'a photo'", "exactly one {}"]),
         ({"text__prompt": "{} or {}"}, ["text", "'{} or {}'", "exactly one {}"]),
         ({"text__prompt": "{} is {name}"}, ["text", "exactly one {}"]),
+        ({"text__prompt": "a {} }"}, ["text", "exactly one {}"]),
+        ({"text__prompt": ["a {}", "b"]}, ["text", "'b'", "exactly one {}"]),
+        ({"text__prompt": []}, ["text", "prompt is empty"]),
+        ({"stage1__epochs": True}, ["stage1", "epochs is true, which is no number"]),
+        ({"stage1__lr": False}, ["stage1", "lr is false, which is no number"]),
+        ({"model__image_size": 4}, ["model", "image_size 4", "8 or more"]),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(values: dict[str, Any], told: list[str]) -> None:

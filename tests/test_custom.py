@@ -427,6 +427,14 @@ NUMBERS = "1.png 0\n2.png 0\n3.png 1\n4.png 1\n"
 
 BAD: dict[str, tuple[Files, str, dict[str, object], str]] = {
     # files, source, further fields, what the message says
+    "a misspelt split": (
+        png("train/a/1.png", "train/b/1.png", "tset/a/2.png", "tset/b/2.png"), "", {},
+        r"has the split folder train beside tset, which is none; name all of them train, val or test",
+    ),
+    "one level too many": (
+        png("all/a/1.png", "all/b/1.png"), "", {}, r"holds one folder, all, with folders in it; set data.source=\S*/all"
+    ),
+    "images beside no folder": (FLAT, "", {}, r"4 images lie in it without a class folder; lay them out as \S*/CLASS/"),
     "nothing": ({}, "none", {}, r"ROOT/none does not exist; correct data.source: it must be an image folder"),
     "kind": ({"x.json": b"{}"}, "x.json", {}, r"x.json is of no known kind; .* split list .* manifest"),
     "flat folder": (FLAT, "", {}, r"ROOT has no images in class folders"),

@@ -1,6 +1,8 @@
 """The jobs, called as plain functions: what the steps share that the pipeline's tests would be slow to look at."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from lfm.config import InputError
 from lfm.data.artifact import judge
 from lfm.jobs import backbone_for, check, dataset_for, embeddings_for, inspect, new_model
 from lfm.jobs.prepare import table_for
+from lfm.jobs.step import step
 from lfm.jobs.training import preview
 from lfm.presets import PRESETS, load
 
@@ -22,7 +25,34 @@ LOCAL = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_passes_its_own_check(preset: str) -> None:
-    check(load(preset))
+    check(load(preset, {"data.source": "."} if preset.startswith("custom") else {}))
+
+
+def test_own_data_without_a_source_are_refused_before_the_weights_are_asked_for() -> None:
+    with pytest.raises(
+        InputError, match=r"data.source is empty; set it to your images, as in --set data.source=photos"
+    ):
+        check(load("custom", {"model.weights": "no-such-tag"}))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_what_the_machine_refuses_is_one_line(number: int, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @step
+    def job() -> None:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    with pytest.raises(SystemExit) as end:
+        job()
+    line = capsys.readouterr().err
+    assert end.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    assert (f"the disk under {home} is full" if number == errno.ENOSPC else "/some/file: Read-only") in line
+
+    @step
+    def mistake() -> None:
+        raise OSError(errno.EBADF, "our own mistake")
+
+    with pytest.raises(OSError, match="our own mistake"):
+        mistake()
 
 
 def test_places_has_an_alpha_for_each_stage_and_training_uses_it(tmp_path: Path) -> None:

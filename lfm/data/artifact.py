@@ -123,7 +123,8 @@ def judge(folder: Path, config: DataConfig) -> None:
         )
     if len(bad) > config.max_bad * total:
         raise InputError(
-            f"{len(bad)} of {total} images cannot be used, more than data.max_bad = {config.max_bad:g} allows: {shown}"
+            f"{len(bad)} of {total} images cannot be used, more than data.max_bad = {config.max_bad:g} allows: "
+            f"{shown}. Mend or remove them, or raise data.max_bad"
         )
 
 

@@ -52,7 +52,8 @@ def choose_test(
     result = split_N.copy()
     for name, count, units in zip(classes, count_C, units_C, strict=True):
         if count <= n:
-            lower = f", or set data.test_per_class to {count - 1} or less" if count > 1 else " or leave the class out"
+            most = min(count_C) - 1
+            lower = f", or set data.test_per_class to {most} or less" if most else " or leave the class out"
             raise InputError(
                 f"class {name!r} has {count} training images, too few to give {n} to the test split, which the data "
                 f"lack, and keep one; add images{lower}"

@@ -35,6 +35,8 @@ def check(config: RunConfig) -> None:
 
     if config.data.name not in DATASETS:
         raise unknown("data set", config.data.name, DATASETS)
+    if config.data.name == "custom" and not config.data.source:
+        raise InputError("data.source is empty; set it to your images, as in --set data.source=photos (docs/data.md)")
     for field in ("source", "images", "class_names"):
         place = getattr(config.data, field)
         if place and not is_remote(place) and not Path(place).expanduser().exists():

@@ -22,12 +22,13 @@ def evaluate(
 ) -> None:
     """Score the untrained and the trained model on the test images: metrics as JSON, and a page to look at."""
     from lfm import tracking
+    from lfm.data import read_info
     from lfm.report import table
 
     run_config = RunConfig.model_validate(config)
     with tracking.step_run("evaluate") as run:
         provenance = {
-            "data": f"{run_config.data.name}, imbalance {run_config.data.imbalance:g}",
+            "data": f"{run_config.data.name}, imbalance {read_info(Path(dataset))['imbalance']:.4g}",
             "split": "test",
             "shots": run_config.shots.rule,
             "weights": weights_tag(run_config),
@@ -102,7 +103,7 @@ def _score(
 
 @step
 def register(config: dict[str, Any], dataset: str, model: str) -> str:
-    """Register the model in MLflow under the preset's name. Its `models:/NAME/VERSION`."""
+    """Register the model in MLflow under the preset's name, unless it is there. Its `models:/NAME/VERSION`."""
     import torch
 
     from lfm import tracking
@@ -113,10 +114,14 @@ def register(config: dict[str, Any], dataset: str, model: str) -> str:
     pixels = open_split(Path(dataset), "test").fetch(torch.arange(EXAMPLE_IMAGES))
     example = (pixels[:, 0] if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1)).numpy().copy()
     with tracking.step_run("register") as run:
+        if known := tracking.registered_version(run, run_config.preset, content(model)):
+            run.tags({"lfm.model": known})
+            say(f"registered before, as {known}")
+            return known
         predictor = Predictor(Path(model))
         any_size = not predictor.info["image_shape"]
         uri = tracking.register_model(
-            run, run_config.preset, Path(model), example, predictor.predict(example), any_size
+            run, run_config.preset, content(model), Path(model), example, predictor.predict(example), any_size
         )
         run.tags({"lfm.model": uri})
     say(f"registered as {uri}")

@@ -1,5 +1,6 @@
 """What all jobs share: how a step ends, and what it says."""
 
+import errno
 import functools
 import os
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from lfm.artifact import read_manifest
+from lfm.artifact import home, read_manifest
 from lfm.config import InputError
 from lfm.progress import say
 
@@ -15,6 +16,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ERROR_MARK = "error: "
+SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+"""What the machine refuses, and its owner can mend."""
 
 
 def step(job: Callable[P, R]) -> Callable[P, R]:
@@ -24,13 +27,22 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return job(*args, **kwargs)
-        except InputError as error:
-            if os.environ.get("LFM_DEBUG"):
+        except (InputError, OSError) as error:
+            if os.environ.get("LFM_DEBUG") or (isinstance(error, OSError) and error.errno not in SYSTEM):
                 raise
-            print(f"{ERROR_MARK}{error}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{ERROR_MARK}{system_error(error)}", file=sys.stderr, flush=True)  # noqa: T201
             raise SystemExit(2) from None
 
     return wrapped
+
+
+def system_error(error: Exception) -> Exception:
+    """A refusal of the machine in words that say what to do; other errors as they are."""
+    if not isinstance(error, OSError):
+        return error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"the disk under {home()} is full; make room or set LFM_HOME, then run again: it goes on")
+    return InputError(f"{error.filename or home()}: {error.strerror}; mend that, then run again: it goes on")
 
 
 def content(folder: str | Path) -> str:

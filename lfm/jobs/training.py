@@ -136,7 +136,7 @@ def new_model(config: RunConfig, dataset: str | Path, text: str | Path, backbone
 
 def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:
     """Show what the label shift will do to each class before any training; the alpha to train with."""
-    if config.mixup.name != "lfm":
+    if config.mixup.name != "lfm" or not config.stage(stage).epochs:
         return 0.0
     found = inspect(config, stage, Path(dataset), Path(text))
     alpha, own = found["alpha"], found["own_label_mass"]
