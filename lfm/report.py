@@ -211,14 +211,14 @@ def _duplicates(found: Mapping[str, Any], thumbnails: Mapping[str, str]) -> str:
     for group in found["shown"][:SHOWN_DUPLICATES]:
         told = [f"{group['size']:,} images"]
         told += [f"across {what}" for what in ("splits", "labels") if group[f"across_{what}"]]
-        images = "".join(
+        images = "; ".join(
             (f'<img alt="" src="{uri}">' if (uri := thumbnails.get(f"{i['split']}/{i['row']}")) else "")
-            + f"{_text(i['split'])} {_text(i['class'])}/{_text(i['name'])}; "
+            + f"{_text(i['split'])} {_text(i['class'])}/{_text(i['name'])}"
             for i in group["images"]
         )
         items.append(f"<li><strong>{', '.join(told)}</strong><br>{images}</li>")
     rest = found["groups"] - len(items)
-    return f"<ol>{''.join(items)}</ol>" + (f"<p>And {rest:,} more groups.</p>" if rest else "")
+    return (f"<ol>{''.join(items)}</ol>" if items else "") + (f"<p>And {rest:,} more groups.</p>" if rest else "")
 
 
 def _looks(audit: Mapping[str, Any], thumbnails: Mapping[str, str]) -> str:
