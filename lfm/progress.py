@@ -17,11 +17,12 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def bar(total: int, label: str, unit: str, initial: int = 0) -> "tqdm[Any]":
-    """A progress bar moved by `update`, rewritten at most twice a second."""
+def bar(total: int, label: str, unit: str, initial: int = 0, hidden: bool = False) -> "tqdm[Any]":
+    """A progress bar moved by `update`, rewritten at most twice a second; hidden in all processes but one."""
     return tqdm(
         total=total,
         initial=initial,
+        disable=hidden,
         desc=label,
         unit=unit,
         file=sys.stdout,

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,6 +31,8 @@ from lfm.mixup import PairBatch, PairSampler, mix
 from lfm.model import LFM
 from lfm.progress import bar, say
 
+GATHER_EVERY = 20
+"""Steps between the moments at which several processes agree on whether a checkpoint is due."""
 Log = Callable[[Mapping[str, float], int], None]
 KEEP_CHECKPOINTS = 2
 EVAL_BATCH, EVAL_PIXELS = 1024, 1 << 24
@@ -113,7 +117,15 @@ class Stage:
         AcceleratorState._reset_state()  # another stage of this process may have had another precision
         bf16 = use_bf16(config.train.precision, device)
         dtype = torch.bfloat16 if bf16 else torch.float32
-        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if bf16 else "no")
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="bf16" if bf16 else "no",
+            # Buffers are the text and running statistics: the first never changes, the second is agreed on when needed.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        if self.world > 1 and device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model.image)
         label_N = self.train.label_N.cpu()
         sampler = pair_sampler(config, self.number, label_N, self.model.text_CD.cpu(), self.alpha)
         count_C = sampler.count_C.to(device)
@@ -124,39 +136,43 @@ class Stage:
         optimizer = kind(trained, lr=values.lr, weight_decay=values.weight_decay, fused=True)
         steps = values.epochs * sampler.steps_per_epoch
         step, total, images = self._resume(optimizer, trained)
-        net, prepared = accelerator.prepare(self.model, optimizer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # Accelerate knows no other name for it
+            net, prepared = accelerator.prepare(self.model, optimizer)
 
         def train_step(batch: PairBatch, pixels: Tensor | None) -> Tensor:
-            x = mixed_images(self.train, batch, config.train.flip, pixels, dtype)
-            label_B2, weight_B2 = batch.label_B2.to(device), batch.weight_B2.to(device)
+            """The sum of the losses of this process's images, after a step on the mean over all."""
+            rows, share = self._share(len(batch.index_B2))
+            x = mixed_images(self.train, batch, config.train.flip, pixels, dtype, rows)
+            label_B2, weight_B2 = batch.label_B2[rows].to(device), batch.weight_B2[rows].to(device)
             if config.mixup.name == "none":
                 label_B2, weight_B2 = label_B2[:, :1], weight_B2[:, :1]
             loss = soft(label_loss, net(x), label_B2, weight_B2).mean()
-            accelerator.backward(loss)
+            accelerator.backward(loss * (share * self.world))  # the processes' gradients are averaged
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(values, step, steps)
             prepared.step()
             prepared.zero_grad()
-            return loss.detach()
+            return loss.detach() * (share * len(batch.index_B2))
 
         saved = time.monotonic()
-        with bar(steps, f"stage {self.number}", "steps", initial=step) as progress:
+        with bar(steps, f"stage {self.number}", "steps", initial=step, hidden=self.rank > 0) as progress:
             epoch_began, counted = time.perf_counter(), images
             todo = (sampler.batch(*divmod(k, sampler.steps_per_epoch)) for k in range(step, steps))
-            for batch, pixels in fetched_ahead(self.train, todo):
+            for batch, pixels in fetched_ahead(self.train, todo, lambda batch: self._share(len(batch.index_B2))[0]):
                 epoch = step // sampler.steps_per_epoch
-                total += train_step(batch, pixels) * len(batch.index_B2)
+                total += train_step(batch, pixels)
                 images += len(batch.index_B2)
                 step += 1
                 progress.update()
                 if step % sampler.steps_per_epoch == 0:
                     speed = (images - counted) / (time.perf_counter() - epoch_began)
-                    self._epoch_done(epoch, step, float(total) / images, speed, progress)
+                    self._epoch_done(epoch, step, float(_summed(total)) / images, speed, progress)
                     total, images, counted = torch.zeros((), device=device), 0, 0
                     epoch_began = time.perf_counter()
                 # After the epoch's point was logged: a run resumed from here will not come by it again.
                 if self._due(step, saved) and step < steps:
-                    self._save(step, total, images, optimizer, trained)
+                    self._save(step, _summed(total), images, optimizer, trained)
                     saved = time.monotonic()
         accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # takes its autocast off the model again
         if not all(bool(parameter.isfinite().all()) for parameter in trained):
@@ -166,9 +182,20 @@ class Stage:
             )
         self.model.eval()
 
+    def _share(self, size: int) -> tuple[slice, float]:
+        """This process's rows of a batch, and their share of it; a row of weight 0 where the batch has too few."""
+        begin, end = size * self.rank // self.world, size * (self.rank + 1) // self.world
+        return (slice(begin, end), (end - begin) / size) if end > begin else (slice(0, 1), 0.0)
+
     def _due(self, step: int, saved: float) -> bool:
         every, minutes = self.config.train.checkpoint_steps, self.config.train.checkpoint_minutes
-        return bool(every and step % every == 0) or time.monotonic() - saved >= 60 * minutes
+        if every and step % every == 0:
+            return True
+        late = time.monotonic() - saved >= 60 * minutes
+        if self.world == 1:
+            return late
+        # Clocks differ: all do as the first process says, asked now and then.
+        return step % GATHER_EVERY == 0 and bool(broadcast(torch.tensor(float(late), device=self.train.device)))
 
     def _epoch_done(self, epoch: int, step: int, loss: float, images_per_second: float, progress: Any) -> None:
         if not math.isfinite(loss):
@@ -184,16 +211,28 @@ class Stage:
             "images_per_second": images_per_second,
         }
         every = self.config.train.validate_every
+        self._agree()
         if every and len(self.val.label_N) and ((epoch + 1) % every == 0 or epoch + 1 == values.epochs):
             score = score_split(self.model, self.val, self.train.label_N, self.config)
             found |= {f"val/{k}": score[k] for k in ("all", "many", "medium", "few") if score[k] is not None}
             self.model.train_stage(self.number)
         progress.set_postfix_str(f"loss {loss:.3f} · {images_per_second:,.0f} images/s", refresh=False)
-        self.log({f"stage{self.number}/{k}": v for k, v in found.items()}, epoch + 1)
+        if self.rank == 0:
+            self.log({f"stage{self.number}/{k}": v for k, v in found.items()}, epoch + 1)
+
+    def _agree(self) -> None:
+        """Give all processes the running statistics of the first: on CPUs each has its own."""
+        if self.world > 1:
+            for name, buffer in self.model.named_buffers():
+                if "running_" in name or "num_batches" in name:
+                    torch.distributed.broadcast(buffer, 0)
 
     def _save(
         self, step: int, total: Tensor, images: int, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]
     ) -> None:
+        self._agree()
+        if self.rank > 0:
+            return
         tensors = {"epoch.total": total} | {f"model.{k}": v.contiguous() for k, v in self.model.state_dict().items()}
         for k, parameter in enumerate(trained):
             tensors |= {f"optimizer.{k}.{n}": v.contiguous() for n, v in optimizer.state[parameter].items()}
@@ -225,8 +264,10 @@ class Stage:
                     n.removeprefix(prefix): _like(v, parameter) for n, v in tensors.items() if n.startswith(prefix)
                 }
             where = json.loads((folder / "step.json").read_text())
-            say(f"stage {self.number} goes on from step {where['step']}")
-            return where["step"], tensors["epoch.total"], where["images"]
+            if self.rank == 0:
+                say(f"stage {self.number} goes on from step {where['step']}")
+            total = tensors["epoch.total"] if self.rank == 0 else torch.zeros_like(tensors["epoch.total"])
+            return where["step"], total, where["images"]
         return 0, torch.zeros((), device=self.train.device), 0
 
 
@@ -258,9 +299,20 @@ def pair_sampler(config: RunConfig, stage: int, label_N: Tensor, text_CD: Tensor
     )
 
 
-def positions(batch: PairBatch) -> Tensor:
-    """The images a batch needs: all first ones, then all partners, if any of those will show. (B,) or (2 B,)."""
-    return batch.index_B2[:, : _pair(batch)].T.flatten()
+def _summed(value: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if PartialState().num_processes > 1:
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+    return value
+
+
+WHOLE = slice(None)
+
+
+def positions(batch: PairBatch, rows: slice = WHOLE) -> Tensor:
+    """The images some rows of a batch need: all first ones, then all partners, if any will show. (B,) or (2 B,)."""
+    return batch.index_B2[rows, : _pair(batch)].T.flatten()
 
 
 def _pair(batch: PairBatch) -> int:
@@ -268,7 +320,12 @@ def _pair(batch: PairBatch) -> int:
 
 
 def mixed_images(
-    images: Images, batch: PairBatch, flip: bool, pixels: Tensor | None = None, dtype: torch.dtype = torch.float32
+    images: Images,
+    batch: PairBatch,
+    flip: bool,
+    pixels: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    rows: slice = WHOLE,
 ) -> Tensor:
     """The pairs of a batch: flipped, mixed, normalised, resized. (B, channels, side, side), channels last.
 
@@ -278,26 +335,30 @@ def mixed_images(
         flip: each image left-right with probability one half.
         pixels: those of `positions(batch)`, uint8, if they were fetched ahead.
         dtype: in which images are resized on the device; where they are not, the result is float32.
+        rows: of the batch; what is drawn for a row is the same whichever others are asked for.
     """
-    size, pair = len(batch.index_B2), _pair(batch)
-    x = images.unit(images.fetch(positions(batch)) if pixels is None else pixels)
+    pair = _pair(batch)
+    x = images.unit(images.fetch(positions(batch, rows)) if pixels is None else pixels)
     if flip:
-        flips = (torch.rand(size * pair, generator=batch.rng) < 0.5).to(images.device)
-        x = torch.where(flips[:, None, None, None], x.flip(3), x)
+        flip_PB = torch.rand(pair * len(batch.index_B2), generator=batch.rng).view(pair, -1)[:, rows] < 0.5
+        x = torch.where(flip_PB.flatten().to(images.device)[:, None, None, None], x.flip(3), x)
     if pair == 2:
-        x = mix(x[:size], x[size:], batch.lambda_x_B.to(images.device))
+        first, partner = x.chunk(2)
+        x = mix(first, partner, batch.lambda_x_B[rows].to(images.device))
     return images.finish(x, dtype)
 
 
-def fetched_ahead(images: Images, batches: Iterable[PairBatch]) -> Iterator[tuple[PairBatch, Tensor | None]]:
-    """The batches with their pixels, those of the next few being fetched meanwhile where that takes time."""
+def fetched_ahead(
+    images: Images, batches: Iterable[PairBatch], rows: Callable[[PairBatch], slice] = lambda _: WHOLE
+) -> Iterator[tuple[PairBatch, Tensor | None]]:
+    """The batches with the pixels of some rows, those of the next few being fetched meanwhile where that takes time."""
     if images.held:
         yield from ((batch, None) for batch in batches)
         return
     with ThreadPoolExecutor(1, "fetch") as pool:
         ahead: deque[tuple[PairBatch, Future[Tensor]]] = deque()
         for batch in batches:
-            ahead.append((batch, pool.submit(images.fetch, positions(batch))))
+            ahead.append((batch, pool.submit(images.fetch, positions(batch, rows(batch)))))
             if len(ahead) > FETCH_AHEAD:
                 ready, pixels = ahead.popleft()
                 yield ready, pixels.result()
@@ -319,11 +380,12 @@ def score_split(model: LFM, images: Images, train_label_N: Tensor, config: RunCo
     model.eval()
     classes = len(model.text_CD)
     size = max(16, min(EVAL_BATCH, EVAL_PIXELS // images.side**2))
-    order = torch.arange(len(images)).split(size)
+    state = PartialState()
+    order = torch.arange(state.process_index, len(images), state.num_processes)  # each image in one process
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config.train.precision, device)):
-        predicted_N = predict(model, map(images.exact, order))
+        predicted_N = predict(model, map(images.exact, order.split(size)))
     return metrics(
-        confusion(predicted_N, images.label_N, classes).cpu(),
+        _summed(confusion(predicted_N, images.label_N[order.to(device)], classes)).cpu(),
         train_label_N.cpu().bincount(minlength=classes),
         config.shots,
     )

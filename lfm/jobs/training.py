@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import os
 import shutil
+import sys
+import threading
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from lfm.jobs.step import content, step, told
 from lfm.progress import say
 
 SHOWN_CLASSES = 20
+FOLLOW_SECONDS = 1.0
 
 # The source whose change makes a kept model stale.
 METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.data.images")
@@ -38,7 +43,22 @@ def train_stage(
 
         def build(aside: Path) -> None:
             curves.replay()
-            train(run_config, stage, dataset, text, backbone, before, aside, work / "checkpoints", curves.log, alpha)
+            told: dict[str, Any] = {
+                "config": run_config,
+                "stage": stage,
+                "dataset": dataset,
+                "text": text,
+                "backbone": backbone,
+                "before": before,
+                "out": aside,
+                "checkpoints": work / "checkpoints",
+                "alpha": alpha,
+            }
+            count = process_count(run_config)
+            if count == 1:
+                train(log=curves.log, **told)
+            else:
+                train_together(count, curves, told)
             curves.save(aside / NOTES / "curves.jsonl")
 
         folder, reused = build_once("model", inputs, build)
@@ -51,7 +71,7 @@ def train_stage(
 
 def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, backbone: str, before: str) -> dict[str, Any]:
     """All that a stage's weights depend on."""
-    train = config.train.model_dump(include={"device", "precision", "flip"})
+    train = config.train.model_dump(include={"device", "processes", "precision", "flip"})
     return {
         "stage": stage,
         "values": config.stage(stage).model_dump(),
@@ -88,6 +108,13 @@ class Curves:
         """Send what is there already."""
         for epoch, values in self.points.items():
             self.send(values, epoch)
+
+    def follow(self) -> None:
+        """Send the points that another process has written since."""
+        for epoch, values in Curves(self.path, self.send).points.items():
+            if epoch not in self.points:
+                self.points[epoch] = values
+                self.send(values, epoch)
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         """Keep and send a point; an epoch trained again after a resume gives the same one and is not sent twice."""
@@ -219,6 +246,7 @@ def train(
     alpha: float,
 ) -> None:
     """Train one stage and write the model artifact: weights, and all that a predictor needs to know."""
+    import torch
     from safetensors.torch import save_file
 
     from lfm.data import open_split, read_info
@@ -226,15 +254,66 @@ def train(
     from lfm.train import Stage, pick_device
 
     device = pick_device(config.train.device)
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     model = new_model(config, dataset, text, backbone)
     if before:
         load_weights(model, Path(before) / "model.safetensors")
     model.to(device)
     images, val = (open_split(Path(dataset), split, device) for split in ("train", "val"))
     Stage(stage, config, model, images, val, checkpoints, log, alpha).run()
+    if os.environ.get("RANK", "0") != "0":
+        return
     state = {k: v.to("cpu").contiguous() for k, v in model.state_dict().items()}
     save_file(state, out / "model.safetensors")
     (out / "info.json").write_text(json.dumps(model_info(config, read_info(Path(dataset)), images, backbone), indent=1))
+
+
+def process_count(config: RunConfig) -> int:
+    """How many processes train: as asked, or one for every GPU."""
+    if config.train.processes:
+        return config.train.processes
+    import torch
+
+    return max(1, torch.cuda.device_count()) if config.train.device in ("auto", "cuda") else 1
+
+
+def train_together(count: int, curves: "Curves", told: dict[str, Any]) -> None:
+    """Train in several processes, which torchrun's API starts and watches; points of the curves are sent as they come.
+
+    Raises:
+        SystemExit: a process ended with an error that the user can mend, which it has told.
+        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a process failed otherwise.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    path = curves.path.with_name("ranks.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {k: str(v) if isinstance(v, Path) else v for k, v in told.items() if k != "config"}
+    path.write_text(json.dumps({**content, "config": told["config"].model_dump(), "curves": str(curves.path)}))
+    launch = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0", max_restarts=0,
+    )  # fmt: skip
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.wait(FOLLOW_SECONDS):
+            curves.follow()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        elastic_launch(launch, sys.executable)("-u", "-m", "lfm.jobs.rank", str(path))
+    except ChildFailedError as error:
+        if any(failure.exitcode == 2 for failure in error.failures.values()):
+            raise SystemExit(2) from None
+        raise
+    finally:
+        done.set()
+        thread.join()
+        curves.follow()
 
 
 def model_info(config: RunConfig, info: Mapping[str, Any], images: Any, backbone: str) -> dict[str, Any]:
