@@ -25,8 +25,9 @@ from lfm.evaluate import GROUPS
 from lfm.jobs import backbone_for, dataset_for, embeddings_for, inspect, new_model
 from lfm.presets import load
 from lfm.report import COLUMNS, percent
+from lfm.score import pick_device, score_split
 from lfm.tracking import commit
-from lfm.train import Stage, pick_device, score_split
+from lfm.train import Stage
 
 PRESET = "fashion-mnist-lt"
 BASE = "CE"
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
     parser.add_argument("--out", type=Path, default=Path("docs/science"), help="writes OUT.md and OUT.json")
     options = parser.parse_args(argv)
     common = {"stage1.epochs": 10, "stage2.epochs": 3} if options.quick else {}
-    code = source_hash("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.data", "lfm.text")
+    code = source_hash("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.score", "lfm.data", "lfm.text")
     kept_path = options.out.with_suffix(".json")
     kept: dict[str, Any] = json.loads(kept_path.read_text())["results"] if kept_path.exists() else {}
     scores: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in options.arms}

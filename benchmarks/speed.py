@@ -30,7 +30,8 @@ from lfm.data import Images
 from lfm.evaluate import confusion, metrics
 from lfm.mixup import PairSampler, PartnerSampler
 from lfm.model import LFM
-from lfm.train import mixed_images, use_bf16
+from lfm.score import use_bf16
+from lfm.train import mixed_images
 
 TAU, DIM = 0.05, 512
 

@@ -3,6 +3,7 @@
 import inspect as inspect_
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ INSPECT_KEYS = (
     "classes", "counts", "gamma", "gamma_effective", "own_label_mass", "label_mass", "neighbours"
 )  # fmt: skip
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 app = typer.Typer(
     add_completion=False,
@@ -118,7 +119,7 @@ def run(
         _check_file(json_)
     from lfm import jobs
     from lfm.report import table
-    from lfm.train import pick_device
+    from lfm.score import pick_device
     from pipelines.run import run_local
 
     for config in configs:
@@ -333,7 +334,12 @@ def ui(
 
 
 def main() -> None:
-    """The `lfm` command. Exit code 2: the user can mend it; 1: a step failed otherwise; 130: Ctrl-C."""
+    """The `lfm` command. Exit code 2: the user can mend it; 1: a step failed otherwise; 130: Ctrl-C; 143: SIGTERM."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise SystemExit(TERMINATED)  # leaves by way of every `finally`: the running step writes a checkpoint
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except InputError as error:
@@ -342,7 +348,7 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
     except SystemExit as end:  # typer turns Ctrl-C into this
-        if end.code == INTERRUPTED:
+        if end.code in (INTERRUPTED, TERMINATED):
             typer.echo("\nstopped; the same command goes on where this one was", err=True)
         raise
     except OSError as error:

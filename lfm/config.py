@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 class InputError(ValueError):
     """Something the user gave is wrong; the message names the item, the rule and the fix."""
 
+    exit_code = 2
+
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and no field that is not declared."""
@@ -173,6 +175,10 @@ class StageConfig(Section):
     """Weight decay of the optimizer."""
     batch_size: int = Field(32, ge=1)
     """Images of a step, over all processes."""
+    micro_batch: int = Field(0, ge=0)
+    """Most images of a step that a process holds at a time, gradients adding up: for small GPUs; 0: all at once."""
+    clip: float = Field(0.0, ge=0)
+    """Largest norm of a step's gradient; 0: not clipped."""
     alpha: float | Literal["auto"] = Field(1.0)
     """Strength of the label shift; auto: the largest that keeps every class's own-label mass (at most 2)."""
 

@@ -63,7 +63,11 @@ class LFM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Cosine logits (B, C), float32, of normalised images (B, channels, H, W)."""
-        image_BD = F.normalize(self.w(self.image(x)).float(), dim=1)
+        return self.head(self.image(x))
+
+    def head(self, feature_BD: Tensor) -> Tensor:
+        """Cosine logits (B, C), float32, of what the tower gave."""
+        image_BD = F.normalize(self.w(feature_BD).float(), dim=1)
         return image_BD @ self.text_CD.T
 
     def train_stage(self, stage: int) -> list[nn.Parameter]:

@@ -6,41 +6,48 @@ The loop knows neither MLflow nor Kubeflow: it takes a `log(metrics, step)` call
 import json
 import math
 import shutil
+import signal
+import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lfm.artifact import publishing, verify
 from lfm.config import InputError, RunConfig, StageConfig
 from lfm.data import Images
-from lfm.evaluate import confusion, metrics, predict
 from lfm.losses import Classes, make_loss, soft
 from lfm.mixup import PairBatch, PairSampler, mix
 from lfm.model import LFM
 from lfm.progress import bar, say
+from lfm.score import image_features, score_split, summed, use_bf16
 
 GATHER_EVERY = 20
 """Steps between the moments at which several processes agree on whether a checkpoint is due."""
 Log = Callable[[Mapping[str, float], int], None]
 KEEP_CHECKPOINTS = 2
-EVAL_BATCH, EVAL_PIXELS = 1024, 1 << 24
 FETCH_AHEAD = 3
 
 
 class NonFiniteLossError(InputError):
     """The loss became NaN or infinite."""
+
+
+class PreemptedError(InputError):
+    """Training was asked to end, and can go on from its checkpoint."""
+
+    exit_code = 143  # as of a process that SIGTERM ended
 
 
 def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
@@ -56,30 +63,6 @@ def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
         return stage.lr * (step + 1) / warm
     done = (step - warm) / max(1, steps - warm)
     return stage.min_lr + (stage.lr - stage.min_lr) * (1 + math.cos(math.pi * done)) / 2
-
-
-def pick_device(name: str) -> torch.device:
-    """The device named by `train.device`.
-
-    Raises:
-        InputError: a name PyTorch does not know, or a GPU that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"train.device {name!r} is no device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"train.device {name!r}: this machine has {torch.cuda.device_count()} GPUs; use cpu or auto")
-    return device
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to multiply in bfloat16: on request, or where the hardware does it natively."""
-    if precision == "auto":
-        return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return precision == "bf16"
 
 
 @dataclass
@@ -105,6 +88,12 @@ class Stage:
     folder: Path
     log: Log
     alpha: float
+    features: Tensor | None = field(default=None, init=False)
+    """Of the validation images, in stage 2."""
+    ending: bool = field(default=False, init=False)
+    """Whether SIGTERM came."""
+    rank: int = field(default=0, init=False)
+    world: int = field(default=1, init=False)
 
     def run(self) -> None:
         """Train.
@@ -136,9 +125,7 @@ class Stage:
         optimizer = kind(trained, lr=values.lr, weight_decay=values.weight_decay, fused=True)
         steps = values.epochs * sampler.steps_per_epoch
         step, total, images = self._resume(optimizer, trained)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # Accelerate knows no other name for it
-            net, prepared = accelerator.prepare(self.model, optimizer)
+        net, prepared = _prepared(accelerator, self.model, optimizer)
 
         def train_step(batch: PairBatch, pixels: Tensor | None) -> Tensor:
             """The sum of the losses of this process's images, after a step on the mean over all."""
@@ -147,16 +134,22 @@ class Stage:
             label_B2, weight_B2 = batch.label_B2[rows].to(device), batch.weight_B2[rows].to(device)
             if config.mixup.name == "none":
                 label_B2, weight_B2 = label_B2[:, :1], weight_B2[:, :1]
-            loss = soft(label_loss, net(x), label_B2, weight_B2).mean()
-            accelerator.backward(loss * (share * self.world))  # the processes' gradients are averaged
+            loss = self._backward(
+                accelerator, net, lambda *rest: soft(label_loss, *rest), (x, label_B2, weight_B2), share
+            )
+            if values.clip:
+                accelerator.clip_grad_norm_(trained, values.clip)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(values, step, steps)
             prepared.step()
             prepared.zero_grad()
-            return loss.detach() * (share * len(batch.index_B2))
+            return loss * (share * len(batch.index_B2))
 
         saved = time.monotonic()
-        with bar(steps, f"stage {self.number}", "steps", initial=step, hidden=self.rank > 0) as progress:
+        with (
+            self._ended_by_sigterm(),
+            bar(steps, f"stage {self.number}", "steps", initial=step, hidden=self.rank > 0) as progress,
+        ):
             epoch_began, counted = time.perf_counter(), images
             todo = (sampler.batch(*divmod(k, sampler.steps_per_epoch)) for k in range(step, steps))
             for batch, pixels in fetched_ahead(self.train, todo, lambda batch: self._share(len(batch.index_B2))[0]):
@@ -167,20 +160,55 @@ class Stage:
                 progress.update()
                 if step % sampler.steps_per_epoch == 0:
                     speed = (images - counted) / (time.perf_counter() - epoch_began)
-                    self._epoch_done(epoch, step, float(_summed(total)) / images, speed, progress)
+                    self._epoch_done(epoch, step, float(summed(total)) / images, speed, progress)
                     total, images, counted = torch.zeros((), device=device), 0, 0
                     epoch_began = time.perf_counter()
                 # After the epoch's point was logged: a run resumed from here will not come by it again.
                 if self._due(step, saved) and step < steps:
-                    self._save(step, _summed(total), images, optimizer, trained)
+                    self._save(step, summed(total), images, optimizer, trained)
                     saved = time.monotonic()
+                    if self.ending:
+                        raise PreemptedError(f"stage {self.number} was asked to end; it goes on from step {step}")
         accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # takes its autocast off the model again
+        self._check_finite(trained)
+        self.model.eval()
+
+    def _check_finite(self, trained: list[nn.Parameter]) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in trained):
             raise NonFiniteLossError(
                 f"weights of stage {self.number} became infinite or no number; "
                 f"lower stage{self.number}.lr, then run again"
             )
-        self.model.eval()
+
+    def _backward(
+        self,
+        accelerator: Accelerator,
+        net: nn.Module,
+        loss_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+        images: tuple[Tensor, Tensor, Tensor],
+        share: float,
+    ) -> Tensor:
+        """Gradients of this process's part of a step, in pieces that fit; its mean loss.
+
+        Args:
+            accelerator: of the run.
+            net: the prepared model.
+            loss_of: (logits, labels, weights) -> loss of each image.
+            images: tensors, labels, label weights.
+            share: of the step's images, that are these.
+        """
+        x, label_B2, weight_B2 = images
+        parts = torch.arange(len(x)).split(self.config.stage(self.number).micro_batch or len(x))
+        loss = torch.zeros((), device=x.device)
+        for k, part in enumerate(parts):
+            here = slice(int(part[0]), int(part[-1]) + 1)
+            # Processes exchange gradients once a step, with the last part.
+            with nullcontext() if k == len(parts) - 1 else accelerator.no_sync(net):
+                one = loss_of(net(x[here]), label_B2[here], weight_B2[here]).mean()
+                weight = len(part) / len(x)
+                accelerator.backward(one * (weight * share * self.world))  # the processes' gradients are averaged
+                loss += one.detach() * weight
+        return loss
 
     def _share(self, size: int) -> tuple[slice, float]:
         """This process's rows of a batch, and their share of it; a row of weight 0 where the batch has too few."""
@@ -191,11 +219,31 @@ class Stage:
         every, minutes = self.config.train.checkpoint_steps, self.config.train.checkpoint_minutes
         if every and step % every == 0:
             return True
-        late = time.monotonic() - saved >= 60 * minutes
+        late = self.ending or time.monotonic() - saved >= 60 * minutes
         if self.world == 1:
             return late
-        # Clocks differ: all do as the first process says, asked now and then.
-        return step % GATHER_EVERY == 0 and bool(broadcast(torch.tensor(float(late), device=self.train.device)))
+        # Clocks differ, and a signal comes to one before the other: now and then all do what any of them wants.
+        if step % GATHER_EVERY:
+            return False
+        wanted = summed(torch.tensor([float(late), float(self.ending)], device=self.train.device))
+        self.ending = bool(wanted[1])
+        return bool(wanted[0])
+
+    @contextmanager
+    def _ended_by_sigterm(self) -> Iterator[None]:
+        """A pod that must go sends SIGTERM: finish the step, write a checkpoint, end with `PreemptedError`."""
+
+        def end(number: int, frame: object) -> None:
+            self.ending = True
+
+        if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def _epoch_done(self, epoch: int, step: int, loss: float, images_per_second: float, progress: Any) -> None:
         if not math.isfinite(loss):
@@ -213,7 +261,9 @@ class Stage:
         every = self.config.train.validate_every
         self._agree()
         if every and len(self.val.label_N) and ((epoch + 1) % every == 0 or epoch + 1 == values.epochs):
-            score = score_split(self.model, self.val, self.train.label_N, self.config)
+            if self.number == 2 and self.features is None:  # the encoder is frozen: its features stay the same
+                self.features = image_features(self.model, self.val, self.config)
+            score = score_split(self.model, self.val, self.train.label_N, self.config, self.features)
             found |= {f"val/{k}": score[k] for k in ("all", "many", "medium", "few") if score[k] is not None}
             self.model.train_stage(self.number)
         progress.set_postfix_str(f"loss {loss:.3f} · {images_per_second:,.0f} images/s", refresh=False)
@@ -271,6 +321,13 @@ class Stage:
         return 0, torch.zeros((), device=self.train.device), 0
 
 
+def _prepared(accelerator: Accelerator, model: LFM, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers")  # Accelerate knows no other name for it
+        net, prepared = accelerator.prepare(model, optimizer)
+    return net, prepared
+
+
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
     """Give optimizer state its parameter's memory layout, which the fused step relies on."""
     if value.shape != parameter.shape:
@@ -297,14 +354,6 @@ def pair_sampler(config: RunConfig, stage: int, label_N: Tensor, text_CD: Tensor
         remix_kappa=mixup.remix_kappa,
         remix_tau=mixup.remix_tau,
     )
-
-
-def _summed(value: Tensor) -> Tensor:
-    """The sum over all processes."""
-    if PartialState().num_processes > 1:
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-    return value
 
 
 WHOLE = slice(None)
@@ -364,28 +413,3 @@ def fetched_ahead(
                 yield ready, pixels.result()
         for ready, pixels in ahead:
             yield ready, pixels.result()
-
-
-@torch.inference_mode()
-def score_split(model: LFM, images: Images, train_label_N: Tensor, config: RunConfig) -> dict[str, Any]:
-    """Metrics of a model on a split; puts the model into eval mode.
-
-    Args:
-        model: any stage.
-        images: the split, on the model's device.
-        train_label_N: training labels, whose counts set the shot groups.
-        config: shots and precision.
-    """
-    device = images.device
-    model.eval()
-    classes = len(model.text_CD)
-    size = max(16, min(EVAL_BATCH, EVAL_PIXELS // images.side**2))
-    state = PartialState()
-    order = torch.arange(state.process_index, len(images), state.num_processes)  # each image in one process
-    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config.train.precision, device)):
-        predicted_N = predict(model, map(images.exact, order.split(size)))
-    return metrics(
-        _summed(confusion(predicted_N, images.label_N[order.to(device)], classes)).cpu(),
-        train_label_N.cpu().bincount(minlength=classes),
-        config.shots,
-    )

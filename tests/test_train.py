@@ -22,15 +22,13 @@ from lfm.data import Images
 from lfm.mixup import PairBatch
 from lfm.model import LFM, conv4
 from lfm.presets import load
+from lfm.score import image_features, pick_device, score_split, use_bf16
 from lfm.train import (
     NonFiniteLossError,
     Stage,
     learning_rate,
     mixed_images,
     pair_sampler,
-    pick_device,
-    score_split,
-    use_bf16,
 )
 
 CLASSES = 6
@@ -264,6 +262,76 @@ def test_scores_equal_a_loop_over_the_images() -> None:
     assert found["all"] == pytest.approx(100 * sum(right.values()) / sum(COUNTS))
     assert found["few"] == pytest.approx(100 * (right[4] + right[5]) / 8)
     assert found["per_class"] == pytest.approx([100 * right[k] / n for k, n in enumerate(COUNTS)])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_step_in_small_pieces_is_the_same_step(number: int, tmp_path: Path) -> None:
+    """With a tower that looks at each image by itself: batch norm would see the pieces."""
+
+    def end(micro_batch: int) -> LFM:
+        torch.manual_seed(0)
+        tower = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 32), torch.nn.Tanh())
+        sizes = {"stage1__micro_batch": micro_batch, "stage2__micro_batch": micro_batch}
+        values = config(train__precision="fp32", **sizes)
+        model, _ = train(values, tmp_path / str(micro_batch), number, LFM(tower, text()))
+        return model
+
+    whole, pieces = end(0), end(5)  # 16 = 5 + 5 + 5 + 1
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(value, pieces.state_dict()[name], atol=2e-5), name
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self: torch.optim.AdamW, *args: object, **more: object) -> object:
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.cat(gradients).norm()))
+        return step(self, *args, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    train(config(stage1__epochs=2, train__precision="fp32"), tmp_path / "free")
+    largest = max(norms)
+    norms.clear()
+    train(config(stage1__epochs=2, stage1__clip=largest / 3, train__precision="fp32"), tmp_path / "clipped")
+    assert max(norms) == pytest.approx(largest / 3, rel=1e-4)
+
+
+def test_features_kept_in_stage_2_score_as_the_images_do() -> None:
+    settings = config(train__precision="fp32")
+    model, data = LFM(conv4(1, 32, 0), text()), images()
+    kept = image_features(model, data, settings)
+    assert kept.shape == (len(data), 32)
+    torch.nn.init.orthogonal_(model.w.weight)
+    assert score_split(model, data, data.label_N, settings, kept) == score_split(model, data, data.label_N, settings)
+
+
+@pytest.mark.slow
+def test_sigterm_writes_a_checkpoint_and_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    script = SCRIPT.replace("train__checkpoint_steps=5", "train__checkpoint_minutes=1e9").replace(
+        "epochs=40", "epochs=80"
+    )
+    whole = tmp_path / "whole.safetensors"
+    command = [sys.executable, "-c", script, "1", "fp32"]
+    where = {"cwd": Path(__file__).parent.parent, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    subprocess.run([*command, str(tmp_path / "a"), str(whole)], check=True, timeout=120, **where)
+    process = subprocess.Popen([*command, str(tmp_path / "b"), str(tmp_path / "never")], **where)
+    assert process.stdout
+    seen = ""
+    while "0%" not in seen:  # the bar: the loop has begun, and with it the handler
+        seen += process.stdout.read(1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "was asked to end; it goes on from step" in out, seen + out
+    assert len(list((tmp_path / "b").glob("step-*"))) == 1 and not (tmp_path / "never").exists()
+    again = tmp_path / "again.safetensors"
+    done = subprocess.run([*command, str(tmp_path / "b"), str(again)], timeout=120, **where)
+    assert "goes on from step" in done.stdout
+    first, second = load_file(whole), load_file(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_devices_are_checked_before_training() -> None:

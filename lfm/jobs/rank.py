@@ -24,7 +24,7 @@ def main(path: str) -> None:
         train(config=config, log=curves.log, **places, **told)
     except InputError as error:
         print(f"{ERROR_MARK}{error}", file=sys.stderr, flush=True)  # noqa: T201
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":

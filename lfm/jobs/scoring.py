@@ -12,7 +12,7 @@ from lfm.jobs.training import new_model
 from lfm.progress import say
 
 # The source whose change makes kept scores stale.
-SCORING = ("lfm.evaluate", "lfm.report", "lfm.model", "lfm.train", "lfm.data.images")
+SCORING = ("lfm.evaluate", "lfm.report", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images")
 EXAMPLE_IMAGES = 2
 
 
@@ -84,7 +84,7 @@ def _score(
     from lfm.data import open_split, read_info
     from lfm.model import load_weights
     from lfm.report import page
-    from lfm.train import pick_device, score_split
+    from lfm.score import pick_device, score_split
 
     device = pick_device(config.train.device)
     test = open_split(Path(dataset), "test", device)

@@ -31,7 +31,7 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("LFM_DEBUG") or (isinstance(error, OSError) and error.errno not in SYSTEM):
                 raise
             print(f"{ERROR_MARK}{system_error(error)}", file=sys.stderr, flush=True)  # noqa: T201
-            raise SystemExit(2) from None
+            raise SystemExit(getattr(error, "exit_code", InputError.exit_code)) from None
 
     return wrapped
 

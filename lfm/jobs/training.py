@@ -20,7 +20,7 @@ SHOWN_CLASSES = 20
 FOLLOW_SECONDS = 1.0
 
 # The source whose change makes a kept model stale.
-METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.data.images")
+METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images")
 
 
 @step
@@ -251,7 +251,8 @@ def train(
 
     from lfm.data import open_split, read_info
     from lfm.model import load_weights
-    from lfm.train import Stage, pick_device
+    from lfm.score import pick_device
+    from lfm.train import Stage
 
     device = pick_device(config.train.device)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
@@ -307,8 +308,9 @@ def train_together(count: int, curves: "Curves", told: dict[str, Any]) -> None:
     try:
         elastic_launch(launch, sys.executable)("-u", "-m", "lfm.jobs.rank", str(path))
     except ChildFailedError as error:
-        if any(failure.exitcode == 2 for failure in error.failures.values()):
-            raise SystemExit(2) from None
+        told_why = {failure.exitcode for failure in error.failures.values()} & {InputError.exit_code, 143}
+        if told_why:
+            raise SystemExit(told_why.pop()) from None
         raise
     finally:
         done.set()

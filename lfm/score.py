@@ -1,0 +1,97 @@
+"""A model on a split: where it runs, what it gives, how it scores; on any number of processes.
+
+Letters in the names give shapes: N images, D embedding dimensions.
+"""
+
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from lfm.config import InputError, RunConfig
+from lfm.data import Images
+from lfm.evaluate import confusion, metrics, predict
+from lfm.model import LFM
+
+EVAL_BATCH, EVAL_PIXELS = 1024, 1 << 24
+
+
+def pick_device(name: str) -> torch.device:
+    """The device named by `train.device`.
+
+    Raises:
+        InputError: a name PyTorch does not know, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"train.device {name!r} is no device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"train.device {name!r}: this machine has {torch.cuda.device_count()} GPUs; use cpu or auto")
+    return device
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to multiply in bfloat16: on request, or where the hardware does it natively."""
+    if precision == "auto":
+        return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return precision == "bf16"
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if PartialState().num_processes > 1:
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+    return value
+
+
+def _own_share(images: Images) -> tuple[Tensor, ...]:
+    """The positions that this process scores, each image in one process, in batches that fit."""
+    state = PartialState()
+    size = max(16, min(EVAL_BATCH, EVAL_PIXELS // images.side**2))
+    order = torch.arange(state.process_index, len(images), state.num_processes)
+    return tuple(order.split(size))
+
+
+def _autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config.train.precision, device))
+
+
+@torch.inference_mode()
+def image_features(model: LFM, images: Images, config: RunConfig) -> Tensor:
+    """What the frozen encoder makes of this process's share of a split, before W_I. (N, D)."""
+    model.eval()
+    with _autocast(config, images.device):
+        return torch.cat([model.image(images.exact(index)) for index in _own_share(images)])
+
+
+@torch.inference_mode()
+def score_split(
+    model: LFM, images: Images, train_label_N: Tensor, config: RunConfig, features: Tensor | None = None
+) -> dict[str, Any]:
+    """Metrics of a model on a split; puts the model into eval mode.
+
+    Args:
+        model: any stage.
+        images: the split, on the model's device.
+        train_label_N: training labels, whose counts set the shot groups.
+        config: shots and precision.
+        features: of `image_features`, if the encoder has not changed since.
+    """
+    model.eval()
+    classes, share = len(model.text_CD), _own_share(images)
+    with _autocast(config, images.device):
+        if features is None:
+            predicted_N = predict(model, map(images.exact, share))
+        else:
+            predicted_N = predict(model.head, features.split(EVAL_BATCH))
+    label_N = images.label_N[torch.cat(share).to(images.device)]
+    return metrics(
+        summed(confusion(predicted_N, label_N, classes)).cpu(),
+        train_label_N.cpu().bincount(minlength=classes),
+        config.shots,
+    )
