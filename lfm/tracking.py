@@ -101,10 +101,8 @@ def _connect() -> MlflowClient:
     uri = tracking_uri()
     if uri.startswith("sqlite"):
         home().mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        with FileLock(home() / "mlflow.lock"):  # the first use makes the tables, which two at once cannot
-            client.search_experiments(max_results=1)
-        return client
+        with FileLock(home() / "mlflow.lock"):  # the first client makes the tables, which two at once cannot
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
     # MLflow's own limits keep a client of a dead server waiting for minutes without a word.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)

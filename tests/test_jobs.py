@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import save_file
 
 from lfm.config import InputError
@@ -114,6 +117,20 @@ def test_skipping_bad_images_needs_no_new_build(home: Path, tmp_path: Path) -> N
     judge(table, skip.data)
     folder, _ = dataset_for(skip.data, skip.model, 0)
     assert json.loads((folder / "info.json").read_text())["counts"] == [3, 4]
+
+
+@pytest.mark.slow
+def test_runs_that_begin_at_once_in_a_new_home_all_begin(home: Path) -> None:
+    program = "from lfm import tracking; tracking.begin_pipeline_run('several', 'a run')"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], env={**os.environ, "LFM_PIPELINE_RUN": str(k)}, stderr=subprocess.PIPE
+        )
+        for k in range(4)
+    ]
+    assert [(process.wait(120), process.stderr) for process in processes if process.wait(120)] == []
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    assert len(client.search_runs([client.get_experiment_by_name("several").experiment_id])) == 4
 
 
 def test_image_and_text_of_different_lengths_are_refused(home: Path, tmp_path: Path) -> None:
