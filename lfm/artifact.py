@@ -163,16 +163,20 @@ def build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None])
         return folder, False
 
 
+def link(source: str | Path, target: str | Path) -> None:
+    """A hard link where the file system allows one, a copy elsewhere. Artifacts do not change, so they may share."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def copy_to(source: Path, target: Path) -> None:
     """Give `target` the files of `source`: hard links where the file system allows, copies elsewhere."""
     if target.is_dir():
         shutil.rmtree(target)  # KFP makes the output folder before the step runs
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(source, target, copy_function=os.link)
-    except (OSError, shutil.Error):
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
+    shutil.copytree(source, target, copy_function=link)
 
 
 def check_writable(folder: Path) -> None:
@@ -184,7 +188,7 @@ def check_writable(folder: Path) -> None:
     probe = folder / f".write-{uuid.uuid4().hex[:8]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
+        probe.write_bytes(bytes(4096))  # nothing at all would fit on a full disk
         probe.unlink()
     except OSError as error:
         raise InputError(

@@ -15,7 +15,7 @@ import types
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -58,6 +58,11 @@ class Preprocess:
     std: tuple[float, ...]
     interpolation: str
     resize_mode: str
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> "Preprocess":
+        """From its fields as JSON keeps them."""
+        return cls(**{**kept, "mean": tuple(kept["mean"]), "std": tuple(kept["std"])})
 
 
 # open_clip's own default, which is CLIP's.
@@ -543,14 +548,13 @@ def _tokenizer(folder: Path, text: dict[str, Any]) -> tuple[Any, Callable[[str],
     return simple, lambda prompt: len(simple.encode(prompt)) + 2  # its start and end
 
 
-def embed_prompts(folder: Path, prompts: Sequence[str], batch: int = 256, device: str = "cpu") -> Tensor:
+def embed_prompts(folder: Path, prompts: Sequence[str], batch: int = 256) -> Tensor:
     """F_T: sentences -> embeddings, rows of unit length; no network. Says which sentences are too long and are cut.
 
     Args:
         folder: filled by `fetch`.
         prompts: N whole sentences.
         batch: sentences encoded at a time.
-        device: where to encode.
 
     Returns:
         (N, D) float32, on the CPU.
@@ -560,11 +564,11 @@ def embed_prompts(folder: Path, prompts: Sequence[str], batch: int = 256, device
     long = [prompt for prompt in prompts if length(prompt) > tokenizer.context_length]
     if long:
         say(f"{len(long)} sentences are cut to {tokenizer.context_length} tokens, the first: {long[0][:80]!r}")
-    net: Any = load(folder).to(device)
+    net: Any = load(folder)
 
     def encode(sentences: list[str]) -> Tensor:
-        unit_ND: Tensor = net.encode_text(tokenizer(sentences).to(device), normalize=True)
-        return unit_ND.float().cpu()
+        unit_ND: Tensor = net.encode_text(tokenizer(sentences), normalize=True)
+        return unit_ND.float()
 
     return in_batches(prompts, batch, encode)
 

@@ -342,27 +342,18 @@ def main() -> None:
     signal.signal(signal.SIGTERM, terminate)
     try:
         app()
-    except InputError as error:
-        if _debugging():
-            raise
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
     except SystemExit as end:  # typer turns Ctrl-C into this
         if end.code in (INTERRUPTED, TERMINATED):
             typer.echo("\nstopped; the same command goes on where this one was", err=True)
         raise
-    except OSError as error:
-        from lfm.jobs.step import SYSTEM, system_error
+    except Exception as error:
+        from lfm.jobs.step import system_error
 
-        if _debugging() or error.errno not in SYSTEM:
+        told = system_error(error)
+        if _debugging() or (told is None and not isinstance(error, RuntimeError)):
             raise
-        typer.echo(f"error: {system_error(error)}", err=True)
-        raise SystemExit(2) from None
-    except RuntimeError as error:
-        if _debugging():
-            raise
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(1) from None
+        typer.echo(f"error: {told or error}", err=True)
+        raise SystemExit(told.exit_code if told else 1) from None
 
 
 if __name__ == "__main__":

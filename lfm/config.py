@@ -6,10 +6,11 @@ changes it, and it is checked on construction: a bad value is refused with the v
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class InputError(ValueError):
@@ -71,6 +72,11 @@ class DataConfig(Section):
     auto: once, where the pixels take at most `decode_gb`."""
     decode_gb: float = Field(40.0, gt=0)
     """auto: most gigabytes of decoded pixels."""
+
+    @field_validator("source", "images", "class_names")
+    @classmethod
+    def _home_folder(cls, place: str) -> str:
+        return str(Path(place).expanduser()) if place.startswith("~") else place
 
 
 class TextConfig(Section):

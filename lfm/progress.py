@@ -1,6 +1,7 @@
 """What a step says while it works: a bar on a terminal, plain lines in a log."""
 
 import sys
+import threading
 from typing import Any
 
 from tqdm import tqdm
@@ -8,6 +9,9 @@ from tqdm import tqdm
 # Marks our lines among those of the libraries, so that `lfm run` can show these and file the rest.
 MARK = "│ "
 BAR_FORMAT = MARK + "{desc:<9}{percentage:3.0f}% ▕{bar:24}▏ {n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
+
+
+_LOCK = threading.RLock()
 
 
 def say(text: str) -> None:
@@ -19,6 +23,7 @@ def say(text: str) -> None:
 
 def bar(total: int, label: str, unit: str, initial: int = 0, hidden: bool = False) -> "tqdm[Any]":
     """A progress bar moved by `update`, rewritten at most twice a second; hidden in all processes but one."""
+    tqdm.set_lock(_LOCK)  # its own is for several processes, and a killed one leaves it behind
     return tqdm(
         total=total,
         initial=initial,

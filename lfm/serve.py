@@ -39,10 +39,7 @@ class Predictor:
         self.model = LFM(image, text_CD)
         load_weights(self.model, weights)
         self.model.eval()
-        how = self.info["preprocess"]
-        self.to = Preprocess(
-            how["size"], tuple(how["mean"]), tuple(how["std"]), how["interpolation"], how["resize_mode"]
-        )
+        self.to = Preprocess.of(self.info["preprocess"])
         self.mean, self.std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.to.mean, self.to.std))
 
     @torch.inference_mode()

@@ -111,7 +111,6 @@ def embed(
     backbone: Path | None = None,
     batch: int = 256,
     allow_equal: bool = False,
-    device: str = "cpu",
 ) -> Tensor:
     """Class embeddings f_T: the mean of the unit embeddings of a class's sentences, scaled to unit length.
 
@@ -121,7 +120,6 @@ def embed(
         backbone: folder filled by `lfm.backbone.fetch`; encoder minilm needs none.
         batch: sentences encoded at a time.
         allow_equal: let classes share a name.
-        device: where the backbone's text tower runs.
 
     Returns:
         (C, D) float32.
@@ -137,7 +135,7 @@ def embed(
     elif backbone is None:
         raise InputError("text.encoder=backbone needs an open_clip tower, conv4 has no text; set text.encoder=minilm")
     else:
-        unit_ND = backbones.embed_prompts(backbone, flat, batch, device)
+        unit_ND = backbones.embed_prompts(backbone, flat, batch)
     if len(flat) == len(names):
         return unit_ND
     class_N = torch.repeat_interleave(torch.tensor([len(of_class) for of_class in sentences]))

@@ -8,7 +8,7 @@ step makes the parent and the others find it.
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -164,11 +164,12 @@ def begin_pipeline_run(experiment: str, name: str) -> None:
 
 
 def end_pipeline_run(ok: bool) -> None:
-    """Give the parent run its final status, if it ever began."""
-    client = _connect()
-    parent = _parent(client)
-    if parent:
-        client.set_terminated(parent, "FINISHED" if ok else "FAILED")
+    """Give the parent run its final status, if it ever began. After a failure, as well as that goes."""
+    with nullcontext() if ok else suppress(Exception):
+        client = _connect()
+        parent = _parent(client)
+        if parent:
+            client.set_terminated(parent, "FINISHED" if ok else "FAILED")
 
 
 @contextmanager
@@ -187,7 +188,8 @@ def step_run(step: str) -> Iterator[Tracker]:
     try:
         yield Tracker(client, parent, child)
     except BaseException:
-        client.set_terminated(child, "FAILED")
+        with suppress(Exception):  # a store that is down or full takes no status; the step's own error is what matters
+            client.set_terminated(child, "FAILED")
         raise
     client.set_terminated(child, "FINISHED")
 

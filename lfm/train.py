@@ -90,8 +90,10 @@ class Stage:
     alpha: float
     features: Tensor | None = field(default=None, init=False)
     """Of the validation images, in stage 2."""
+    asked: bool = field(default=False, init=False)
+    """Whether SIGTERM came to this process."""
     ending: bool = field(default=False, init=False)
-    """Whether SIGTERM came."""
+    """Whether all processes end at the checkpoint that is due."""
     rank: int = field(default=0, init=False)
     world: int = field(default=1, init=False)
 
@@ -198,14 +200,14 @@ class Stage:
             share: of the step's images, that are these.
         """
         x, label_B2, weight_B2 = images
-        parts = torch.arange(len(x)).split(self.config.stage(self.number).micro_batch or len(x))
+        size = self.config.stage(self.number).micro_batch or len(x)
         loss = torch.zeros((), device=x.device)
-        for k, part in enumerate(parts):
-            here = slice(int(part[0]), int(part[-1]) + 1)
-            # Processes exchange gradients once a step, with the last part.
-            with nullcontext() if k == len(parts) - 1 else accelerator.no_sync(net):
+        for begin in range(0, len(x), size):
+            here = slice(begin, min(begin + size, len(x)))
+            # Processes exchange gradients once a step, with the last piece.
+            with nullcontext() if here.stop == len(x) else accelerator.no_sync(net):
                 one = loss_of(net(x[here]), label_B2[here], weight_B2[here]).mean()
-                weight = len(part) / len(x)
+                weight = (here.stop - begin) / len(x)
                 accelerator.backward(one * (weight * share * self.world))  # the processes' gradients are averaged
                 loss += one.detach() * weight
         return loss
@@ -217,24 +219,22 @@ class Stage:
 
     def _due(self, step: int, saved: float) -> bool:
         every, minutes = self.config.train.checkpoint_steps, self.config.train.checkpoint_minutes
-        if every and step % every == 0:
-            return True
-        late = self.ending or time.monotonic() - saved >= 60 * minutes
-        if self.world == 1:
-            return late
-        # Clocks differ, and a signal comes to one before the other: now and then all do what any of them wants.
-        if step % GATHER_EVERY:
+        by_steps = bool(every and step % every == 0)
+        if self.world > 1 and not by_steps and step % GATHER_EVERY:
             return False
-        wanted = summed(torch.tensor([float(late), float(self.ending)], device=self.train.device))
-        self.ending = bool(wanted[1])
-        return bool(wanted[0])
+        asked = self.asked
+        late = time.monotonic() - saved >= 60 * minutes
+        # Clocks differ, and a signal comes to one process before the other: all do what any of them wants.
+        wanted = summed(torch.tensor([float(late), float(asked)], device=self.train.device)) if self.world > 1 else None
+        self.ending = bool(wanted[1]) if wanted is not None else asked
+        return by_steps or self.ending or (bool(wanted[0]) if wanted is not None else late)
 
     @contextmanager
     def _ended_by_sigterm(self) -> Iterator[None]:
         """A pod that must go sends SIGTERM: finish the step, write a checkpoint, end with `PreemptedError`."""
 
         def end(number: int, frame: object) -> None:
-            self.ending = True
+            self.asked = True
 
         if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
             yield

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from unittest.mock import patch
 
 from kfp.local import subprocess_task_handler
 
@@ -54,8 +53,12 @@ def warm_steps(*more: str) -> Iterator[None]:
             print(f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to go on")  # noqa: T201
         return process.exitcode or 0
 
-    with patch.object(subprocess_task_handler, "run_local_subprocess", run):
+    theirs = subprocess_task_handler.run_local_subprocess
+    subprocess_task_handler.run_local_subprocess = run
+    try:
         yield
+    finally:
+        subprocess_task_handler.run_local_subprocess = theirs
 
 
 def _split(full_command: Sequence[str]) -> tuple[str, list[str]]:

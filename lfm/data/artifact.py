@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lfm.artifact import MANIFEST, NOTES
+from lfm.artifact import MANIFEST, NOTES, link
 from lfm.backbone import Preprocess
 from lfm.config import DataConfig, InputError
 from lfm.data.decode import decode, fitted, pixels_of
@@ -153,7 +153,7 @@ def add_pixels(folder: Path, base: Path, to: Preprocess, config: DataConfig, wor
     for path in base.rglob("*"):
         if path.is_file() and path.name not in (MANIFEST, "info.json"):
             (folder / path.relative_to(base)).parent.mkdir(exist_ok=True)
-            os.link(path, folder / path.relative_to(base))
+            link(path, folder / path.relative_to(base))
     tables = {split: open_table(base, split) for split in SPLITS}
     sizes = {
         size
@@ -215,6 +215,8 @@ def _decode_all(
     path, done_path = work / target.name, work / f"{target.name}.done"
     done = set(map(int, done_path.read_text().split())) if done_path.is_file() and path.is_file() else set()
     pixels = np.lib.format.open_memmap(path, "r+" if done else "w+", np.uint8, None if done else whole)
+    with path.open("r+b") as file:  # writing to a map of a full disk would end the process without a word
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     chunks = range(0, len(table), CHUNK)
 
     def run(start: int) -> int:
@@ -225,14 +227,14 @@ def _decode_all(
                 pixels[i] = pixels_of(fitted(image, to))
         return len(rows)
 
-    with ThreadPoolExecutor(threads()) as pool, done_path.open("a") as file:
+    with ThreadPoolExecutor(threads()) as pool, done_path.open("a") as done_file:
         for start, count in zip(chunks, in_order(pool, run, chunks), strict=True):
             if start not in done:
                 pixels.flush()
-                file.write(f"{start}\n")
-                file.flush()
+                done_file.write(f"{start}\n")
+                done_file.flush()
             progress.update(count)
-    os.link(path, target)
+    link(path, target)
 
 
 def _statistics(path: Path) -> tuple[float, float]:

@@ -150,8 +150,7 @@ def open_split(folder: Path, split: str, device: torch.device | str = "cpu") -> 
     """
     assert split in SPLITS
     device, info = torch.device(device), read_info(folder)
-    how = info["preprocess"]
-    to = Preprocess(how["size"], tuple(how["mean"]), tuple(how["std"]), how["interpolation"], how["resize_mode"])
+    to = Preprocess.of(info["preprocess"])
     label_N = torch.from_numpy(np.load(folder / f"{split}_labels.npy", allow_pickle=False)).to(device)
     if info["pixels"] == "encoded":
         decoder = _Decoder(open_table(folder, split), to, info["max_megapixels"])

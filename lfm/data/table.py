@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from lfm.artifact import link
 from lfm.config import InputError
 from lfm.data.decode import BadImageError, Look, look
 from lfm.data.source import SPLITS, Encoded, Index
@@ -107,9 +108,11 @@ def write_shard(
             except BadImageError as error:
                 bad.append(f"{images.name(i)} {error}")
                 continue
-            except OSError as error:
-                bad.append(f"{images.name(i)} cannot be read ({error.strerror or error})")
+            except FileNotFoundError as error:  # a link to nothing; others may pass, so they must not be remembered
+                bad.append(f"{images.name(i)} cannot be read ({error.strerror})")
                 continue
+            except OSError as error:
+                raise InputError(f"{images.name(i)} cannot be read ({error.strerror or error}); mend that") from error
             size += len(data)
             if size > BATCH_BYTES:
                 flush(writer)
@@ -165,7 +168,7 @@ def write_table(
         target.mkdir()
         names = [f"data-{k:05d}-of-{parts:05d}.arrow" for k in range(parts)]
         for k, name in enumerate(names):
-            os.link(work / f"{split}-{k:05d}.arrow", target / name)
+            link(work / f"{split}-{k:05d}.arrow", target / name)
         describe(target, split, names, classes)
     (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(split_rows)}))
     return bad

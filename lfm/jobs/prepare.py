@@ -39,7 +39,7 @@ def check(config: RunConfig) -> None:
         raise InputError("data.source is empty; set it to your images, as in --set data.source=photos (docs/data.md)")
     for field in ("source", "images", "class_names"):
         place = getattr(config.data, field)
-        if place and not is_remote(place) and not Path(place).expanduser().exists():
+        if place and not is_remote(place) and not Path(place).exists():
             raise InputError(f"data.{field}: {place} does not exist; correct the path")
     if backbone.uses_open_clip(config.model):
         backbone.check(config.model)

@@ -27,22 +27,26 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return job(*args, **kwargs)
-        except (InputError, OSError) as error:
-            if os.environ.get("LFM_DEBUG") or (isinstance(error, OSError) and error.errno not in SYSTEM):
+        except Exception as error:
+            told = system_error(error)
+            if os.environ.get("LFM_DEBUG") or told is None:
                 raise
-            print(f"{ERROR_MARK}{system_error(error)}", file=sys.stderr, flush=True)  # noqa: T201
-            raise SystemExit(getattr(error, "exit_code", InputError.exit_code)) from None
+            print(f"{ERROR_MARK}{told}", file=sys.stderr, flush=True)  # noqa: T201
+            raise SystemExit(told.exit_code) from None
 
     return wrapped
 
 
-def system_error(error: Exception) -> Exception:
-    """A refusal of the machine in words that say what to do; other errors as they are."""
-    if not isinstance(error, OSError):
+def system_error(error: BaseException) -> InputError | None:
+    """What the user can mend, in words that say how: an `InputError` as it is, a refusal of the machine; else None."""
+    if isinstance(error, InputError):
         return error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "database or disk is full" in str(error):  # SQLite's words, whoever passes them on
         return InputError(f"the disk under {home()} is full; make room or set LFM_HOME, then run again: it goes on")
-    return InputError(f"{error.filename or home()}: {error.strerror}; mend that, then run again: it goes on")
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return InputError(f"{error.filename or home()}: {error.strerror}; mend that, then run again: it goes on")
+    return None
 
 
 def content(folder: str | Path) -> str:

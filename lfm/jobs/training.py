@@ -43,7 +43,7 @@ def train_stage(
 
         def build(aside: Path) -> None:
             curves.replay()
-            told: dict[str, Any] = {
+            arguments: dict[str, Any] = {
                 "config": run_config,
                 "stage": stage,
                 "dataset": dataset,
@@ -56,9 +56,9 @@ def train_stage(
             }
             count = process_count(run_config)
             if count == 1:
-                train(log=curves.log, **told)
+                train(log=curves.log, **arguments)
             else:
-                train_together(count, curves, told)
+                train_together(count, curves, arguments)
             curves.save(aside / NOTES / "curves.jsonl")
 
         folder, reused = build_once("model", inputs, build)
