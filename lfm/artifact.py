@@ -12,12 +12,10 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from lfm import __version__
 from lfm.config import InputError
@@ -132,35 +130,6 @@ def publishing(folder: Path, kind: str, made_by: dict[str, Any]) -> Iterator[Pat
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-
-
-def build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
-    """The artifact for these inputs, from the store if an intact one is there, else built.
-
-    Args:
-        kind: folder of the store, and the artifact's kind.
-        inputs: everything the result depends on, JSON-like; its hash names the artifact.
-        build: fills the empty folder it is given.
-
-    Returns:
-        The artifact's folder in the store, and whether it was there already.
-    """
-    folder = home() / "store" / kind / content_key(inputs)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A second process that wants the same waits and then reuses it; a killed one leaves the lock open.
-    with FileLock(folder.with_suffix(".lock")):
-        for left_behind in folder.parent.glob(f".{folder.name}.*"):
-            shutil.rmtree(left_behind)
-        if folder.is_dir():
-            try:
-                verify(folder)
-            except InputError:
-                shutil.rmtree(folder)  # torn or edited: as good as absent, and it can be built again
-            else:
-                return folder, True
-        with publishing(folder, kind, inputs) as aside:
-            build(aside)
-        return folder, False
 
 
 def link(source: str | Path, target: str | Path) -> None:

@@ -7,7 +7,7 @@ changes it, and it is checked on construction: a bad value is refused with the v
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -179,8 +179,9 @@ class StageConfig(Section):
     """adam (paper) or adamw (decoupled weight decay)."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of the optimizer."""
-    batch_size: int = Field(32, ge=1)
-    """Images of a step, over all processes."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
+    """Images of a step, over all processes; auto: found by trying, the largest that fits and still gains speed (the
+    learning rate stays as it is)."""
     micro_batch: int = Field(0, ge=0)
     """Most images of a step that a process holds at a time, gradients adding up: for small GPUs; 0: all at once."""
     clip: float = Field(0.0, ge=0)
@@ -234,6 +235,15 @@ class TrainConfig(Section):
     """Most minutes of work that a killed process loses."""
     checkpoint_steps: int = Field(0, ge=0)
     """Also write a checkpoint every so many steps; 0: by time alone."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept; an older one stands in for a torn one."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the model. auto: on GPUs for stages of 1,000 steps or more, where a C compiler is there."""
+    recompute: bool = False
+    """Activation checkpointing: compute each block's activations again in the backward pass, for less memory."""
+    shard: bool = False
+    """FSDP: in stage 1 the processes share the tower's weights, gradients and optimizer state, for towers that do not
+    fit on one GPU."""
     own_label_threshold: float = Field(0.5, gt=0, le=1)
     """Own-label mass under which a class is warned about, and which `alpha: auto` keeps."""
 

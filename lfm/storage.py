@@ -125,6 +125,19 @@ def download(uri: str, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+def delete(prefix_uri: str) -> None:
+    """Remove all objects in a folder and the folders in it.
+
+    Raises:
+        InputError: as `read`.
+    """
+    items = listing(prefix_uri)
+    with _plain(prefix_uri):
+        for item in items:
+            bucket, key = _split(item.uri)
+            _client().delete_object(Bucket=bucket, Key=key)
+
+
 def listing(prefix_uri: str) -> list[Item]:
     """All objects in a folder and the folders in it, sorted by address; empty where there are none.
 

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from lfm.artifact import (
     MANIFEST,
-    build_once,
     check_writable,
     content_key,
     copy_to,
@@ -31,6 +30,7 @@ from lfm.artifact import (
 )
 from lfm.artifact import home as lfm_home
 from lfm.config import InputError
+from lfm.store import build_once
 
 INPUTS = {"data": {"name": "x", "n": 3}, "seed": 0}
 
@@ -230,7 +230,7 @@ def test_what_is_there_is_not_built_again(home: Path) -> None:
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from lfm.artifact import build_once
+from lfm.store import build_once
 
 def build(folder):
     (folder / "a.bin").write_bytes(b"half")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,17 @@ def test_two_processes_train_as_one_does(told: dict[str, Any], alone: Any, tmp_p
 
 
 @pytest.mark.slow
+def test_processes_that_share_the_weights_train_as_one_does(told: dict[str, Any], alone: Any, tmp_path: Path) -> None:
+    """FSDP, with activations computed again: the same losses and scores, and whole weights at the end."""
+    together = run(told, tmp_path, 2, shard=True, recompute=True)
+    for epoch in (1, 2, 3):
+        one, two = alone[0][epoch], together[0][epoch]
+        assert two["stage1/loss"] == pytest.approx(one["stage1/loss"], rel=1e-5)
+        assert two["stage1/val/all"] == one["stage1/val/all"]
+    assert {k: v.shape for k, v in together[1].items()} == {k: v.shape for k, v in alone[1].items()}
+
+
+@pytest.mark.slow
 def test_more_processes_than_a_last_batch_has_images(told: dict[str, Any], alone: Any, tmp_path: Path) -> None:
     """61 images in batches of 10: the last has one image, for three processes."""
     config = told["config"]
@@ -116,10 +128,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_two_processes_end_in_the_same_weights(told: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", [False, True])
+def test_killed_and_resumed_two_processes_end_in_the_same_weights(
+    told: dict[str, Any], shard: bool, tmp_path: Path
+) -> None:
     config = told["config"]
-    train_values = config.train.model_copy(update={"processes": 2, "checkpoint_steps": 3})
-    stage = config.stage1.model_copy(update={"epochs": 25})
+    train_values = config.train.model_copy(update={"processes": 2, "checkpoint_steps": 3, "shard": shard})
+    stage = config.stage1.model_copy(update={"epochs": 6 if shard else 25})
     config = config.model_copy(update={"train": train_values, "stage1": stage})
     (tmp_path / "told.json").write_text(json.dumps({**told, "config": config.model_dump()}))
     command = [sys.executable, "-c", KILLED, str(tmp_path / "told.json")]
@@ -154,7 +169,9 @@ def test_an_error_in_the_processes_is_told_and_ends_the_step(
     with pytest.raises(SystemExit) as end:
         run({**told, "config": broken}, tmp_path / "nan", 2)
     assert end.value.code == 2
-    assert "error: " in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "error: the loss of stage 1 is no finite number in step 2 of epoch 1" in said
+    assert re.search(r"Its images: [\w ]+/\d+\.jpg with [\w ]+/\d+\.jpg, ", said)
     with pytest.raises(Exception, match=r"rank|FAILED|exitcode"):
         run({**told, "dataset": "/nonexistent", "text": "/nonexistent"}, tmp_path / "mistake", 2)
     assert "Traceback" in capfd.readouterr().err

@@ -3,10 +3,13 @@
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from lfm.artifact import MANIFEST
 from lfm.backbone import Preprocess, build_image_tower
 from lfm.config import InputError, RunConfig, StageConfig
 from lfm.data import Images
+from lfm.fit import blocks, find_batch_size, recompute_activations
 from lfm.mixup import PairBatch
 from lfm.model import LFM, conv4
 from lfm.presets import load
@@ -103,7 +107,7 @@ def test_the_loss_of_a_step_is_the_papers_for_its_pairs(tmp_path: Path) -> None:
     fresh = LFM(conv4(1, 32, 0), text())
     fresh.train_stage(1)
     data = images()
-    batch = pair_sampler(settings, 1, data.label_N, text(), 0.5).batch(0, 0)
+    batch = pair_sampler(settings, 1, data.label_N, text(), 0.5, 200).batch(0, 0)
     expected = 0.0
     pixels = data.fetch(torch.arange(len(data))).float() / 255
     mixed = torch.stack(
@@ -199,9 +203,141 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     assert len(found) == 2 and all((tmp_path / name / MANIFEST).is_file() for name in found)
 
 
-def test_a_loss_that_is_no_number_stops_with_the_way_on(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteLossError, match=r"stage 1 became .* epoch 1; lower stage1\.lr"):
-        train(config(stage1__lr=1e30, stage1__warmup=0.0, train__precision="fp32", stage1__epochs=9), tmp_path)
+def test_a_loss_that_is_no_number_stops_with_its_step_its_pairs_and_the_way_on(tmp_path: Path) -> None:
+    """Weights that one huge step broke: the next step's loss is no number, for every pair of its batch."""
+    broken = {"stage1__lr": 1e38, "stage1__warmup": 0.0, "train__precision": "fp32", "stage1__epochs": 9}
+    settings = config(**broken)
+    with pytest.raises(NonFiniteLossError, match=r"stage 1 .* step 2 of epoch 1; lower stage1\.lr") as caught:
+        train(settings, tmp_path)
+    batch = pair_sampler(settings, 1, images().label_N, text(), 0.5, 16).batch(0, 1)
+    assert caught.value.index_K2 is not None and torch.equal(caught.value.index_K2, batch.index_B2)
+    with pytest.raises(NonFiniteLossError, match=r"weights of stage 1 .* lower stage1\.lr"):
+        train(config(**broken, train__checkpoint_steps=1), tmp_path)
+    assert not list(tmp_path.glob("step-*")), "broken weights are not kept"
+
+
+def test_only_the_pairs_whose_loss_is_no_number_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(train__precision="fp32")
+    bad = 7
+
+    def spoilt(data: Images, batch: PairBatch, *rest: object) -> Tensor:
+        x = mixed_images(data, batch, False)
+        return torch.where((batch.index_B2 == bad).any(dim=1)[:, None, None, None], math.inf, x)
+
+    monkeypatch.setattr("lfm.train.mixed_images", spoilt)
+    model = LFM(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 32)), text())
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(settings, tmp_path, model=model)
+    index_K2 = caught.value.index_K2
+    assert index_K2 is not None and 0 < len(index_K2) < 16 and bool((index_K2 == bad).any(dim=1).all())
+
+
+def test_another_configuration_does_not_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    train(config(train__checkpoint_steps=4), tmp_path)
+    with pytest.raises(InputError, match=r"other values: mixup\.tau .* -> 0\.3, stage1\.lr 0\.002 -> 0\.001; set"):
+        train(config(train__checkpoint_steps=4, stage1__lr=1e-3, mixup__tau=0.3), tmp_path)
+    train(config(train__checkpoint_steps=3, stage2__lr=1e-5), tmp_path)  # neither changes stage 1's weights
+
+
+def vit() -> torch.nn.Module:
+    """A small ViT of open_clip's."""
+    torch.manual_seed(0)
+    vision = {"image_size": 12, "layers": 2, "width": 64, "patch_size": 4, "head_width": 32}
+    return build_image_tower({"embed_dim": 32, "vision_cfg": vision})
+
+
+def rgb(data: Images) -> Images:
+    to = Preprocess(0, (0.5,) * 3, (0.3,) * 3, "bicubic", "squash")
+    return Images(lambda i: data.fetch(i).expand(-1, 3, -1, -1), (3, 12, 12), data.label_N, to, held=True)
+
+
+def train_vit(folder: Path, **overrides: object) -> LFM:
+    model = LFM(vit(), text())
+    settings = config(stage1__epochs=1, train__precision="fp32", **overrides)
+    Stage(1, settings, model, rgb(images()), rgb(images(1)), folder, lambda v, _: None, 0.5).run()
+    return model
+
+
+def test_activations_computed_again_give_the_same_weights(tmp_path: Path) -> None:
+    kept, again = train_vit(tmp_path / "a"), train_vit(tmp_path / "b", train__recompute=True)
+    assert [len(list(blocks(m.image))) for m in (kept, again)] == [2, 2]
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in kept.state_dict().items())
+    with pytest.raises(InputError, match="batch norm"):
+        train(config(train__recompute=True), tmp_path / "c")
+
+
+def test_activations_computed_again_are_not_kept() -> None:
+    """What autograd holds after the forward pass of ten blocks shrinks to a block's input each."""
+
+    def held(recompute: bool) -> int:
+        torch.manual_seed(0)
+        tower = torch.nn.Sequential(
+            *(
+                torch.nn.Sequential(torch.nn.Linear(128, 512), torch.nn.GELU(), torch.nn.Linear(512, 128))
+                for _ in range(10)
+            )
+        )
+        if recompute:
+            recompute_activations(tower)
+        numbers: dict[int, int] = {}
+
+        def keep(value: Tensor) -> Tensor:
+            numbers[value.untyped_storage().data_ptr()] = value.numel()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            tower(torch.randn(64, 128, requires_grad=True)).sum()
+        return sum(numbers.values())
+
+    assert held(True) < held(False) / 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("cc"), reason="torch.compile on a CPU needs a C compiler")
+def test_a_compiled_model_trains_as_the_plain_one(tmp_path: Path) -> None:
+    def losses(compiled: str) -> list[float]:
+        torch.manual_seed(0)
+        tower = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(144, 64), torch.nn.GELU(), torch.nn.Linear(64, 32)
+        )
+        settings = config(stage1__lr=1e-4, train__precision="fp32", train__compile=compiled)
+        return [p["stage1/loss"] for p in train(settings, tmp_path / compiled, model=LFM(tower, text()))[1]]
+
+    assert losses("on") == pytest.approx(losses("off"), rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "it was compiled"
+
+
+def test_a_batch_size_found_by_trying_is_the_last_that_fits_and_gains() -> None:
+    tried: list[int] = []
+
+    def fits(most: int, seconds: Callable[[int], float] = lambda size: size**0.5) -> Callable[[int], float | None]:
+        def step(size: int) -> float | None:
+            tried.append(size)
+            return seconds(size) if size <= most else None
+
+        return step
+
+    assert find_batch_size(fits(200), most=10_000) == 128 and tried == [16, 32, 64, 128, 256]
+    assert find_batch_size(fits(10_000), most=100) == 64
+    assert find_batch_size(fits(10_000), most=9) == 9
+    # From 64 on a step takes as much longer as it is larger: no gain beyond.
+    assert find_batch_size(fits(10_000, lambda size: max(64, size) / 64), most=10_000) == 64
+    with pytest.raises(InputError, match="batch of 16 images does not fit"):
+        find_batch_size(fits(8), most=10_000)
+
+
+def test_a_batch_size_found_by_trying_leaves_no_trace_and_is_kept_for_the_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automatic = config(stage1__batch_size="auto", train__checkpoint_steps=1, stage1__epochs=2)
+    found, _ = train(automatic, tmp_path / "a")
+    said = re.search(r"a batch of (\d+) images", capsys.readouterr().out)
+    assert said
+    plain, _ = train(config(stage1__batch_size=int(said[1]), stage1__epochs=2), tmp_path / "b")
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in found.state_dict().items())
+    monkeypatch.setattr("lfm.train.find_batch_size", lambda *_: pytest.fail("tried again"))
+    resumed, _ = train(automatic, tmp_path / "a")
+    assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in found.state_dict().items())
 
 
 def test_learning_rate_warms_up_and_follows_the_cosine_to_the_minimum() -> None:

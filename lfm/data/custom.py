@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm import storage
-from lfm.artifact import build_once
 from lfm.config import DataConfig, InputError
 from lfm.data.arrow import is_arrow, read_arrow
 from lfm.data.heldout import choose_test, digests
@@ -24,6 +23,7 @@ from lfm.data.lists import named
 from lfm.data.manifest import MANIFESTS, SPLIT_NAMES, Rows, read_file, read_lists, read_manifest, unreadable
 from lfm.data.source import SPLITS, TEST, TRAIN, Encoded, Files, Index, Source
 from lfm.progress import say
+from lfm.store import build_once
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 KINDS = (

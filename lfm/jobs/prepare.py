@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lfm.artifact import build_once, content_key, copy_to, home, read_manifest, source_hash
+from lfm.artifact import content_key, copy_to, home, read_manifest, source_hash
 from lfm.config import DataConfig, InputError, ModelConfig, RunConfig, TextConfig, unknown
 from lfm.jobs.step import content, step, told
 from lfm.presets import load
 from lfm.storage import is_remote
+from lfm.store import build_once
 
 # The source whose change makes a kept data set stale.
 BUILDING = (

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lfm.artifact import build_once, copy_to, source_hash
+from lfm.artifact import copy_to, source_hash
 from lfm.config import RunConfig
 from lfm.jobs.step import content, step, told
 from lfm.jobs.training import new_model
 from lfm.progress import say
+from lfm.store import build_once
 
 # The source whose change makes kept scores stale.
 SCORING = ("lfm.evaluate", "lfm.report", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images")

@@ -11,16 +11,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lfm.artifact import NOTES, build_once, content_key, copy_to, home, source_hash
+from lfm import storage
+from lfm.artifact import NOTES, content_key, copy_to, home, source_hash
 from lfm.config import InputError, RunConfig
 from lfm.jobs.step import content, step, told
 from lfm.progress import say
+from lfm.store import Mirror, build_once, fetch_checkpoints, shared
 
-SHOWN_CLASSES = 20
+SHOWN_CLASSES, SHOWN_IMAGES = 20, 8
 FOLLOW_SECONDS = 1.0
 
 # The source whose change makes a kept model stale.
-METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images")
+METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.fit", "lfm.score", "lfm.data.images")
 
 
 @step
@@ -39,9 +41,13 @@ def train_stage(
         alpha = preview(run_config, stage, dataset, text)
         run.params({f"stage{stage}.alpha_used": alpha}, on_parent=True)
         work = home() / "work" / content_key(inputs)
-        curves = Curves(work / "curves.jsonl", run.log)
+        remote = shared("work", work.name)
 
         def build(aside: Path) -> None:
+            if remote:
+                fetch_checkpoints(remote, work / "checkpoints", [work / "curves.jsonl"])
+            begin(work, inputs)
+            curves = Curves(work / "curves.jsonl", run.log)
             curves.replay()
             arguments: dict[str, Any] = {
                 "config": run_config,
@@ -53,6 +59,7 @@ def train_stage(
                 "out": aside,
                 "checkpoints": work / "checkpoints",
                 "alpha": alpha,
+                "remote": remote,
             }
             count = process_count(run_config)
             if count == 1:
@@ -65,13 +72,16 @@ def train_stage(
         if reused:
             Curves(folder / NOTES / "curves.jsonl", run.log).replay()
         shutil.rmtree(work, ignore_errors=True)
+        if remote:
+            with contextlib.suppress(InputError):  # left-overs there cost room, not correctness
+                storage.delete(remote)
         told(f"stage {stage}", folder, reused)
     copy_to(folder, Path(out))
 
 
 def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, backbone: str, before: str) -> dict[str, Any]:
     """All that a stage's weights depend on."""
-    train = config.train.model_dump(include={"device", "processes", "precision", "flip"})
+    train = config.train.model_dump(include={"device", "processes", "precision", "flip", "compile", "shard"})
     return {
         "stage": stage,
         "values": config.stage(stage).model_dump(),
@@ -244,6 +254,7 @@ def train(
     checkpoints: Path,
     log: Callable[[Any, int], None],
     alpha: float,
+    remote: str | None = None,
 ) -> None:
     """Train one stage and write the model artifact: weights, and all that a predictor needs to know."""
     import torch
@@ -252,7 +263,7 @@ def train(
     from lfm.data import open_split, read_info
     from lfm.model import load_weights
     from lfm.score import pick_device
-    from lfm.train import Stage
+    from lfm.train import NonFiniteLossError, Stage
 
     device = pick_device(config.train.device)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
@@ -262,12 +273,64 @@ def train(
         load_weights(model, Path(before) / "model.safetensors")
     model.to(device)
     images, val = (open_split(Path(dataset), split, device) for split in ("train", "val"))
-    Stage(stage, config, model, images, val, checkpoints, log, alpha).run()
-    if os.environ.get("RANK", "0") != "0":
+    first = os.environ.get("RANK", "0") == "0"
+    mirror = None
+    if remote and first:
+        mirror = Mirror(remote, config.train.keep_checkpoints, [checkpoints.with_name("curves.jsonl")])
+    stage_run = Stage(stage, config, model, images, val, checkpoints, log, alpha, mirror.send if mirror else None)
+    try:
+        stage_run.run()
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{error}{_images_of(error, Path(dataset))}", error.index_K2) from error
+    finally:
+        if mirror:
+            mirror.close()
+    state = {k: v.to("cpu").contiguous() for k, v in stage_run.state().items()}
+    if not first:
         return
-    state = {k: v.to("cpu").contiguous() for k, v in model.state_dict().items()}
     save_file(state, out / "model.safetensors")
     (out / "info.json").write_text(json.dumps(model_info(config, read_info(Path(dataset)), images, backbone), indent=1))
+
+
+def _images_of(error: Any, dataset: Path) -> str:
+    """The images of the pairs whose loss is no number, in words."""
+    from lfm.data import read_info
+    from lfm.data.table import open_table
+
+    if error.index_K2 is None:
+        return ""
+    table, classes = open_table(dataset, "train"), read_info(dataset)["classes"]
+    label_N = table.column("label")
+    pairs = [
+        " with ".join(dict.fromkeys(f"{classes[label_N[k]]}/{table.name(k)}" for k in pair))
+        for pair in error.index_K2.tolist()
+    ]
+    more = f" and {len(pairs) - SHOWN_IMAGES} more" if len(pairs) > SHOWN_IMAGES else ""
+    return f". Its images: {', '.join(pairs[:SHOWN_IMAGES])}{more}"
+
+
+def begin(work: Path, inputs: Mapping[str, Any]) -> None:
+    """Keep what a stage is trained from beside its checkpoints, and say so if one of other values was left behind."""
+    path = work / "inputs.json"
+    if path.is_file():
+        return
+    for other in sorted(work.parent.glob("*/inputs.json")) if work.parent.is_dir() else []:
+        then = json.loads(other.read_text())
+        if then["stage"] == inputs["stage"] and then["dataset"] == inputs["dataset"]:
+            now, before = _flat(inputs), _flat(then)
+            changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in now | before if before.get(k) != now.get(k)]
+            say(f"an unfinished stage {inputs['stage']} differs in {', '.join(changed)}; this one begins anew")
+    work.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(inputs))
+    aside.replace(path)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) else {f"{prefix}{name}": inner}
+    return flat
 
 
 def process_count(config: RunConfig) -> int:

@@ -1,0 +1,197 @@
+"""The store: what was made once is taken from it, here or, with LFM_STORE=s3://bucket/folder, by every machine.
+
+Here, an artifact is the folder `LFM_HOME/store/KIND/KEY`. At LFM_STORE it is `KIND/KEY/CONTENT/...` with the pointer
+`KIND/KEY/manifest.json` written last: of two machines that make the same one, each leaves a whole one. Checkpoints lie
+under `work/KEY`, so that a pod that lost its disk goes on from where another stopped.
+"""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lfm import storage
+from lfm.artifact import MANIFEST, content_key, home, publishing, verify
+from lfm.config import InputError
+from lfm.progress import say
+
+PATIENCE = 60.0
+"""Seconds to wait at the end of a stage, or at SIGTERM, for the last upload."""
+
+
+def shared(*path: str) -> str | None:
+    """The address of a place at LFM_STORE, if it is set.
+
+    Raises:
+        InputError: LFM_STORE is no s3:// address.
+    """
+    root = os.environ.get("LFM_STORE", "").rstrip("/")
+    if not root:
+        return None
+    if not storage.is_remote(root):
+        raise InputError(f"LFM_STORE={root} is no S3 address; write it as s3://BUCKET/FOLDER, or unset it")
+    return "/".join([root, *path])
+
+
+def build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
+    """The artifact for these inputs, from the store if an intact one is there, else built.
+
+    Args:
+        kind: folder of the store, and the artifact's kind.
+        inputs: everything the result depends on, JSON-like; its hash names the artifact.
+        build: fills the empty folder it is given.
+
+    Returns:
+        The artifact's folder in the store, and whether it was there already.
+    """
+    key = content_key(inputs)
+    folder, remote = home() / "store" / kind / key, shared(kind, key)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A second process that wants the same waits and then reuses it; a killed one leaves the lock open.
+    with FileLock(folder.with_suffix(".lock")):
+        for left_behind in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(left_behind)
+        if folder.is_dir():
+            try:
+                verify(folder)
+            except InputError:
+                shutil.rmtree(folder)  # torn or edited: as good as absent, and it can be built again
+            else:
+                return folder, True
+        if remote and pull(remote, folder):
+            return folder, True
+        with publishing(folder, kind, inputs) as aside:
+            build(aside)
+        if remote:
+            try:
+                push(folder, remote)
+            except InputError as error:  # made is made: this machine goes on with its own
+                say(f"warning: not in the shared store: {error}")
+        return folder, False
+
+
+def push(folder: Path, remote: str) -> None:
+    """Copy an artifact to an address; readers see all of it or nothing.
+
+    Raises:
+        InputError: the server's refusal.
+        OSError: the folder changed meanwhile.
+    """
+    manifest = (folder / MANIFEST).read_bytes()
+    content = json.loads(manifest)["content"]
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            storage.upload(path, f"{remote}/{content}/{path.relative_to(folder)}")
+    storage.write(f"{remote}/{MANIFEST}", manifest)
+
+
+def pull(remote: str, folder: Path) -> bool:
+    """Copy an artifact from an address, if an intact one is there.
+
+    Raises:
+        InputError: the server's refusal.
+    """
+    if not storage.exists(f"{remote}/{MANIFEST}"):
+        return False
+    try:
+        content = json.loads(storage.read(f"{remote}/{MANIFEST}"))["content"]
+    except (ValueError, KeyError, TypeError):  # what a damaged object can come to
+        return False
+    aside = folder.with_name(f".{folder.name}.pull.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    prefix = f"{remote}/{content}/"
+    for item in storage.listing(prefix.rstrip("/")):
+        storage.download(item.uri, aside / item.uri.removeprefix(prefix))
+    try:
+        verify(aside)
+    except InputError:
+        shutil.rmtree(aside, ignore_errors=True)
+        return False
+    aside.rename(folder)
+    return True
+
+
+class Mirror:
+    """Copies of a stage's checkpoints at LFM_STORE, made while training goes on; an upload never stops it.
+
+    Args:
+        remote: address of the stage's folder.
+        keep: the last so many stay there.
+        beside: files sent with each checkpoint.
+    """
+
+    def __init__(self, remote: str, keep: int, beside: Sequence[Path] = ()) -> None:
+        self.remote, self.keep, self.beside = remote, keep, beside
+        self._newest: Path | None = None
+        self._change = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+        self._thread.start()
+
+    def send(self, folder: Path) -> None:
+        """Upload this checkpoint next; one that waits still is passed over for it."""
+        with self._change:
+            self._newest = folder
+            self._change.notify()
+
+    def close(self) -> None:
+        """Wait for the last upload, within limits."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():
+            say(f"warning: the last checkpoint did not reach {self.remote} in {PATIENCE:.0f} s")
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._newest or self._closed)
+                folder, self._newest = self._newest, None
+            if folder is None:
+                return
+            try:
+                self._upload(folder)
+            except FileNotFoundError:
+                continue  # a newer one took its place, and comes next
+            except (InputError, OSError) as error:
+                say(f"warning: {folder.name} is not in the shared store: {error}")
+
+    def _upload(self, folder: Path) -> None:
+        push(folder, f"{self.remote}/{folder.name}")
+        for path in self.beside:
+            with suppress(FileNotFoundError):
+                storage.upload(path, f"{self.remote}/{path.name}")
+        for old in _steps(self.remote)[: -self.keep]:
+            storage.delete(f"{self.remote}/{old}")
+
+
+def _steps(remote: str) -> list[str]:
+    """Names of the whole checkpoints at an address, oldest first."""
+    items = (item.uri.removeprefix(f"{remote}/").split("/") for item in storage.listing(remote))
+    return sorted({path[0] for path in items if path[0].startswith("step-") and path[1:] == [MANIFEST]})
+
+
+def fetch_checkpoints(remote: str, folder: Path, beside: Sequence[Path] = ()) -> None:
+    """Bring the newest checkpoint at an address into an empty folder, and the files beside it; nothing if none is.
+
+    Raises:
+        InputError: the server's refusal.
+    """
+    if any(folder.glob("step-*")):
+        return
+    for name in reversed(_steps(remote)):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not pull(f"{remote}/{name}", folder / name):
+            continue
+        for path in beside:
+            if storage.exists(f"{remote}/{path.name}"):
+                storage.download(f"{remote}/{path.name}", path)
+        say(f"{name} comes from the shared store")
+        return
