@@ -1,7 +1,9 @@
 """Every loss and every mixup on Fashion-MNIST-LT, with paired seeds: the table of docs/science.md.
 
     .venv/bin/python benchmarks/science.py --seeds 5
+    .venv/bin/python benchmarks/science.py --seeds 5 --precision
 
+The second compares bf16 with fp32 (docs/precision.md).
 A seed redraws subset, initial weights and batches alike for all arms, so differences are paired. Results are kept
 in the JSON file as they come, each named by its configuration and the code's hash: a stopped run goes on where it
 was, and a changed method is trained again.
@@ -52,6 +54,12 @@ ARMS: dict[str, dict[str, Any]] = {
     **{f"tau {t:g}": {"mixup.tau": t} for t in (0.01, 1.25, 31.25)},
 }
 
+FP32 = "LFM + CE, fp32"
+PRECISION: dict[str, dict[str, Any]] = {
+    FP32: {"train.precision": "fp32"},
+    "LFM + CE, bf16": {"train.precision": "bf16"},
+}
+
 
 def train_and_score(config: RunConfig) -> dict[str, Any]:
     """Both stages of one arm and seed, and its test metrics."""
@@ -94,30 +102,32 @@ def spread(values: Sequence[float | None]) -> str:
     )
 
 
-def markdown(scores: Mapping[str, Mapping[int, Mapping[str, Any]]], about: Mapping[str, Any]) -> str:
-    """The table, with what it is of."""
+def markdown(
+    scores: Mapping[str, Mapping[int, Mapping[str, Any]]], about: Mapping[str, Any], title: str, base: str
+) -> str:
+    """The table, with what it is of; paired differences are to `base`."""
     lines = [
-        "# Every loss and every mixup on Fashion-MNIST-LT",
+        f"# {title} on Fashion-MNIST-LT",
         "",
         f"Printed by `{about['command']}`.",
         "",
         "Top-1 accuracy on the 10,000 test images in percent, mean and standard deviation over the seeds; last, the",
-        "paired difference to CE with its 95 % interval (Student's t). A seed redraws subset, weights and batches.",
+        f"paired difference to {base} with its 95 % interval (Student's t). A seed redraws subset, weights, batches.",
         "alpha .5 and tau .25 unless the row says otherwise.",
         "",
         *(f"- {name}: {value}" for name, value in about.items() if name != "command"),
         "",
-        "| | " + " | ".join(COLUMNS) + " | All against CE | Few against CE |",
+        "| | " + " | ".join(COLUMNS) + f" | All against {base} | Few against {base} |",
         "|---" * (len(COLUMNS) + 3) + "|",
     ]
     for arm, by_seed in scores.items():
-        seeds = sorted(set(by_seed) & set(scores.get(BASE, {})))
+        seeds = sorted(set(by_seed) & set(scores.get(base, {})))
         cells = [spread([by_seed[s][c] for s in sorted(by_seed)]) for c in COLUMNS]
         for column in ("all", "few"):
-            if arm == BASE or not seeds or any(by_seed[s][column] is None for s in seeds):
+            if arm == base or not seeds or any(by_seed[s][column] is None for s in seeds):
                 cells.append("")
                 continue
-            mean, half = paired([by_seed[s][column] for s in seeds], [scores[BASE][s][column] for s in seeds])
+            mean, half = paired([by_seed[s][column] for s in seeds], [scores[base][s][column] for s in seeds])
             cells.append(f"{mean:+.1f} ± {half:.1f}")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -128,16 +138,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds, from 0")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="rows; default all")
+    parser.add_argument("--precision", action="store_true", help="bf16 beside fp32 instead of the methods")
     parser.add_argument("--quick", action="store_true", help="10 and 3 epochs instead of 40 and 10")
-    parser.add_argument("--out", type=Path, default=Path("docs/science"), help="writes OUT.md and OUT.json")
+    parser.add_argument("--out", type=Path, help="writes OUT.md and OUT.json; default docs/science or docs/precision")
     options = parser.parse_args(argv)
+    base, title, name = BASE, "Every loss and every mixup", "science"
+    if options.precision:
+        base, title, name, options.arms = FP32, "bf16 beside fp32", "precision", list(PRECISION)
+    options.out = options.out or Path("docs") / name
     common = {"stage1.epochs": 10, "stage2.epochs": 3} if options.quick else {}
     code = source_hash("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.score", "lfm.data", "lfm.text")
     kept_path = options.out.with_suffix(".json")
     kept: dict[str, Any] = json.loads(kept_path.read_text())["results"] if kept_path.exists() else {}
     scores: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in options.arms}
     about = {
-        "command": "python benchmarks/science.py --seeds " + str(options.seeds) + (" --quick" if options.quick else ""),
+        "command": "python benchmarks/science.py --seeds "
+        + str(options.seeds)
+        + (" --precision" if options.precision else "")
+        + (" --quick" if options.quick else ""),
         "data": f"Fashion-MNIST-LT, imbalance 100, 2,478 training images, seeds 0 to {options.seeds - 1}",
         "split": f"test; shots: {load(PRESET).shots.rule}; groups: {', '.join(GROUPS)}",
         "weights": "conv4 from scratch; text all-MiniLM-L6-v2",
@@ -146,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
     }
     for seed in range(options.seeds):  # seed by seed, so that a stopped run is a paired table of fewer seeds
         for arm in options.arms:
-            config = arm_config(ARMS[arm], seed, common)
+            config = arm_config((ARMS | PRECISION)[arm], seed, common)
             key = content_key([config.model_dump(), code])
             if key not in kept:
                 print(f"seed {seed}: {arm}", flush=True)
@@ -155,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
             scores[arm][seed] = kept[key]
     current = {r["arm"] + str(r["seed"]) for by_seed in scores.values() for r in by_seed.values()}
     assert len(current) == len(options.arms) * options.seeds
-    table = markdown(scores, about)
+    table = markdown(scores, about, title, base)
     _write(kept_path, {"about": about, "results": kept})
     options.out.with_suffix(".md").write_text(table)
     print(table)

@@ -363,7 +363,11 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 
 def _explain(item: dict[str, Any]) -> str:
     # A union's location also names the alternative that failed: alpha.float, alpha.literal['auto'].
-    fields = [str(part) for part in item["loc"] if str(part) not in ("float", "int") and "[" not in str(part)]
+    fields = [
+        str(part)
+        for part in item["loc"]
+        if str(part) not in ("float", "int", "constrained-int") and "[" not in str(part)
+    ]
     name = ".".join(fields)
     message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     given = "" if item["type"] == "value_error" else f" = {item['input']!r}:"

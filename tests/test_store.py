@@ -1,6 +1,11 @@
 """The store that machines share: a real S3 server, and machines that are folders with nothing in common."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,3 +147,38 @@ def test_a_server_that_refuses_does_not_stop_training(
     mirror.send(checkpoint(tmp_path, 1))
     mirror.close()
     assert "warning: step-000000001 is not in the shared store" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_machine_that_lost_its_disk_goes_on_and_a_third_has_nothing_to_do(
+    root: str, fashion_folder: Path, tmp_path: Path
+) -> None:
+    """The whole pipeline: stopped in stage 1 on one machine, ended on a second, found done by a third."""
+    values = ["data.max_per_class=60", "data.imbalance=10", "stage1.epochs=25", "stage2.epochs=1"]
+    sets = [part for value in (*values, "train.checkpoint_steps=4") for part in ("--set", value)]
+
+    def start(name: str) -> subprocess.Popen[str]:
+        home = tmp_path / name
+        (home / "downloads").mkdir(parents=True)
+        (home / "downloads" / "fashion-mnist").symlink_to(fashion_folder)
+        command = [str(Path(sys.executable).with_name("lfm")), "run", "fashion-mnist-lt", "--home", str(home), *sets]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    one = start("one")
+    deadline = time.monotonic() + 120
+    while not any("/step-" in i.uri and i.uri.endswith("manifest.json") for i in storage.listing(f"{root}/work")):
+        assert one.poll() is None and time.monotonic() < deadline, one.communicate(timeout=5)
+        time.sleep(0.2)
+    os.kill(one.pid, signal.SIGTERM)
+    one.communicate(timeout=60)
+    assert one.returncode == 143
+    two = start("two")
+    said, _ = two.communicate(timeout=300)
+    assert two.returncode == 0, said
+    assert "comes from the shared store" in said and "stage 1 goes on from step" in said
+    curves = next((tmp_path / "two" / "store" / "model").rglob("curves.jsonl")).parents[2].rglob("curves.jsonl")
+    assert sorted(len(path.read_text().splitlines()) for path in curves) == [1, 25], "each epoch once, the early too"
+    assert not storage.listing(f"{root}/work"), "checkpoints of a finished stage go"
+    three = start("three")
+    said, _ = three.communicate(timeout=300)
+    assert three.returncode == 0 and "goes on" not in said and "% ▕" not in said.partition("stage 1")[2], said
