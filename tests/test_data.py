@@ -25,10 +25,10 @@ from PIL import Image
 from lfm.backbone import Preprocess
 from lfm.config import DataConfig, InputError
 from lfm.data import Images, Source, add_pixels, judge, open_split, read_info, write
-from lfm.data.decode import ODD, BadImageError, decode, fitted, look, pixels_of
+from lfm.data.decode import ODD, BadImageError, decode, look
 from lfm.data.fashion_mnist import CLASSES
 from lfm.data.source import TEST, TRAIN, VAL, Arrays, Files, Joined
-from lfm.data.table import SHARD, open_table
+from lfm.data.table import open_table
 from tests.conftest import Fashion, read_fashion
 
 SMALL = DataConfig(name="fashion-mnist", max_per_class=40, imbalance=8, val_per_class=15)
@@ -695,8 +695,3 @@ def test_an_image_that_goes_bad_later_is_named(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(BadImageError, match=re.escape("00002.img")):
         open_split(folder, "train").fetch(torch.tensor([0]))
-
-
-def test_a_shard_is_large_enough_to_be_worth_a_file() -> None:
-    assert SHARD >= 1000
-    assert pixels_of(fitted(photo(0, 30, 20), replace(CLIP, size=10))).shape == (10, 10, 3)
