@@ -34,7 +34,7 @@ ui: setup ## Open the MLflow UI on the runs
 	@$(BIN)/lfm ui
 
 bench: setup ## Every hot part beside the reference way of working (10 minutes on 2 idle cores)
-	@$(BIN)/python benchmarks/speed.py --out docs/performance.md
+	@$(BIN)/python -m benchmarks.speed --out docs/performance.md
 
 lint: setup ## Format check, lint, types, import rules, unused dependencies
 	$(BIN)/ruff format --check .

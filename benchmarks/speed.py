@@ -2,86 +2,44 @@
 
     make bench
 
-The reference is the method as it is usually written, in our own words: one pair at a time, a softmax over all classes
-and a draw in Python; one PIL resize an image, then mixing; fp32; a loop over the images to count hits. `goal` is what
-we want to reach. Run it on an idle machine: two processes on the same cores slow each other more than twofold.
+The reference is the method as it is usually written, in our own words: for one pair at a time a walk over the
+probabilities of all classes in Python; one PIL resize an image, then mixing; fp32; the whole validation set through the
+tower each time; a loop over the images to count hits. `--reference PATH` times the authors' own functions instead where
+their repository lies at PATH. The whole loop is held against the bare model: forward, backward and optimizer on one
+fixed batch in the same precision, in turns with the loop's epochs. `goal` is the ratio to reach; where a time is to be
+reached, it is the ratio that makes that time. On a GPU the share of its peak that a step uses (MFU) stands beside it.
+Run it on an idle machine: two processes on the same cores slow each other more than twofold.
 """
 
 import argparse
 import json
 import os
 import platform
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor
 
-from lfm.backbone import DEFAULT, build_image_tower
+from benchmarks import reference as usual
+from benchmarks.measure import Row, row, seconds, unit_rows
+from benchmarks.training import BATCH, SMALL, TOWER, loop_row, step_row, validation_row
+from lfm.backbone import DEFAULT
 from lfm.config import ShotsConfig
 from lfm.data import Images
-from lfm.evaluate import confusion, metrics
-from lfm.mixup import PairSampler, PartnerSampler
-from lfm.model import LFM
+from lfm.evaluate import accuracy, hits, shot_group, top_class
+from lfm.mixup import PairSampler, PartnerSampler, local_sampling_rows
 from lfm.score import use_bf16
 from lfm.train import mixed_images
 
-TAU, DIM = 0.05, 512
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement beside its reference."""
-
-    part: str
-    reference: float
-    ours: float
-    unit: str
-    ratio: float
-    goal: float
-
-
-def seconds(action: Callable[[], Any], at_least: float) -> float:
-    """Seconds a call takes, after one to warm up; the median of as many as fit into `at_least`, three or more."""
-    action()
-    taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < at_least:
-        began = time.perf_counter()
-        action()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken))
-
-
-def row(part: str, reference: float, ours: float, unit: str, goal: float) -> Row:
-    """A row; the ratio is above 1 where ours is better."""
-    ratio = ours / reference if unit.endswith("/s") else reference / ours
-    return Row(part, reference, ours, unit, ratio, goal)
-
-
-def unit_rows(classes: int, dim: int = DIM) -> Tensor:
-    """Random class embeddings of unit length."""
-    return F.normalize(torch.randn(classes, dim, generator=torch.Generator().manual_seed(0)), dim=1)
+TAU = 0.05
 
 
 # --- the reference way of working ---
-
-
-def reference_partner(text_CD: Tensor, i: int, rng: np.random.Generator) -> int:
-    """A partner class: similarities to all classes, a softmax, a draw, for one image."""
-    weights = []
-    for k in range(len(text_CD)):
-        weights.append(0.0 if k == i else float(torch.exp(text_CD[i] @ text_CD[k] / TAU)))
-    total = sum(weights)
-    return int(rng.choice(len(weights), p=[w / total for w in weights]))
 
 
 def reference_input(pixels: np.ndarray[Any, Any], pairs: Sequence[tuple[int, int, float]]) -> Tensor:
@@ -93,17 +51,6 @@ def reference_input(pixels: np.ndarray[Any, Any], pairs: Sequence[tuple[int, int
         return (torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 - mean) / std
 
     return torch.stack([lam * one(i) + (1 - lam) * one(j) for i, j, lam in pairs])
-
-
-def reference_accuracy(logits_NC: Tensor, label_N: Tensor, count_C: Tensor) -> dict[str, float]:
-    """Hits of each group, an image at a time."""
-    predicted_N = F.softmax(logits_NC, dim=1).argmax(dim=1)
-    hits: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
-    for n in range(len(label_N)):
-        count = int(count_C[int(label_N[n])])
-        group = "many" if count > 100 else "few" if count < 20 else "medium"
-        hits[group].append(int(predicted_N[n] == label_N[n]))
-    return {group: float(np.mean(found)) for group, found in hits.items() if found}
 
 
 # --- the parts ---
@@ -132,68 +79,34 @@ def input_row(device: torch.device, at_least: float) -> Row:
     return row("input, CIFAR sizes", 32 / reference, 256 / ours, "mixed images/s", 50)
 
 
-def partner_row(classes: int, goal: float, at_least: float) -> Row:
-    """Microseconds to draw a partner class, in batches of 256."""
+def partner_row(classes: int, goal: float | None, at_least: float, path: Path | None) -> Row:
+    """Microseconds to draw a partner class, in batches of 256; no goal: 20 us."""
     text_CD = unit_rows(classes)
     rng = torch.Generator().manual_seed(1)
     sampler = PartnerSampler(text_CD, TAU)
     label_B = torch.randint(classes, (256,), generator=rng)
-    u_BK = torch.rand(256, 1, generator=rng, dtype=torch.float64)
-    ours = seconds(lambda: sampler.draw(label_B, u_BK), at_least) / 256
-    draws = np.random.default_rng(0)
-    reference = seconds(lambda: reference_partner(text_CD, 3, draws), 0 if classes > 10_000 else at_least)
-    return row(f"drawing a partner, C = {classes:,}", 1e6 * reference, 1e6 * ours, "us", goal)
+    ours = seconds(lambda: sampler.draw(label_B, torch.rand(256, generator=rng, dtype=torch.float64)), at_least) / 256
+    p_C = local_sampling_rows(text_CD, torch.tensor([3]), TAU)[0].float()
+    draw, source = usual.way("partner", path, usual.partner(p_C), p_C)
+    reference = seconds(draw, 0 if classes > 10_000 else at_least)
+    return row(
+        f"drawing a partner, C = {classes:,}", 1e6 * reference, 1e6 * ours, "us", goal or reference / 20e-6, source
+    )
 
 
-def tower(device: torch.device) -> LFM:
-    """ViT-B/32 of the paper, random weights."""
-    spec = find_spec("open_clip")
-    assert spec and spec.origin
-    config = json.loads((Path(spec.origin).parent / "model_configs" / "ViT-B-32.json").read_text())
-    torch.manual_seed(0)
-    return LFM(build_image_tower(config), unit_rows(100)).to(device)
-
-
-def step_row(stage: int, goal: float, device: torch.device, at_least: float) -> Row:
-    """Images a second of forward, backward and optimizer step on a fixed batch of 32."""
-    x = torch.randn(32, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
-    label_B = torch.arange(32, device=device)
-
-    def stepper(model: nn.Module, trained: list[nn.Parameter], fast: bool) -> Callable[[], None]:
-        optimizer = torch.optim.Adam(trained, lr=1e-6, fused=fast)
-        batch = x.bfloat16() if fast else x
-
-        def step() -> None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                loss = F.cross_entropy(model(batch), label_B)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    slow = tower(device).train()
-    for parameter in slow.parameters():  # as it is usually written: everything in train mode, all gradients
-        parameter.requires_grad_(True)
-    reference = seconds(stepper(slow, list((slow.image if stage == 1 else slow.w).parameters()), False), at_least)
-    del slow
-    quick = tower(device)
-    ours = seconds(stepper(quick, quick.train_stage(stage), use_bf16("auto", device)), at_least)
-    return row(f"stage {stage} step, ViT-B/32, batch 32", 32 / reference, 32 / ours, "images/s", goal)
-
-
-def accuracy_row(device: torch.device, at_least: float) -> Row:
-    """Seconds to score 50,000 x 1,000 logits."""
-    logits_NC = torch.randn(50_000, 1000, generator=torch.Generator().manual_seed(0)).to(device)
-    label_N = (torch.arange(50_000) % 1000).to(device)
-    count_C = torch.arange(1000) % 200 + 1
-    shots = ShotsConfig()
+def accuracy_row(device: torch.device, images: int, at_least: float, path: Path | None) -> Row:
+    """Seconds to score logits of 1,000 classes."""
+    logits_NC = torch.randn(images, 1000, generator=torch.Generator().manual_seed(0)).to(device)
+    label_N = (torch.arange(images) % 1000).to(device)
+    count_C, shots = torch.arange(1000) % 200 + 1, ShotsConfig()
 
     def ours() -> None:
-        metrics(confusion(logits_NC.argmax(dim=1), label_N, 1000).cpu(), count_C, shots)
+        accuracy(hits(top_class(logits_NC), label_N, 1000).cpu(), count_C, shots)
 
-    reference = seconds(lambda: reference_accuracy(logits_NC.cpu(), label_N.cpu(), count_C), 0)
-    return row("accuracy of 50,000 x 1,000 logits", reference, seconds(ours, at_least), "s", 50)
+    given = logits_NC.cpu(), label_N.cpu(), shot_group(count_C, shots)
+    theirs, source = usual.way("accuracy", path, lambda: usual.accuracy(*given), *given)
+    part = f"accuracy of {images:,} x 1,000 logits"
+    return row(part, seconds(theirs, 0), seconds(ours, at_least), "s", 50, source)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
@@ -202,37 +115,37 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--quick", action="store_true", help="short measurements, small sizes: whether it runs")
     parser.add_argument("--json", type=Path, default=Path("build/bench.json"))
     parser.add_argument("--out", type=Path, default=None, help="also write the table as Markdown")
+    parser.add_argument("--reference", type=Path, default=None, help="the authors' repository: time its functions")
     options = parser.parse_args(argv)
+    if options.reference and not options.reference.is_dir():
+        parser.error(f"--reference {options.reference} is no folder; give a clone of the authors' repository")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     at_least = 0.0 if options.quick else 3.0
+    theirs, name = options.reference, SMALL if options.quick else TOWER
+    steps, rounds = (4, 1) if options.quick else (200, 3) if device.type == "cuda" else (6, 5)
     parts: list[Callable[[], Row]] = [
         lambda: input_row(device, at_least),
-        *(lambda c=c: partner_row(c, 1000, at_least) for c in (100, 1000)),
-        lambda: accuracy_row(device, at_least),
+        *(lambda c=c: partner_row(c, 1000, at_least, theirs) for c in (100, 1000, 8142)),
+        *([] if options.quick else [lambda: partner_row(100_000, None, at_least, theirs)]),
+        lambda: accuracy_row(device, 1000 if options.quick else 50_000, at_least, theirs),
+        lambda: step_row(1, 3.0, device, at_least, name),
+        lambda: step_row(2, 3.8, device, at_least, name),
+        lambda: loop_row(1, 0.97, small_images(BATCH * steps, device), rounds, name),
+        lambda: loop_row(2, 0.98, small_images(BATCH * steps, device), rounds, name),
+        lambda: validation_row(small_images(10_000, device), 32 if options.quick else 96, at_least, name),
     ]
-    if not options.quick:
-        parts += [
-            lambda: partner_row(8142, 1000, at_least),
-            lambda: partner_row(100_000, 3000, at_least),
-            lambda: step_row(1, 3.0, device, at_least),
-            lambda: step_row(2, 3.8, device, at_least),
-        ]
     rows = []
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    machine = f"{name}, {len(os.sched_getaffinity(0))} cores, PyTorch {torch.__version__}"
+    model = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    machine = f"{model}, {len(os.sched_getaffinity(0))} cores, PyTorch {torch.__version__}"
     print(machine)
-    for part in parts:
-        rows.append(part())
-        found = rows[-1]
-        print(
-            f"{found.part}: {found.reference:,.3g} -> {found.ours:,.3g} {found.unit}, {found.ratio:,.1f} x", flush=True
-        )
+    for measured in parts:
+        rows.append(measured())
+        part, before, source, after, unit, ratio, _ = rows[-1].cells()
+        print(f"{part}: {before} ({source}) -> {after} {unit}, {ratio} x", flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in rows]}, indent=1))
-    lines = ["| part | reference | ours | unit | ratio | goal |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r.part} | {r.reference:,.3g} | {r.ours:,.3g} | {r.unit} | {r.ratio:,.1f} | {r.goal:g} |" for r in rows
-    ]
+    lines = ["| part | reference | of | ours | unit | ratio | goal |", "|---|---|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(r.cells())} |" for r in rows]
     table = "\n".join(lines) + "\n"
     print(table)
     if options.out:

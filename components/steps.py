@@ -144,7 +144,7 @@ def evaluate(
         embeddings: Class embeddings.
         backbone: The pre-trained towers.
         model: The finished model.
-        metrics: Accuracy of all, many, medium and few shot classes, of each class, and the confusion matrix.
+        metrics: Accuracy of all, many, medium and few shot classes, of each class; the confusion matrix of up to 2,048.
         report: The same as a page.
     """
     import json

@@ -1,7 +1,8 @@
 """The method: whom an image is mixed with, and where its label goes (paper.md sections 3 and 4).
 
 Letters in the names give shapes:
-    B images of a batch; C classes; D embedding dimensions; N training images; U distinct classes asked for.
+    B images of a batch; C classes; D embedding dimensions; L classes of a chunk; M chunks; N training images;
+    U classes asked for.
 
 Index i is the first image of a pair, j its partner; n_i, n_j are the training images of their classes.
 Everything random is a function of (seed, stage, epoch, step) alone, so that a run can be repeated bit for bit
@@ -9,6 +10,7 @@ and a resumed one goes on exactly, whatever the device and the number of process
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,11 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-# Rows of p_ls are kept as one cumulative table up to this many classes (8 bytes an entry: 32 MB). Beyond, they pass by
-# in pieces of at most `SCRATCH_ENTRIES` entries (4 MB), of which only the mass of each chunk of `CHUNK` is kept.
+# Rows of p_ls are kept as one cumulative table up to this many classes (8 bytes an entry: 32 MB). Beyond, only the mass
+# of each chunk of `CHUNK` classes is kept, or of longer ones where that would take more than `KEPT_BYTES`.
 TABLE_CLASSES = 2048
-SCRATCH_ENTRIES = 2**20
-CHUNK = 128
+CHUNK = 32
+KEPT_BYTES = 280 * 10**6
+# The masses are computed for so many classes together, never fewer: a product of another shape has other last bits.
+BLOCK = 32
+SCRATCH_ENTRIES = 2**20  # of a product at a time: 4 MB
 
 
 def local_sampling_rows(text_CD: Tensor, class_U: Tensor, tau: float) -> Tensor:
@@ -103,9 +108,12 @@ def beta(b: float, shape: int, rng: torch.Generator) -> Tensor:
 class PartnerSampler:
     """Draws partner classes from p_ls by inversion: the first class whose cumulative mass exceeds u.
 
-    Up to `table_classes` classes the cumulative rows are computed once. Beyond, each draw first finds the chunk of
-    classes that u falls into, from the chunks' masses, then the class inside it; the rows themselves are never held.
-    Both give the same class for the same u, but for the rare u that falls into the rounding of float32 cosines.
+    Up to `table_classes` classes the cumulative rows are computed once. Beyond, each draw finds the chunk of classes
+    that u falls into, from the masses of the row's chunks, then the class inside it, from the cosines with that chunk
+    alone. Masses are computed when a class of their block is first asked for, which an epoch does once for every block,
+    and kept. A draw is a function of its class and u, whatever was asked for before or beside it.
+
+    Both ways give the same class for the same u, but for the rare u that falls into the rounding of float32.
 
     Args:
         text_CD: class embeddings, rows of unit length, on any device.
@@ -116,88 +124,93 @@ class PartnerSampler:
 
     def __init__(self, text_CD: Tensor, tau: float, uniform: bool = False, table_classes: int = TABLE_CLASSES) -> None:
         self.text_CD, self.tau, self.uniform = text_CD, tau, uniform
-        classes = len(text_CD)
+        classes, every_C = len(text_CD), torch.arange(len(text_CD), device=text_CD.device)
         assert classes >= 2, "mixing needs two classes"
         self.table = None
         if classes <= table_classes and not uniform:
-            rows_CC = local_sampling_rows(text_CD, torch.arange(classes, device=text_CD.device), tau)
-            self.table = _end_to_end(rows_CC)
+            ends_CC = local_sampling_rows(text_CD, every_C, tau).cumsum(dim=1)
+            # End to end, row r in [r, r + 1], so that one search serves every row. Divided by its last entry a row ends
+            # in exactly 1, above every u. The class itself adds no mass, so no u falls on it.
+            self.table = ends_CC.div_(ends_CC[:, -1:].clone()).add_(every_C[:, None]).flatten()
+        elif not uniform:
+            most = max(1, KEPT_BYTES // (4 * classes))
+            self.chunk = min(classes, max(CHUNK, -(-classes // most)))
+            chunks, blocks = -(-classes // self.chunk), -(-classes // BLOCK)
+            self.mass_CM = torch.empty(classes, chunks, device=text_CD.device)  # takes room as it is filled
+            self.filled = torch.zeros(blocks, dtype=torch.bool, device=text_CD.device)
 
-    def draw(self, class_B: Tensor, u_BK: Tensor) -> Tensor:
+    def draw(self, class_B: Tensor, u_B: Tensor) -> Tensor:
         """Partner classes, never the class itself.
 
         Args:
             class_B: the first images' classes.
-            u_BK: uniform draws in [0, 1), float64, K for each class.
+            u_B: uniform draws in [0, 1), float64.
 
         Returns:
-            (B, K) int64.
+            (B,) int64.
         """
         classes = len(self.text_CD)
         if self.uniform:
-            other_BK = (u_BK * (classes - 1)).long().clamp_(max=classes - 2)
-            return other_BK + (other_BK >= class_B[:, None])
-        u_BK = u_BK.clamp(max=1 - 1e-9)  # u + r must not round up into the next row
+            other_B = (u_B * (classes - 1)).long().clamp_(max=classes - 2)
+            return other_B + (other_B >= class_B)
+        u_B = u_B.clamp(max=1 - 1e-9)  # u + r must not round up into the next row
         if self.table is not None:
-            return _invert(self.table, class_B, u_BK, classes)
-        distinct_U, row_B = class_B.unique(return_inverse=True)
-        # p of each chunk (M of them), end to end: rows of float64, a hundredth of the size of p_ls.
-        mass_UM = self._chunk_logs(distinct_U).double().softmax(dim=1)
-        ends_UM = _end_to_end(mass_UM)
-        chunk_BK = _invert(ends_UM, row_B, u_BK, mass_UM.shape[1])
-        # How far u lies into its chunk, as a share of the chunk's mass.
-        place_BK = row_B[:, None] * mass_UM.shape[1] + chunk_BK
-        begin_BK = torch.where(chunk_BK > 0, ends_UM[(place_BK - 1).clamp(min=0)] - row_B[:, None], 0)
-        share_BK = (u_BK - begin_BK) / (ends_UM[place_BK] - row_B[:, None] - begin_BK)
-        return self._in_chunk(class_B, chunk_BK, share_BK.clamp(0, 1 - 1e-9))
+            return torch.searchsorted(self.table, u_B + class_B, right=True) - class_B * classes
+        size = max(1, SCRATCH_ENTRIES // max(self.mass_CM.shape[1], self.chunk))
+        return torch.cat([self._by_chunks(*one) for one in zip(class_B.split(size), u_B.split(size), strict=True)])
 
-    def _logits(self, class_U: Tensor, start: int, stop: int) -> Tensor:
-        """(f_Ti . f_Tj - 1) / tau of the classes [start, stop), minus infinity for the class itself. (U, W)."""
-        logit_UW = (self.text_CD[class_U] @ self.text_CD[start:stop].T).sub_(1).div_(self.tau)
-        own_UW = class_U[:, None] == torch.arange(start, stop, device=class_U.device)
-        return logit_UW.masked_fill_(own_UW, -torch.inf)
+    def _by_chunks(self, class_B: Tensor, u_B: Tensor) -> Tensor:
+        block_B = class_B // BLOCK
+        for block in block_B[~self.filled[block_B]].unique().tolist():
+            self._fill(block)
+        chunk_B, share_B = _invert(self.mass_CM[class_B].double(), u_B)
+        # The last chunk may be short: then the classes before it make it up, without mass.
+        begin_B = chunk_B * self.chunk
+        first_B = begin_B.clamp(max=len(self.text_CD) - self.chunk)
+        place_BL = first_B[:, None] + torch.arange(self.chunk, device=class_B.device)
+        no_mass_BL = (place_BL == class_B[:, None]) | (place_BL < begin_B[:, None])
+        logit_BL = self._cosines(class_B, place_BL).sub_(1).div_(self.tau).masked_fill_(no_mass_BL, -torch.inf)
+        return first_B + _invert(logit_BL.double().softmax(dim=1), share_B)[0]
 
-    def _chunk_logs(self, class_U: Tensor) -> Tensor:
-        """Logarithm of each chunk's mass, not normalised. (U, M)."""
-        classes = len(self.text_CD)
-        log_UM = torch.empty(len(class_U), -(-classes // CHUNK), dtype=self.text_CD.dtype, device=self.text_CD.device)
-        wide = max(1, SCRATCH_ENTRIES // len(class_U) // CHUNK) * CHUNK
-        for start in range(0, classes, wide):
-            logit_UW = self._logits(class_U, start, min(start + wide, classes))
-            logit_UW = F.pad(logit_UW, (0, -logit_UW.shape[1] % CHUNK), value=-torch.inf)
-            chunked = logit_UW.view(len(class_U), -1, CHUNK)
-            log_UM[:, start // CHUNK : start // CHUNK + chunked.shape[1]] = chunked.logsumexp(dim=2)
-        return log_UM
+    def _cosines(self, class_B: Tensor, place_BL: Tensor) -> Tensor:
+        """f_Ti . f_Tj of each class with L others in ascending order. (B, L).
 
-    def _in_chunk(self, class_B: Tensor, chunk_BK: Tensor, share_BK: Tensor) -> Tensor:
-        """The class inside each draw's chunk; one product for all the draws of a chunk."""
-        order = chunk_BK.flatten().argsort()
-        class_P = class_B[:, None].expand_as(chunk_BK).flatten()[order]
-        found_P, counts = chunk_BK.flatten()[order].unique_consecutive(return_counts=True)
-        share_P, partner_P = share_BK.flatten()[order], torch.empty_like(order)
-        begin = 0
-        for chunk, count in zip(found_P.tolist(), counts.tolist(), strict=True):
-            here = slice(begin, begin + count)
-            start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.text_CD))
-            rows = self._logits(class_P[here], start, stop).double().softmax(dim=1)
-            row = torch.arange(count, device=rows.device)
-            partner_P[here] = start + _invert(_end_to_end(rows), row, share_P[here, None], stop - start)[:, 0]
-            begin += count
-        return torch.empty_like(order).scatter_(0, order, partner_P).view_as(chunk_BK)
+        They are the wanted entries of a sparse (B, C), read where they lie: gathering L rows for each image takes five
+        times as long, and the last bits of a batched product depend on B.
+        """
+        ends = torch.arange(0, place_BL.numel() + 1, place_BL.shape[1], device=place_BL.device)
+        zero = self.text_CD.new_zeros(place_BL.numel())
+        size = (len(class_B), len(self.text_CD))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            wanted_BC = torch.sparse_csr_tensor(ends, place_BL.flatten(), zero, size, check_invariants=False)
+        cosine_BC: Tensor = torch.sparse.sampled_addmm(wanted_BC, self.text_CD[class_B], self.text_CD.T)
+        return cosine_BC.values().view_as(place_BL)
 
-
-def _end_to_end(rows_UC: Tensor) -> Tensor:
-    """Cumulative rows laid end to end, row r in [r, r + 1], so that one search serves every row. (U * C,)."""
-    ends_UC = rows_UC.cumsum(dim=1)
-    # Divided by its last entry a row ends in exactly 1, above every u. The class itself adds no mass, so no u falls on
-    # it.
-    ends_UC.div_(ends_UC[:, -1:].clone())
-    return ends_UC.add_(torch.arange(len(rows_UC), device=rows_UC.device)[:, None]).flatten()
+    def _fill(self, block: int) -> None:
+        """Compute the masses of a block of classes."""
+        begin, count = block * BLOCK, self.mass_CM.shape[1]
+        text_UD = self.text_CD[begin : begin + BLOCK]
+        log_MU = torch.empty(count, len(text_UD), dtype=text_UD.dtype, device=text_UD.device)
+        step = max(1, SCRATCH_ENTRIES // BLOCK // self.chunk)
+        for m in range(0, count, step):
+            start = m * self.chunk
+            logit_WU = (self.text_CD[start : start + step * self.chunk] @ text_UD.T).sub_(1).div_(self.tau)
+            logit_WU.diagonal(start - begin).fill_(-torch.inf)  # the classes themselves
+            logit_WU = F.pad(logit_WU, (0, 0, 0, -len(logit_WU) % self.chunk), value=-torch.inf)
+            log_MU[m : m + step] = logit_WU.view(-1, self.chunk, len(text_UD)).logsumexp(dim=1)
+        self.mass_CM[begin : begin + BLOCK] = log_MU.double().softmax(dim=0).T
+        self.filled[block] = True
 
 
-def _invert(ends: Tensor, row_B: Tensor, u_BK: Tensor, classes: int) -> Tensor:
-    place_BK = torch.searchsorted(ends, u_BK + row_B[:, None], right=True)
-    return place_BK - row_B[:, None] * classes
+def _invert(mass_BM: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry of each row whose cumulative share of the row's mass exceeds u, and the share of it below u."""
+    ends_BM = F.pad(mass_BM.cumsum(dim=1), (1, 0))
+    goal_B1 = u_B[:, None] * ends_BM[:, -1:]
+    found_B1 = torch.searchsorted(ends_BM[:, 1:].contiguous(), goal_B1, right=True)
+    low_B1, high_B1 = ends_BM.gather(1, found_B1), ends_BM.gather(1, found_B1 + 1)
+    share_B1 = ((goal_B1 - low_B1) / (high_B1 - low_B1)).clamp_(0, 1 - 1e-9)
+    return found_B1[:, 0], share_B1[:, 0]
 
 
 @dataclass(frozen=True)
@@ -309,7 +322,7 @@ class PairSampler:
 
     def _partner_class(self, class_B: Tensor, rng: torch.Generator) -> Tensor:
         assert self.partners is not None
-        return self.partners.draw(class_B, torch.rand(len(class_B), 1, generator=rng, dtype=torch.float64))[:, 0]
+        return self.partners.draw(class_B, torch.rand(len(class_B), generator=rng, dtype=torch.float64))
 
     def _epoch_partners(self, epoch: int) -> Tensor:
         """Partner images of a whole epoch, each class gone through in random order, again and again.

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from lfm.config import InputError, RunConfig
 from lfm.data import Images
-from lfm.evaluate import confusion, metrics, predict
+from lfm.evaluate import accuracy, confusion, hits, metrics, predict
 from lfm.model import LFM
 
 EVAL_BATCH, EVAL_PIXELS = 1024, 1 << 24
+CONFUSION_CLASSES = 2048
+"""With more there is no confusion matrix: it has C^2 entries."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -71,7 +73,12 @@ def image_features(model: LFM, images: Images, config: RunConfig) -> Tensor:
 
 @torch.inference_mode()
 def score_split(
-    model: LFM, images: Images, train_label_N: Tensor, config: RunConfig, features: Tensor | None = None
+    model: LFM,
+    images: Images,
+    train_label_N: Tensor,
+    config: RunConfig,
+    features: Tensor | None = None,
+    confused: bool = True,
 ) -> dict[str, Any]:
     """Metrics of a model on a split; puts the model into eval mode.
 
@@ -81,6 +88,7 @@ def score_split(
         train_label_N: training labels, whose counts set the shot groups.
         config: shots and precision.
         features: of `image_features`, if the encoder has not changed since.
+        confused: with the confusion matrix, where there are no more than `CONFUSION_CLASSES`.
     """
     model.eval()
     classes, share = len(model.text_CD), _own_share(images)
@@ -90,8 +98,7 @@ def score_split(
         else:
             predicted_N = predict(model.head, features.split(EVAL_BATCH))
     label_N = images.label_N[torch.cat(share).to(images.device)]
-    return metrics(
-        summed(confusion(predicted_N, label_N, classes)).cpu(),
-        train_label_N.cpu().bincount(minlength=classes),
-        config.shots,
-    )
+    count_C = train_label_N.cpu().bincount(minlength=classes)
+    if confused and classes <= CONFUSION_CLASSES:
+        return metrics(summed(confusion(predicted_N, label_N, classes)).cpu(), count_C, config.shots)
+    return accuracy(summed(hits(predicted_N, label_N, classes)).cpu(), count_C, config.shots)

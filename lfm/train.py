@@ -375,7 +375,7 @@ class Stage:
         if every and len(self.val.label_N) and ((epoch + 1) % every == 0 or epoch + 1 == self.values.epochs):
             if self.number == 2 and self.features is None:  # the encoder is frozen: its features stay the same
                 self.features = image_features(self.model, self.val, self.config)
-            score = score_split(self.model, self.val, self.train.label_N, self.config, self.features)
+            score = score_split(self.model, self.val, self.train.label_N, self.config, self.features, confused=False)
             found |= {f"val/{k}": score[k] for k in ("all", "many", "medium", "few") if score[k] is not None}
             self.model.train_stage(self.number)
         progress.set_postfix_str(f"loss {loss:.3f} · {images_per_second:,.0f} images/s", refresh=False)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lfm import backbone
 from lfm.backbone import Preprocess, embed_prompts, fetch, image_tower, load, preprocess, weights_id
@@ -179,6 +180,29 @@ def test_the_image_tower_is_rebuilt_from_the_configuration_alone(families: dict[
         assert config == before
         bare.load_state_dict(filled.state_dict())
         assert torch.equal(bare(images(folder)), filled(images(folder)))
+
+
+@pytest.mark.parametrize("family", ["vit", "quick", "coca", "siglip"])
+def test_a_frozen_tower_in_bf16_copies_no_weights_and_gives_what_open_clip_gives(
+    families: dict[str, Path], family: str, tmp_path: Path, no_network: None
+) -> None:
+    """No batched product: that of the attention's weights with a transposed view copies them for each token."""
+    folder = families[family]
+    expected, _ = oracle(folder, tmp_path / "oracle")
+    tower, x, called = image_tower(folder).requires_grad_(False), images(folder), set()
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = expected.visual(x)
+        with Calls():
+            found = tower(x)
+    assert torch.equal(found, plain[0] if family == "coca" else plain)
+    assert "aten.addmm.default" in called
+    assert family == "coca" or "aten.bmm.default" not in called  # its pooler is small, and open_clip's own
 
 
 def test_the_seed_draws_the_weights_and_the_global_state_stays(vit: Path, tmp_path: Path) -> None:

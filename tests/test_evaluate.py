@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm.config import ShotsConfig
-from lfm.evaluate import GROUPS, confusion, metrics, predict, shot_group
+from lfm.evaluate import GROUPS, accuracy, confusion, hits, metrics, predict, shot_group, top_class
 
 TEXT, CODE = ShotsConfig(), ShotsConfig(few=21)
 
@@ -29,6 +29,8 @@ def test_metrics_equal_a_loop_over_the_images(data: st.DataObject, classes: int,
 
     group = ["many" if n > 100 else "few" if n < 20 else "medium" for n in counts]
     pairs = list(zip(truth, guess, strict=True))
+    without = accuracy(hits(predicted_N, label_N, classes), torch.tensor(counts), TEXT)
+    assert found == without | {"confusion": found["confusion"]}
     for name in GROUPS:
         inside = [(t, g) for t, g in pairs if group[t] == name]
         assert found[name] == pytest.approx(percent(sum(t == g for t, g in inside), len(inside)))
@@ -85,3 +87,18 @@ def test_predict_takes_the_largest_logit_of_every_image_in_order() -> None:
     logits_NC = torch.tensor(rows)
     found = predict(lambda index_B: logits_NC[index_B], torch.arange(5).split(2))
     assert found.tolist() == [row.index(max(row)) for row in rows] and found.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_first_of_equal_logits_is_taken(dtype: torch.dtype) -> None:
+    """Few distinct values, so that nearly every row has its largest more than once; infinities, no number, strides."""
+    logits_NC = torch.randint(0, 3, (500, 40), generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits_NC[:100] -= 1  # also the two zeros
+    logits_NC[100:110] = -torch.inf
+    logits_NC[120:130, 7:9] = torch.inf
+    for logits in (logits_NC, logits_NC.T.contiguous().T, logits_NC.requires_grad_()):
+        expected = [row.index(max(row)) for row in logits.tolist()]
+        found = top_class(logits)
+        assert found.tolist() == expected and found.dtype == torch.int64
+    unknown = torch.tensor([[0.0, torch.nan, torch.inf, torch.nan]], dtype=dtype)
+    assert top_class(unknown).tolist() == unknown.argmax(dim=1).tolist() == [1]

@@ -386,7 +386,7 @@ def test_mixed_images_flips_each_image_on_its_own_and_mixes_before_normalising()
     assert seen == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
-def test_scores_equal_a_loop_over_the_images() -> None:
+def test_scores_equal_a_loop_over_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(train__precision="fp32", shots__many=20, shots__few=6)
     model, data = LFM(conv4(1, 32, 0), text()), images()
     found = score_split(model, data, data.label_N, settings)
@@ -398,6 +398,11 @@ def test_scores_equal_a_loop_over_the_images() -> None:
     assert found["all"] == pytest.approx(100 * sum(right.values()) / sum(COUNTS))
     assert found["few"] == pytest.approx(100 * (right[4] + right[5]) / 8)
     assert found["per_class"] == pytest.approx([100 * right[k] / n for k, n in enumerate(COUNTS)])
+    matrix = torch.tensor(found.pop("confusion"))
+    assert matrix.diagonal().tolist() == list(right.values()) and matrix.sum(dim=1).tolist() == COUNTS
+    assert score_split(model, data, data.label_N, settings, confused=False) == found
+    monkeypatch.setattr("lfm.score.CONFUSION_CLASSES", CLASSES - 1)
+    assert score_split(model, data, data.label_N, settings) == found
 
 
 @pytest.mark.parametrize("number", [1, 2])
