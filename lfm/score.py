@@ -70,6 +70,40 @@ def image_features(model: LFM, images: Images, config: RunConfig) -> Tensor:
 
 
 @torch.inference_mode()
+def predict_split(model: LFM, images: Images, config: RunConfig, features: Tensor | None = None) -> Tensor:
+    """Class of each image of this process's share, in its order. (N,) int64; puts the model into eval mode.
+
+    Args:
+        model: any stage.
+        images: the split, on the model's device.
+        config: precision.
+        features: of `image_features`, if the encoder has not changed since.
+    """
+    model.eval()
+    with _autocast(config, images.device):
+        if features is None:
+            return predict(model, map(images.exact, _own_share(images)))
+        return predict(model.head, features.split(EVAL_BATCH))
+
+
+def score(predicted_N: Tensor, images: Images, train_label_N: Tensor, config: RunConfig, classes: int) -> dict[str, Any]:
+    """Metrics of what `predict_split` found, over all processes.
+
+    Args:
+        predicted_N: of this process's share.
+        images: the split.
+        train_label_N: training labels, whose counts set the shot groups.
+        config: shots.
+        classes: how many.
+    """
+    label_N = images.label_N[torch.cat(_own_share(images)).to(images.device)]
+    return metrics(
+        summed(confusion(predicted_N, label_N, classes)).cpu(),
+        train_label_N.cpu().bincount(minlength=classes),
+        config.shots,
+    )
+
+
 def score_split(
     model: LFM, images: Images, train_label_N: Tensor, config: RunConfig, features: Tensor | None = None
 ) -> dict[str, Any]:
@@ -82,16 +116,5 @@ def score_split(
         config: shots and precision.
         features: of `image_features`, if the encoder has not changed since.
     """
-    model.eval()
-    classes, share = len(model.text_CD), _own_share(images)
-    with _autocast(config, images.device):
-        if features is None:
-            predicted_N = predict(model, map(images.exact, share))
-        else:
-            predicted_N = predict(model.head, features.split(EVAL_BATCH))
-    label_N = images.label_N[torch.cat(share).to(images.device)]
-    return metrics(
-        summed(confusion(predicted_N, label_N, classes)).cpu(),
-        train_label_N.cpu().bincount(minlength=classes),
-        config.shots,
-    )
+    predicted_N = predict_split(model, images, config, features)
+    return score(predicted_N, images, train_label_N, config, len(model.text_CD))
