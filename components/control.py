@@ -32,7 +32,7 @@ def plan_sweep(config: dict, variants: list) -> list:  # type: ignore[type-arg]
         variants: Of each, its name and the fields that it changes.
 
     Returns:
-        The same, ready for the loop.
+        The same, each with its whole configuration.
     """
     from lfm.jobs import plan_sweep
 
@@ -41,21 +41,19 @@ def plan_sweep(config: dict, variants: list) -> list:  # type: ignore[type-arg]
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def configure_variant(
-    config: dict,  # type: ignore[type-arg]
     variant: dict,  # type: ignore[type-arg]
 ) -> NamedTuple("Resolved", data=dict, model=dict, text=dict, seed=int, config=dict, run=str):  # type: ignore[valid-type]
-    """Resolve one configuration of a sweep and begin its MLflow run under the sweep's.
+    """Begin the MLflow run of one configuration of a sweep, under the sweep's.
 
     Args:
-        config: What all of them share.
-        variant: Its name and the fields that it changes.
+        variant: Its name and its whole configuration.
 
     Returns:
         As the configure step.
     """
     from lfm.jobs import configure_variant
 
-    config, run = configure_variant(config, variant)
+    config, run = configure_variant(variant)
     return config["data"], config["model"], config["text"], config["seed"], config, run
 
 

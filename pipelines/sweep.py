@@ -32,10 +32,12 @@ def sweep_pipeline(
     limit = settings.parallelism if settings else parallelism
 
     def body(place: Placement, resolved: Any, given: dict[str, Any]) -> None:
-        config = resolved.outputs["config"]
-        planned = place(control.plan_sweep, config=config, variants=given["variants"]).output
+        planned = place(
+            control.plan_sweep, config=resolved.outputs["config"], variants=given["variants"]
+        ).output
         with dsl.ParallelFor(planned, parallelism=limit, name="configurations") as variant:
-            one = place(control.configure_variant, config=config, variant=variant)
+            # The item carries its whole configuration: kfp.local gives a loop's steps no output of an earlier task.
+            one = place(control.configure_variant, variant=variant)
             trained = train(place, one, *prepare(place, one))
         place(control.compare, variants=planned, metrics=dsl.Collected(trained.metrics))
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from lfm.config import InputError, RunConfig, apply_overrides
+from lfm.config import InputError, RunConfig
 from lfm.jobs import form as forms
 from lfm.jobs.prepare import check
 from lfm.jobs.step import step
@@ -31,15 +31,13 @@ def configure(preset: str, form: Mapping[str, Any], overrides: Mapping[str, Any]
 
 
 @step
-def configure_variant(config: dict[str, Any], variant: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def configure_variant(variant: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """As `configure`, for one configuration of a sweep.
 
     Args:
-        config: of the sweep.
-        variant: `name`, and the `overrides` that make it.
+        variant: its `name`, and its whole `config`, as `lfm.jobs.sweep.plan_sweep` gives them.
     """
-    base = RunConfig.model_validate(config)
-    return _begin(apply_overrides(base, whole(variant["overrides"])), str(variant["name"]))
+    return _begin(RunConfig.model_validate(variant["config"]), str(variant["name"]))
 
 
 def _begin(config: RunConfig, variant: str = "") -> tuple[dict[str, Any], str]:

@@ -21,19 +21,20 @@ def plan_sweep(config: dict[str, Any], variants: Sequence[Mapping[str, Any]]) ->
         variants: as `lfm.sweeps.variants_of` gives them.
 
     Returns:
-        The same.
+        The same, each with its whole `config`.
     """
     from lfm import sweeps, tracking
 
     base = RunConfig.model_validate(config)
     ready = [{**variant, "overrides": whole(variant["overrides"])} for variant in variants]
-    for checked in sweeps.check(base, ready):
-        check(checked)
+    configs = sweeps.check(base, ready)
+    for one in configs:
+        check(one)
     tracking.begin_pipeline_run(base.preset, f"sweep of {len(ready)}")
     with tracking.step_run("plan sweep") as run:
         run.tags({"lfm.sweep": ", ".join(variant["name"] for variant in ready)[:5000]})
     say(f"{len(ready)} configurations: {', '.join(variant['name'] for variant in ready)}")
-    return ready
+    return [{**variant, "config": one.model_dump()} for variant, one in zip(ready, configs, strict=True)]
 
 
 @step
