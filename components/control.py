@@ -60,7 +60,7 @@ def configure_variant(
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def compare(
     variants: list,  # type: ignore[type-arg]
-    metrics: Input[List[Metrics]],
+    metrics: Input[List[Metrics]],  # noqa: UP006
     table: Output[Artifact],
     figure: Output[Artifact],
     report: Output[HTML],

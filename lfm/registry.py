@@ -50,7 +50,9 @@ def versions(name: str = "") -> list[Version]:
             aliases.setdefault(str(number), []).append(alias)
         found = client.search_model_versions(f"name = '{model.name}'")
         result += [
-            Version(v.name, str(v.version), tuple(sorted(aliases.get(str(v.version), ()))), dict(v.tags), v.run_id or "")
+            Version(
+                v.name, str(v.version), tuple(sorted(aliases.get(str(v.version), ()))), dict(v.tags), v.run_id or ""
+            )
             for v in sorted(found, key=lambda v: -int(v.version))
         ]
     return result

@@ -86,7 +86,9 @@ def predict_split(model: LFM, images: Images, config: RunConfig, features: Tenso
         return predict(model.head, features.split(EVAL_BATCH))
 
 
-def score(predicted_N: Tensor, images: Images, train_label_N: Tensor, config: RunConfig, classes: int) -> dict[str, Any]:
+def score(
+    predicted_N: Tensor, images: Images, train_label_N: Tensor, config: RunConfig, classes: int
+) -> dict[str, Any]:
     """Metrics of what `predict_split` found, over all processes.
 
     Args:

@@ -167,8 +167,8 @@ def begin_pipeline_run(experiment: str, name: str, variant: str = "") -> str:
     parent, key = _parent(client), os.environ.get(KEY_VARIABLE) or "".join(_lineage(client)[-1:])
     if not key or (variant and not parent):
         raise InputError(
-            f"{KEY_VARIABLE} names no pipeline run that has begun, so this step belongs to none; start it with lfm run, "
-            f"or compile the pipeline with lfm compile"
+            f"{KEY_VARIABLE} names no pipeline run that has begun, so this step belongs to none; start it with "
+            f"lfm run, or compile the pipeline with lfm compile"
         )
     tags = {"lfm.commit": commit()}
     where = _experiment(client, experiment)

@@ -7,7 +7,8 @@ from kfp import dsl
 
 from components import control
 from lfm.jobs.retrain import CHANGED
-from pipelines.longtail import Placement, about, build, prepare, register, train
+from pipelines.longtail import about, build, prepare, register, train
+from pipelines.placement import Placement
 from pipelines.settings import ClusterSettings
 
 

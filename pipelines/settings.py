@@ -67,12 +67,12 @@ class ClusterSettings(Section):
     """Names of secrets for a private registry."""
     accelerator: str = ""
     """Resource name of GPUs, as in nvidia.com/gpu; empty: none are asked for. How many is in the run form."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that training and evaluation go to."""
     tolerations: tuple[Toleration, ...] = ()
     """Taints that training and evaluation put up with."""
     shared_memory: str = "8Gi"
-    """/dev/shm of training and evaluation; Kubernetes gives 64 MB. Empty: leave it so."""
+    """Size of /dev/shm in training and evaluation; Kubernetes gives 64 MB. Empty: leave it so."""
     secrets: tuple[FromKeys, ...] = ()
     """Credentials of MLflow and S3."""
     config_maps: tuple[FromKeys, ...] = ()
@@ -80,15 +80,15 @@ class ClusterSettings(Section):
     home: Volume | None = None
     """Volume for LFM_HOME: data, finished steps and checkpoints then outlive a pod, and steps share them. Without it
     a retried step begins anew."""
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field(default_factory=dict)
     """More variables of every step."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
     """Labels of every pod."""
     backoff_seconds: int = Field(60, ge=0)
     """Wait before the first retry; doubled each time, an hour at most."""
     parallelism: int = Field(4, ge=1)
     """Configurations of a sweep that run at a time."""
-    steps: dict[str, StepSize] = {}
+    steps: dict[str, StepSize] = Field(default_factory=dict)
     """Component name, as in train-stage1 -> what it needs instead."""
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from kfp import dsl
 
 from components import control
-from pipelines.longtail import Placement, about, build, prepare, train
+from pipelines.longtail import about, build, prepare, train
+from pipelines.placement import Placement
 from pipelines.settings import ClusterSettings
 
 
@@ -32,9 +33,7 @@ def sweep_pipeline(
     limit = settings.parallelism if settings else parallelism
 
     def body(place: Placement, resolved: Any, given: dict[str, Any]) -> None:
-        planned = place(
-            control.plan_sweep, config=resolved.outputs["config"], variants=given["variants"]
-        ).output
+        planned = place(control.plan_sweep, config=resolved.outputs["config"], variants=given["variants"]).output
         with dsl.ParallelFor(planned, parallelism=limit, name="configurations") as variant:
             # The item carries its whole configuration: kfp.local gives a loop's steps no output of an earlier task.
             one = place(control.configure_variant, variant=variant)

@@ -22,7 +22,8 @@ def data_news(config: dict[str, Any], dataset: str) -> str:
 
     name, found = RunConfig.model_validate(config).preset, content(dataset)
     with tracking.step_run("data news") as run:
-        known = [v for v in map(lambda a: registry.with_alias(name, a), (registry.CHAMPION, registry.CHALLENGER)) if v]
+        aliased = (registry.with_alias(name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
+        known = [version for version in aliased if version]
         same = next((version for version in known if version.tags.get(registry.DATASET) == found), None)
         if same and registry.CHAMPION in known[0].aliases:
             say(f"unchanged: {same.aliases[0]} {same.number} of {name} was trained on these very data ({found[:12]})")
