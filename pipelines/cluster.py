@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lfm.config import InputError
@@ -64,7 +65,10 @@ class Cluster:
         class Client(kfp.Client):
             def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
                 """Ask once: the SDK asks a server that refuses five times, with a wait and a traceback each."""
-                return self._healthz_api.healthz_service_get_healthz(_request_timeout=TIMEOUT)
+                api = self._healthz_api
+                answer = api.healthz_service_get_healthz(_request_timeout=TIMEOUT, _preload_content=False)
+                # Read here: the SDK takes any page for an answer in which nothing is set.
+                return SimpleNamespace(multi_user=json.loads(answer.data).get("multi_user") is True)
 
         self.host = host or os.environ.get("KF_PIPELINES_ENDPOINT", "")
         self.namespace = namespace or None
