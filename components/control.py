@@ -32,7 +32,7 @@ def plan_sweep(config: dict, variants: list) -> list:  # type: ignore[type-arg]
         variants: Of each, its name and the fields that it changes.
 
     Returns:
-        The same, each with its whole configuration.
+        Output: The same, each with its whole configuration.
     """
     from lfm.jobs import plan_sweep
 
@@ -49,7 +49,12 @@ def configure_variant(
         variant: Its name and its whole configuration.
 
     Returns:
-        As the configure step.
+        data: Section that the data depend on.
+        model: Section that the backbone depends on.
+        text: Section that the class embeddings depend on.
+        seed: Of everything.
+        config: The whole configuration.
+        run: Key under which later steps find the MLflow run.
     """
     from lfm.jobs import configure_variant
 
@@ -71,6 +76,8 @@ def compare(
     Args:
         variants: Names of the configurations and what they changed.
         metrics: The scores of each, in the same order.
+
+    Returns:
         table: All scores as CSV and JSON.
         figure: The same as SVG and PNG.
         report: Table and figure as a page.
@@ -92,7 +99,7 @@ def data_news(config: dict, dataset: Input[Dataset]) -> str:  # type: ignore[typ
         dataset: The data as they are now.
 
     Returns:
-        changed, or unchanged.
+        Output: changed, or unchanged.
     """
     from lfm.jobs import data_news
 
@@ -111,7 +118,7 @@ def decide(run: str, config: dict, dataset: Input[Dataset], metrics: Input[Metri
         model_uri: The new version in the registry.
 
     Returns:
-        champion or challenger.
+        Output: champion or challenger.
     """
     from lfm.jobs import belong_to, decide
 

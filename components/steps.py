@@ -57,8 +57,12 @@ def configure(
         overrides: Any field of the configuration, as in {"stage1.warmup": 0.1}; wins over the values above.
 
     Returns:
-        The sections that data, backbone and text depend on, the seed, the whole configuration, and the key under which
-        later steps find the MLflow run.
+        data: Section that the data depend on.
+        model: Section that the backbone depends on.
+        text: Section that the class embeddings depend on.
+        seed: Of everything.
+        config: The whole configuration.
+        run: Key under which later steps find the MLflow run.
     """
     from lfm.jobs import configure
 
@@ -114,6 +118,8 @@ def embed_text(
         text: The text section of the configuration.
         dataset: Names the classes.
         backbone: Has the text tower.
+
+    Returns:
         embeddings: Class embeddings of unit length, as safetensors.
     """
     from lfm.jobs import embed_text
@@ -138,6 +144,8 @@ def train_stage1(
         dataset: Training images.
         embeddings: Class embeddings.
         backbone: The pre-trained towers.
+
+    Returns:
         model: The model after stage 1.
     """
     from lfm.jobs import belong_to, train_stage
@@ -165,6 +173,8 @@ def train_stage2(
         embeddings: Class embeddings.
         backbone: The pre-trained towers.
         encoder: The model after stage 1.
+
+    Returns:
         model: The finished model.
     """
     from lfm.jobs import belong_to, train_stage
@@ -194,6 +204,8 @@ def evaluate(
         embeddings: Class embeddings.
         backbone: The pre-trained towers.
         model: The finished model.
+
+    Returns:
         metrics: Accuracy of all, many, medium and few shot classes, of each class, the confusion matrix, and the
             predicted class of each test image.
         confusion: The confusion matrix; of more than 50 classes, that of the shot groups.
@@ -227,7 +239,7 @@ def register(
         metrics: Its scores; a model is registered after it was scored.
 
     Returns:
-        The model's URI, models:/NAME/VERSION.
+        Output: The model's URI, models:/NAME/VERSION.
     """
     from lfm.jobs import belong_to, register
 

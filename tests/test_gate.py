@@ -72,10 +72,10 @@ NONE = np.zeros(1000, bool)
 @pytest.mark.parametrize(
     ("won", "lost", "few", "promote", "words"),
     [
-        (60, 20, slice(0, 0), True, r"All \+4.00 points \(.*\) is better by more than the noise; there are no few shot"),
+        (60, 20, slice(0, 0), True, r"All \+4.00 points \(.*\) is better by more than the noise; there are no few shot"),  # noqa: E501
         (60, 20, slice(500, 560), True, r"better by more than the noise; Few \+100.00 points"),
         (60, 20, slice(560, 580), False, r"is better, but Few -100.00 points .* is worse by more than the noise"),
-        (25, 20, slice(0, 0), False, r"All \+0.50 points \(-.*\) is not better by more than the noise of 1,000 test images"),
+        (25, 20, slice(0, 0), False, r"All \+0.50 points \(-.*\) is not better by more than the noise of 1,000 test images"),  # noqa: E501
         (20, 60, slice(500, 520), False, r"All -4.00 points .* is not better"),
         (0, 0, slice(0, 100), False, r"All \+0.00 points \(\+0.00 to \+0.00\) is not better"),
         (200, 0, slice(0, 400), True, r"Few \+0.00 points \(\+0.00 to \+0.00\)"),

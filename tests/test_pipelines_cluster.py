@@ -53,9 +53,7 @@ def test_submit_creates_the_experiment_and_a_run_with_the_compiled_pipeline(kfp:
     (run,) = kfp.of("POST", "/runs")
     assert run.path == "/apis/v2beta1/runs" and run.body["experiment_id"] == "e0"
     assert run.body["display_name"].startswith(f"{PRESET} 20")
-    assert run.body["runtime_config"]["parameters"] == form_of(
-        PRESET, stage1_epochs=3, overrides={"stage1.clip": 0.5}
-    )
+    assert run.body["runtime_config"]["parameters"] == form_of(PRESET, stage1_epochs=3, overrides={"stage1.clip": 0.5})
     spec = run.body["pipeline_spec"]
     assert spec["pipeline_spec"]["pipelineInfo"]["name"] == PRESET and "kubernetes" in json.dumps(spec["platform_spec"])
     assert '"lfm:7"' in json.dumps(spec)
@@ -165,7 +163,10 @@ def closed_port() -> int:
         ((403, "<html>denied</html>"), r"refuses \(403\): .* name your namespace with --namespace"),
         ((404, "<html>nginx</html>"), r"knows no such thing \(404\): check the path, often /pipeline"),
         ((200, "<html>a dashboard</html>"), "answers, but not as KFP; check the path, often /pipeline"),
-        ((500, {"code": 13, "message": "database is down\nstack"}), r"answers with an error \(500\): database is down$"),
+        (
+            (500, {"code": 13, "message": "database is down\nstack"}),
+            r"answers with an error \(500\): database is down$",
+        ),
     ],
 )
 def test_what_goes_wrong_is_one_line_that_says_what_to_check(kfp: Kfp, refuse: Any, message: str) -> None:
@@ -179,7 +180,9 @@ def test_what_goes_wrong_is_one_line_that_says_what_to_check(kfp: Kfp, refuse: A
 def test_a_host_that_is_not_there_and_none_at_all(kfp: Kfp) -> None:
     with pytest.raises(InputError, match=r"nothing answers at http://127.0.0.1:\d+: check the address"):
         Cluster(f"http://127.0.0.1:{closed_port()}")
-    with pytest.raises(InputError, match=r"no KFP to talk to; name it with --host https://... or KF_PIPELINES_ENDPOINT"):
+    with pytest.raises(
+        InputError, match=r"no KFP to talk to; name it with --host https://... or KF_PIPELINES_ENDPOINT"
+    ):
         Cluster()
 
 

@@ -8,7 +8,7 @@ from pipelines.cron import check_cron
 
 @pytest.mark.parametrize(
     "text",
-    ["0 0 3 * * *", "30 15 */6 * * MON-FRI", "0 0 0 1,15 JAN-JUN ?", "59 59 23 31 12 6", "0 0 9 ? * 1-5", "0 0 0 29 2 *",
+    ["0 0 3 * * *", "30 15 */6 * * MON-FRI", "0 0 0 1,15 JAN-JUN ?", "59 59 23 31 12 6", "0 0 9 ? * 1-5", "0 0 0 29 2 *",  # noqa: E501
      "0 5/20 * * * *", "0 0 0 31 2 SUN"],
 )  # fmt: skip
 def test_good_ones_pass(text: str) -> None:
