@@ -15,7 +15,7 @@ def listing() -> str:
     lines = [
         "# Components",
         "",
-        "Written by `make components`; a test sees that it is up to date. What a cluster may change: `docs/pipelines.md`.",
+        "Written by `make components`. What a cluster may change of it stands in `docs/pipelines.md`.",
     ]
     found = {c.name: c for module in (steps, control) for c in vars(module).values() if hasattr(c, "component_spec")}
     assert found.keys() == NEEDS.keys()

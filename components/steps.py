@@ -83,6 +83,8 @@ def fetch_backbone(model: dict, seed: int, backbone: Output[Model]) -> None:  # 
     Args:
         model: The model section of the configuration.
         seed: Of the weights, where they are random.
+
+    Returns:
         backbone: Both towers as safetensors, their architecture, tokenizer and preprocessing.
     """
     from lfm.jobs import fetch_backbone
@@ -98,6 +100,8 @@ def prepare_data(data: dict, model: dict, seed: int, dataset: Output[Dataset]) -
         data: The data section of the configuration.
         model: The model section, whose tower sets the images' size.
         seed: Of the subset.
+
+    Returns:
         dataset: Training, validation and test images as Arrow files, and their pixels as memory-mapped arrays.
     """
     from lfm.jobs import prepare_data
