@@ -6,11 +6,11 @@ UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 RUN ?=
 
-.PHONY: help setup demo bench test lint ui lock clean
+.PHONY: help setup demo bench components test lint ui lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED) ## Make .venv with everything, hash-checked
 
@@ -35,6 +35,9 @@ ui: setup ## Open the MLflow UI on the runs
 
 bench: setup ## Every hot part beside the reference way of working (10 minutes on 2 idle cores)
 	@$(BIN)/python -m benchmarks.speed --out docs/performance.md
+
+components: setup ## List the pipeline's components in docs/components.md
+	@$(BIN)/python -m components
 
 lint: setup ## Format check, lint, types, import rules, unused dependencies
 	$(BIN)/ruff format --check .

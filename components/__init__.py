@@ -3,9 +3,7 @@
 KFP ships a component's function body alone to the step, so imports stay inside it.
 """
 
-import os
-
-from lfm import __version__
+from lfm.revision import image
 
 # Named by compiled pipelines; a local run uses the current environment instead.
-IMAGE = os.environ.get("LFM_IMAGE", f"lfm-python:{__version__}")
+IMAGE = image()

@@ -1,20 +1,23 @@
 """`lfm ...`: each command one job. Heavy imports wait until a command needs them."""
 
-import inspect as inspect_
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lfm import __version__
-from lfm.artifact import check_writable, home
+from lfm import __version__, cli_cluster, cli_models
+from lfm.artifact import home
+from lfm.cli_options import HomeOption, PresetArgument, SetOption
+from lfm.cli_options import check_file as _check_file
+from lfm.cli_options import debugging as _debugging
+from lfm.cli_options import examples as _examples
+from lfm.cli_options import use_home as _use_home
 from lfm.config import InputError, parse_overrides
 from lfm.presets import PRESETS, load
 
@@ -31,24 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Text-guided mixup for long-tailed image data.",
 )
-
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a field, as in --set stage1.epochs=3. Repeatable."),
-]
-PresetArgument = Annotated[str, typer.Argument(help="Name of a preset; `lfm presets` lists them.")]
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="Folder for data, models and runs. Default: LFM_HOME, else .lfm here."),
-]
-
-
-def _examples(command: Callable[..., None]) -> Callable[..., None]:
-    """Keep the lines under Examples as they are: a backspace tells click so."""
-    text, _, examples = inspect_.cleandoc(command.__doc__ or "").partition("Examples:")
-    lines = [line.strip() for line in examples.splitlines() if line.strip()]
-    command.__doc__ = text + "\b\nExamples:\n" + "".join(f"  {line}\n" for line in lines) if lines else text
-    return command
 
 
 def _version(wanted: bool) -> None:
@@ -68,22 +53,6 @@ def _root(
         os.environ["LFM_DEBUG"] = "1"
 
 
-def _use_home(folder: Path | None) -> None:
-    if folder:
-        os.environ["LFM_HOME"] = str(folder.absolute())
-    check_writable(home())
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name the file to write, as in {path / 'out'}")
-    check_writable(path.absolute().parent)
-
-
-def _debugging() -> bool:
-    return bool(os.environ.get("LFM_DEBUG"))
-
-
 @app.command()
 @_examples
 def run(
@@ -94,6 +63,11 @@ def run(
         typer.Option("--baseline", help="First run the same without mixing (CE), and show both side by side."),
     ] = False,
     json_: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
+    runner: Annotated[
+        str, typer.Option("--runner", help="local: processes here; docker: containers here; kfp: a cluster.")
+    ] = "local",
+    image: Annotated[str, typer.Option("--image", help="docker and kfp: image of the steps. Default: LFM_IMAGE.")] = "",
+    host: cli_cluster.HostOption = "",
     home_: HomeOption = None,
 ) -> None:
     """Train, evaluate and register a preset on this machine.
@@ -108,12 +82,21 @@ def run(
       lfm run fashion-mnist-lt --set stage1.epochs=10 --set seed=1
 
       lfm run fashion-mnist-lt --baseline --set loss.name=mms
+
+      lfm run fashion-mnist-lt --runner kfp --host http://localhost:8080
     """
     overrides = parse_overrides(set_ or [])
     runs = [overrides]
     if baseline:
         runs.insert(0, overrides | {"mixup.name": "none", "loss.name": "ce"})
     configs = [load(preset, changed) for changed in runs]
+    if runner == "kfp":
+        if json_ or home_:
+            raise InputError("--json and --home are for runs on this machine; leave them out with --runner kfp")
+        for changed in runs:
+            cli_cluster.submit_run(preset, changed, host, image)
+        return
+    make_runner = cli_cluster.runner_for(runner, image)
     _use_home(home_)
     if json_:
         _check_file(json_)
@@ -129,7 +112,7 @@ def run(
     methods: dict[str, Any] = {}
     for number, (config, changed) in enumerate(zip(configs, runs, strict=True), 1):
         typer.echo(f"[{number}/{len(runs)}] {preset}: {config.method}, seed {config.seed}")
-        result = run_local(config, changed, verbose=_debugging())
+        result = run_local(config, changed, _debugging(), make_runner)
         found = json.loads((result.metrics / "metrics.json").read_text())
         methods |= {jobs.untrained(config): found["untrained"], config.method: found["test"]}
         uri = result.model_uri
@@ -291,20 +274,8 @@ def presets() -> None:
         typer.echo("\n".join([name, *(f"  {line.strip()}".rstrip() for line in lines)]))
 
 
-@app.command(name="compile")
-def compile_(
-    preset: PresetArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", help="YAML file to write.")] = Path("pipeline.yaml"),
-) -> None:
-    """Write a preset's pipeline as YAML for a Kubeflow cluster."""
-    load(preset)
-    _check_file(out)
-    if out.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{out} does not end in .yaml, which Kubeflow asks for; name it {out.with_suffix('.yaml')}")
-    from pipelines.run import compile_pipeline
-
-    compile_pipeline(preset, out)
-    typer.echo(f"wrote {out}")
+cli_cluster.add_to(app)
+cli_models.add_to(app)
 
 
 @app.command()

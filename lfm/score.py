@@ -52,11 +52,14 @@ def summed(value: Tensor) -> Tensor:
 
 
 def _own_share(images: Images) -> tuple[Tensor, ...]:
-    """The positions that this process scores, each image in one process, in batches that fit."""
+    """The positions that this process scores, each image in one process, in batches that fit.
+
+    As many batches in each process: those that share a model's weights compute together.
+    """
     state = PartialState()
     size = max(16, min(EVAL_BATCH, EVAL_PIXELS // images.side**2))
     order = torch.arange(state.process_index, len(images), state.num_processes)
-    return tuple(order.split(size))
+    return order.tensor_split(max(1, -(-len(images) // (state.num_processes * size))))
 
 
 def _autocast(config: RunConfig, device: torch.device) -> torch.autocast:
@@ -72,6 +75,47 @@ def image_features(model: LFM, images: Images, config: RunConfig) -> Tensor:
 
 
 @torch.inference_mode()
+def predict_split(model: LFM, images: Images, config: RunConfig, features: Tensor | None = None) -> Tensor:
+    """Class of each image of this process's share, in its order. (N,) int64; puts the model into eval mode.
+
+    Args:
+        model: any stage.
+        images: the split, on the model's device.
+        config: precision.
+        features: of `image_features`, if the encoder has not changed since.
+    """
+    model.eval()
+    with _autocast(config, images.device):
+        if features is None:
+            return predict(model, map(images.exact, _own_share(images)))
+        return predict(model.head, features.split(EVAL_BATCH))
+
+
+def score(
+    predicted_N: Tensor,
+    images: Images,
+    train_label_N: Tensor,
+    config: RunConfig,
+    classes: int,
+    confused: bool = True,
+) -> dict[str, Any]:
+    """Metrics of what `predict_split` found, over all processes.
+
+    Args:
+        predicted_N: of this process's share.
+        images: the split.
+        train_label_N: training labels, whose counts set the shot groups.
+        config: shots.
+        classes: how many.
+        confused: with the confusion matrix, where there are no more than `CONFUSION_CLASSES`.
+    """
+    label_N = images.label_N[torch.cat(_own_share(images)).to(images.device)]
+    count_C = train_label_N.cpu().bincount(minlength=classes)
+    if confused and classes <= CONFUSION_CLASSES:
+        return metrics(summed(confusion(predicted_N, label_N, classes)).cpu(), count_C, config.shots)
+    return accuracy(summed(hits(predicted_N, label_N, classes)).cpu(), count_C, config.shots)
+
+
 def score_split(
     model: LFM,
     images: Images,
@@ -90,15 +134,5 @@ def score_split(
         features: of `image_features`, if the encoder has not changed since.
         confused: with the confusion matrix, where there are no more than `CONFUSION_CLASSES`.
     """
-    model.eval()
-    classes, share = len(model.text_CD), _own_share(images)
-    with _autocast(config, images.device):
-        if features is None:
-            predicted_N = predict(model, map(images.exact, share))
-        else:
-            predicted_N = predict(model.head, features.split(EVAL_BATCH))
-    label_N = images.label_N[torch.cat(share).to(images.device)]
-    count_C = train_label_N.cpu().bincount(minlength=classes)
-    if confused and classes <= CONFUSION_CLASSES:
-        return metrics(summed(confusion(predicted_N, label_N, classes)).cpu(), count_C, config.shots)
-    return accuracy(summed(hits(predicted_N, label_N, classes)).cpu(), count_C, config.shots)
+    predicted_N = predict_split(model, images, config, features)
+    return score(predicted_N, images, train_label_N, config, len(model.text_CD), confused)

@@ -1,12 +1,12 @@
 """MLflow: one parent run per pipeline run, a child per step, the registered model. The only file with mlflow.
 
 Which pipeline run a step belongs to comes from the environment, so that it does not enter KFP's cache keys:
-MLFLOW_RUN_ID (KFP's own plugin) names the parent itself, else LFM_PIPELINE_RUN is a key under which the first
-step makes the parent and the others find it.
+LFM_PIPELINE_RUN is a key under which the first step makes the parent and the others find it (on a cluster the id of
+the KFP run). Where KFP's own MLflow plugin is at work, MLFLOW_RUN_ID names the run that it made for the step, and the
+parent is the one above all. A sweep has a run for each variant under the parent; its key is PARENT/VARIANT.
 """
 
 import os
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
@@ -21,11 +21,12 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-from lfm import __version__
-from lfm.artifact import home
+from lfm.artifact import MANIFEST, home
 from lfm.config import InputError, RunConfig, flatten
+from lfm.revision import commit as commit
 
 KEY = "lfm.pipeline_run"
+KEY_VARIABLE = "LFM_PIPELINE_RUN"
 CONTENT = "lfm.content"
 SERVING_PACKAGES = (
     "filelock", "mlflow", "numpy", "open-clip-torch", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml",
@@ -36,21 +37,6 @@ SERVING_PACKAGES = (
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else an SQLite file in LFM_HOME."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
-
-
-def commit() -> str:
-    """Git commit of the running code: LFM_COMMIT (set in the image), else git's word, else the version."""
-    if os.environ.get("LFM_COMMIT"):
-        return os.environ["LFM_COMMIT"]
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return f"lfm {__version__}"
-    return done.stdout.strip()
 
 
 class Tracker:
@@ -97,7 +83,12 @@ class Tracker:
         self.text(yaml.safe_dump(config.model_dump(), sort_keys=False), "config.yaml")
 
 
-def _connect() -> MlflowClient:
+def connect() -> MlflowClient:
+    """A client of the tracking server and registry.
+
+    Raises:
+        InputError: the server does not answer or refuses.
+    """
     uri = tracking_uri()
     if uri.startswith("sqlite"):
         home().mkdir(parents=True, exist_ok=True)
@@ -138,38 +129,86 @@ def _find(client: MlflowClient, key: str) -> Run | None:
     return runs[0] if runs else None
 
 
+def _lineage(client: MlflowClient) -> list[str]:
+    """Run ids from the one that KFP's plugin made for this step up to the pipeline's; empty without the plugin."""
+    line: list[str] = []
+    above = os.environ.get("MLFLOW_RUN_ID")
+    while above:
+        line.append(above)
+        above = client.get_run(above).data.tags.get("mlflow.parentRunId")
+    return line
+
+
 def _parent(client: MlflowClient) -> str | None:
-    """Run id of the pipeline run that this process belongs to, if it has begun."""
-    if os.environ.get("MLFLOW_RUN_ID"):
-        return os.environ["MLFLOW_RUN_ID"]
-    found = _find(client, os.environ.get("LFM_PIPELINE_RUN", ""))
+    """Run id of the pipeline run (of a sweep's variant, inside one) that this process belongs to, if it has begun."""
+    key = os.environ.get(KEY_VARIABLE, "")
+    line = _lineage(client)
+    if line and "/" not in key:
+        return line[-1]
+    found = _find(client, key)
     return str(found.info.run_id) if found else None
 
 
-def begin_pipeline_run(experiment: str, name: str) -> None:
+def begin_pipeline_run(experiment: str, name: str, variant: str = "") -> str:
     """Make the parent run, or rename the one that is there (KFP's own, or an earlier try's).
+
+    Args:
+        experiment: MLflow experiment.
+        name: shown in MLflow.
+        variant: of a sweep; its run stands under the sweep's.
+
+    Returns:
+        The key under which the following steps find it.
 
     Raises:
         InputError: nothing says which pipeline run this process belongs to.
     """
-    client = _connect()
-    parent = _parent(client)
+    client = connect()
+    parent, key = _parent(client), os.environ.get(KEY_VARIABLE) or "".join(_lineage(client)[-1:])
+    if not key or (variant and not parent):
+        raise InputError(
+            f"{KEY_VARIABLE} names no pipeline run that has begun, so this step belongs to none; start it with "
+            f"lfm run, or compile the pipeline with lfm compile"
+        )
+    tags = {"lfm.commit": commit()}
+    where = _experiment(client, experiment)
+    if variant:
+        assert parent
+        tags["mlflow.parentRunId"], where = parent, client.get_run(parent).info.experiment_id
+        key = f"{key}/{variant}"
+        found = _find(client, key)
+        parent = str(found.info.run_id) if found else None
     if parent:
-        client.update_run(parent, name=name)
-        return
-    key = os.environ.get("LFM_PIPELINE_RUN")
-    if not key:
-        raise InputError("LFM_PIPELINE_RUN is not set, so this step belongs to no pipeline run; start it with lfm run")
-    client.create_run(_experiment(client, experiment), tags={KEY: key, "lfm.commit": commit()}, run_name=name)
+        client.update_run(parent, status="RUNNING", name=name)
+    else:
+        client.create_run(where, tags={KEY: key, **tags}, run_name=name)
+    return key
 
 
-def end_pipeline_run(ok: bool) -> None:
-    """Give the parent run its final status, if it ever began. After a failure, as well as that goes."""
-    with nullcontext() if ok else suppress(Exception):
-        client = _connect()
+def end_pipeline_run(status: str) -> None:
+    """Give the parent run its final status, if it ever began, and a sweep's variants that are still open theirs.
+
+    Args:
+        status: FINISHED, FAILED or KILLED. After other than FINISHED, as well as that goes.
+    """
+    with nullcontext() if status == "FINISHED" else suppress(Exception):
+        client = connect()
         parent = _parent(client)
-        if parent:
-            client.set_terminated(parent, "FINISHED" if ok else "FAILED")
+        if not parent:
+            return
+        client.set_terminated(parent, status)
+        key = os.environ.get(KEY_VARIABLE) or parent
+        still_open = f"tags.`{KEY}` LIKE '{key}/%' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([client.get_run(parent).info.experiment_id], still_open):
+            client.set_terminated(run.info.run_id, "FAILED" if status == "FINISHED" else status)
+
+
+def end_variant() -> None:
+    """Close the run of a sweep's variant: its last step is done. Outside a sweep the pipeline's end does that."""
+    if "/" in os.environ.get(KEY_VARIABLE, ""):
+        client = connect()
+        if parent := _parent(client):
+            client.set_terminated(parent, "FINISHED")
 
 
 @contextmanager
@@ -179,12 +218,16 @@ def step_run(step: str) -> Iterator[Tracker]:
     Raises:
         InputError: the pipeline run has not begun.
     """
-    client = _connect()
+    client = connect()
     parent = _parent(client)
     if parent is None:
         raise InputError(f"step {step!r} found no pipeline run to belong to; its configure step must run first")
-    experiment = client.get_run(parent).info.experiment_id
-    child = client.create_run(experiment, tags={"mlflow.parentRunId": parent}, run_name=step).info.run_id
+    experiment, line = client.get_run(parent).info.experiment_id, _lineage(client)
+    if len(line) > 1:  # the plugin has made a run for this step
+        child = line[0]
+        client.update_run(child, name=step)
+    else:
+        child = client.create_run(experiment, tags={"mlflow.parentRunId": parent}, run_name=step).info.run_id
     try:
         yield Tracker(client, parent, child)
     except BaseException:
@@ -242,3 +285,26 @@ def register_model(
     tracker.client.update_run(tracker.parent, status="RUNNING")  # the pipeline says when it has ended
     tracker.client.set_model_version_tag(name, str(info.registered_model_version), CONTENT, content)
     return f"models:/{name}/{info.registered_model_version}"
+
+
+def fetch_model(uri: str, folder: Path) -> Path:
+    """Download a registered model and give the folder of our model artifact inside it.
+
+    Args:
+        uri: `models:/NAME/VERSION`.
+        folder: to download to.
+
+    Raises:
+        InputError: it cannot be downloaded, or holds no model artifact.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        place = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"{uri} cannot be downloaded: {error}; see that its artifacts are still there") from error
+    found = next(Path(place).rglob(MANIFEST), None)
+    if found is None:
+        raise InputError(f"{uri} holds no model of ours; register one with lfm run")
+    return found.parent

@@ -1,28 +1,27 @@
-"""Run a pipeline on this machine, or compile it for a cluster."""
+"""Run a pipeline on this machine: each step a process of its own, under `kfp.local`."""
 
-import io
+import builtins
+import json
 import logging
 import os
-import re
-import shutil
 import sys
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from lfm.artifact import home
 from lfm.backbone import uses_open_clip
 from lfm.config import InputError, RunConfig
-from lfm.jobs import ERROR_MARK
-from lfm.progress import MARK
-from pipelines.longtail import pipeline_for
+from lfm.jobs.lifecycle import belong_to
+from pipelines.longtail import training_pipeline
+from pipelines.output import StepOutput
+from pipelines.retrain import retraining_pipeline
+from pipelines.sweep import sweep_pipeline
 from pipelines.warm import warm_steps
-
-BAR = re.compile(r"(\d+)% ▕")
 
 
 class StepFailedError(RuntimeError):
@@ -33,64 +32,42 @@ class StepFailedError(RuntimeError):
 class Result:
     """What a local run left behind."""
 
-    metrics: Path
-    """Folder with metrics.json."""
-    model_uri: str
+    folder: Path
+    """Everything that the steps put out."""
     log: Path
 
+    @property
+    def metrics(self) -> Path:
+        """Folder with metrics.json of the evaluate step."""
+        return self._output("evaluate", "metrics")
 
-class StepOutput(io.TextIOBase):
-    """Stands in for standard output while KFP runs: everything goes to a log, our own lines to the user.
+    @property
+    def model_uri(self) -> str:
+        """Of the registered model."""
+        return self._answer("register")
 
-    Progress bars arrive as one line for each redraw. On a terminal a bar is redrawn in place, elsewhere one line
-    in ten percent is shown.
-    """
+    @property
+    def news(self) -> str:
+        """Of a retraining: changed or unchanged."""
+        return self._answer("data-news")
 
-    def __init__(self, screen: TextIO, log: TextIO, verbose: bool) -> None:
-        self.screen, self.log, self.verbose = screen, log, verbose
-        self.live = screen.isatty()
-        self.rest, self.error, self.bar, self.shown = "", "", False, -1
+    @property
+    def outcome(self) -> str:
+        """Of a retraining that trained: champion or challenger."""
+        return self._answer("decide")
 
-    def writable(self) -> bool:  # noqa: D102
-        return True
+    def output(self, name: str) -> Path:
+        """Of a sweep's comparison: table, figure or report."""
+        return self._output("compare", name)
 
-    def write(self, text: str) -> int:  # noqa: D102
-        *lines, self.rest = (self.rest + text).split("\n")
-        for line in lines:
-            self.log.write(line + "\n")
-            self._line(line.strip())
-        return len(text)
+    # KFP takes no output of a pipeline from inside an exit handler, so each is looked up where its step put it.
 
-    def flush(self) -> None:  # noqa: D102
-        self.log.flush()
-        self.screen.flush()
+    def _output(self, step: str, name: str) -> Path:
+        return next(self.folder.rglob(f"{step}/{name}"))
 
-    def _line(self, line: str) -> None:
-        if line.startswith(ERROR_MARK):
-            self.error = line.removeprefix(ERROR_MARK)
-        elif MARK in line and (bar := BAR.search(line)):
-            self._bar(line[line.index(MARK) :], int(bar[1]))
-        elif line.startswith(MARK.strip()) or self.verbose:
-            self._end_bar()
-            self.screen.write("  " + line.removeprefix(MARK.strip()).removeprefix(" ") + "\n")
-            self.screen.flush()
-
-    def _bar(self, line: str, percent: int) -> None:
-        text = "  " + line.removeprefix(MARK)
-        if self.live:
-            self.screen.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
-            self.bar = True
-        elif percent // 10 != self.shown // 10:
-            self.screen.write(text + "\n")
-            self.shown = percent
-        self.screen.flush()
-        if percent == 100:
-            self.shown = -1
-
-    def _end_bar(self) -> None:
-        if self.bar:
-            self.screen.write("\n")
-        self.bar = False
+    def _answer(self, step: str) -> str:
+        said = json.loads(self._output(step, "executor_output.json").read_text())
+        return str(said["parameterValues"]["Output"])
 
 
 @contextmanager
@@ -102,26 +79,62 @@ def _environment(**values: str) -> Iterator[None]:
     finally:
         for name, value in old.items():
             if value is None:
-                os.environ.pop(name)
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
 
-def run_local(config: RunConfig, overrides: dict[str, Any], verbose: bool = False) -> Result:
-    """The pipeline of this configuration's preset, each step a process of its own, under `kfp.local`.
+Runner = Callable[[], Any]
+
+
+def in_processes() -> Any:
+    """The runner that makes each step a process of this environment."""
+    from kfp import local
+
+    return local.SubprocessRunner(use_venv=False)
+
+
+def run_local(
+    config: RunConfig, overrides: Mapping[str, Any], verbose: bool = False, runner: Runner = in_processes
+) -> Result:
+    """The training pipeline of this configuration's preset.
 
     Args:
         config: checked already; names the pipeline.
         overrides: what was changed from the preset.
         verbose: show everything, also what the libraries say.
+        runner: makes the runner of `kfp.local`, once LFM_HOME and LFM_PIPELINE_RUN are set.
 
     Raises:
         InputError: a step found something that the user can mend.
         StepFailedError: a step failed otherwise.
     """
-    from kfp import local
+    return run_pipeline(training_pipeline(config.preset, overrides), config, verbose, runner)
 
-    from lfm import tracking
+
+def run_sweep(
+    config: RunConfig,
+    overrides: Mapping[str, Any],
+    variants: Sequence[Mapping[str, Any]],
+    parallelism: int = 1,
+    verbose: bool = False,
+    runner: Runner = in_processes,
+) -> Result:
+    """The sweep pipeline; arguments and errors as `run_local` and `pipelines.sweep.sweep_pipeline`."""
+    pipeline = sweep_pipeline(config.preset, variants, overrides, parallelism=parallelism)
+    return run_pipeline(pipeline, config, verbose, runner)
+
+
+def run_retraining(
+    config: RunConfig, overrides: Mapping[str, Any], verbose: bool = False, runner: Runner = in_processes
+) -> Result:
+    """The retraining pipeline; arguments and errors as `run_local`."""
+    return run_pipeline(retraining_pipeline(config.preset, overrides), config, verbose, runner)
+
+
+def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner: Runner = in_processes) -> Result:
+    """Run any pipeline with its default parameters; arguments and errors as `run_local`."""
+    from kfp import local
 
     key = uuid.uuid4().hex[:12]
     root = home() / "pipelines" / key
@@ -130,28 +143,30 @@ def run_local(config: RunConfig, overrides: dict[str, Any], verbose: bool = Fals
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
     variables = {"LFM_HOME": str(home()), "LFM_PIPELINE_RUN": key, "PYTHONUNBUFFERED": "1"}
     with log_path.open("w") as log, _environment(**variables):
-        output = StepOutput(sys.stdout, log, verbose)
-        ok = False
+        output, printer = StepOutput(sys.stdout, log, verbose), builtins.print
         try:
-            local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+            local.init(runner=runner(), pipeline_root=str(root))
             more = ["open_clip"] if uses_open_clip(config.model) else []
             with redirect_stdout(output), warm_steps(*more):
-                task = pipeline_for(config.preset)(preset=config.preset, overrides=overrides)
-            ok = True
-        except RuntimeError as error:
-            if output.error:
+                pipeline()
+        except BaseException as error:
+            _close(key)
+            if isinstance(error, RuntimeError) and output.error:
                 raise InputError(output.error) from error
-            raise StepFailedError(f"a step failed; its traceback is in {log_path}") from error
+            if isinstance(error, RuntimeError):
+                raise StepFailedError(f"a step failed; its traceback is in {log_path}") from error
+            raise
         finally:
-            output._end_bar()
+            output.end_bar()
             logging.getLogger().handlers.clear()
-            with suppress(InputError):  # a server that died takes no status; the step's own error is the one to show
-                tracking.end_pipeline_run(ok)
-    return Result(Path(task.outputs["metrics"].path), task.outputs["model_uri"], log_path)
+            builtins.print = printer  # the indenting of kfp.local is not made for steps side by side
+    return Result(root, log_path)
 
 
-def compile_pipeline(preset: str, target: Path) -> None:
-    """Write the pipeline as YAML for a cluster."""
-    from kfp import compiler
+def _close(key: str) -> None:
+    """End the run in MLflow where its exit handler did not come to it, as after Ctrl-C."""
+    from lfm import tracking
 
-    compiler.Compiler().compile(pipeline_for(preset), str(target))
+    belong_to(key)
+    with suppress(InputError):
+        tracking.end_pipeline_run("FAILED")

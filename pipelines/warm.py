@@ -41,7 +41,7 @@ def warm_steps(*more: str) -> Iterator[None]:
         try:
             with os.fdopen(os.dup(reader.fileno()), errors="replace") as lines:
                 for line in lines:
-                    print(line, end="")  # noqa: T201  what kfp.local does too
+                    sys.stdout.write(line)  # in one piece: steps may run side by side
             process.join()
         finally:
             if process.is_alive():  # Ctrl-C here: the step must not go on alone
@@ -50,7 +50,7 @@ def warm_steps(*more: str) -> Iterator[None]:
         if process.exitcode and process.exitcode < 0:
             name = signal.Signals(-process.exitcode).name
             memory = ", most likely for want of memory: lower the batch or image size" if name == "SIGKILL" else ""
-            print(f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to go on")  # noqa: T201
+            sys.stdout.write(f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to go on\n")
         return process.exitcode or 0
 
     theirs = subprocess_task_handler.run_local_subprocess

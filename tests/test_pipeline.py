@@ -1,4 +1,4 @@
-"""The pipeline for real: kfp.local, MLflow on SQLite, the registered model, and the YAML for a cluster."""
+"""The pipeline for real: kfp.local, MLflow on SQLite, the registered model."""
 
 import json
 import os
@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from kfp import components as kfp_components
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from lfm.artifact import verify
 from lfm.cli import _write_json
 from lfm.config import flatten
-from lfm.presets import PRESETS, load
-from pipelines.run import compile_pipeline
+from lfm.presets import load
 
 LFM = Path(sys.executable).with_name("lfm")
 ROOT = Path(__file__).parent.parent
@@ -238,29 +236,6 @@ def test_small_alpha_trouble_is_named_before_training_and_auto_avoids_it(home: P
     alpha = float(re.findall(r"stage 2: alpha = (\S+) keeps", shown)[0])
     assert 0.5 < alpha < 0.7
     assert parents(home)[-1].data.params["stage2.alpha_used"] == str(alpha)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_pipeline_compiles_for_a_cluster_without_local_paths(preset: str, tmp_path: Path) -> None:
-    target = tmp_path / "pipeline.yaml"
-    compile_pipeline(preset, target)
-    loaded = kfp_components.load_component_from_file(str(target))
-    assert loaded.component_spec.name == preset
-    text = target.read_text()
-    spec = yaml.safe_load(text)
-    tasks = spec["root"]["dag"]["tasks"]
-    order = [
-        "configure", "fetch-backbone", "prepare-data", "embed-text", "train-stage1", "train-stage2", "evaluate",
-        "register",
-    ]  # fmt: skip
-    assert set(tasks) == set(order)
-    for name in order:
-        earlier = order[: order.index(name)]
-        assert set(tasks[name].get("dependentTasks", [])) <= set(earlier)
-        cached = tasks[name].get("cachingOptions", {}).get("enableCache", False)
-        assert cached == (name in ("fetch-backbone", "prepare-data", "embed-text")), name  # the others write to MLflow
-    for path in (Path.home(), Path.cwd(), Path(sys.prefix), tmp_path):
-        assert str(path) not in text
 
 
 def test_the_short_names_of_the_json_file(tmp_path: Path) -> None:

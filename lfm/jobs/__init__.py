@@ -5,18 +5,20 @@ when it is there, so a second run repeats nothing that has not changed. Heavy im
 """
 
 from lfm.jobs.audit import report_data
+from lfm.jobs.lifecycle import belong_to, configure, configure_variant, finish
 from lfm.jobs.prepare import (
     backbone_for,
     check,
-    configure,
     dataset_for,
     embed_text,
     embeddings_for,
     fetch_backbone,
     prepare_data,
 )
-from lfm.jobs.scoring import evaluate, register, untrained
+from lfm.jobs.retrain import data_news, decide
+from lfm.jobs.scoring import evaluate, register, shown_scores, untrained
 from lfm.jobs.step import ERROR_MARK
+from lfm.jobs.sweep import compare, plan_sweep
 from lfm.jobs.training import SHOWN_CLASSES, Curves, describe, inspect, new_model, train_stage
 
 __all__ = [
@@ -24,19 +26,27 @@ __all__ = [
     "SHOWN_CLASSES",
     "Curves",
     "backbone_for",
+    "belong_to",
     "check",
+    "compare",
     "configure",
+    "configure_variant",
+    "data_news",
     "dataset_for",
+    "decide",
     "describe",
     "embed_text",
     "embeddings_for",
     "evaluate",
     "fetch_backbone",
+    "finish",
     "inspect",
     "new_model",
+    "plan_sweep",
     "prepare_data",
     "register",
     "report_data",
+    "shown_scores",
     "train_stage",
     "untrained",
 ]

@@ -10,7 +10,6 @@ from typing import Any
 from lfm.artifact import content_key, copy_to, home, read_manifest, source_hash
 from lfm.config import DataConfig, InputError, ModelConfig, RunConfig, TextConfig, unknown
 from lfm.jobs.step import content, step, told
-from lfm.presets import load
 from lfm.storage import is_remote
 from lfm.store import build_once
 
@@ -48,20 +47,6 @@ def check(config: RunConfig) -> None:
             raise InputError(f"model.image_size is for conv4; {config.model.tower} has a size of its own: set it to 0")
     elif config.text.encoder == "backbone":
         raise InputError("conv4 has no text tower; set text.encoder=minilm")
-
-
-@step
-def configure(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Resolve and check the configuration, and begin the pipeline run in MLflow. The configuration as a dict."""
-    from lfm import tracking
-
-    config = load(preset, overrides)
-    check(config)
-    tracking.begin_pipeline_run(config.preset, f"{config.method}, seed {config.seed}")
-    with tracking.step_run("configure") as run:
-        run.config(config)
-        run.tags({"lfm.method": config.method, "lfm.data": config.data.name})
-    return config.model_dump()
 
 
 def preprocess_for(model: ModelConfig) -> Any:

@@ -2,28 +2,39 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lfm.artifact import copy_to, source_hash
 from lfm.config import RunConfig
 from lfm.jobs.step import content, step, told
 from lfm.jobs.training import new_model
 from lfm.progress import say
+from lfm.revision import commit
 from lfm.store import build_once
+
+if TYPE_CHECKING:
+    from lfm.jobs.champion import Champion
 
 # The source whose change makes kept scores stale.
 SCORING = ("lfm.evaluate", "lfm.report", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images")
 EXAMPLE_IMAGES = 2
+SHOWN_CLASSES = 50
+PREDICTIONS, CHAMPION_PREDICTIONS = "predictions.npy", "champion_predictions.npy"
 
 
 @step
 def evaluate(
     config: dict[str, Any], dataset: str, text: str, backbone: str, model: str, out: str, page_out: str
 ) -> None:
-    """Score the untrained and the trained model on the test images: metrics as JSON, and a page to look at."""
+    """Score the untrained model, the champion if there is one, and the trained model on the test images.
+
+    Leaves metrics as JSON, what the champion and the trained model predicted for each image, and a page to look at.
+    """
     from lfm import tracking
     from lfm.data import read_info
+    from lfm.jobs.champion import present_champion
     from lfm.report import table
 
     run_config = RunConfig.model_validate(config)
@@ -34,9 +45,11 @@ def evaluate(
             "shots": run_config.shots.rule,
             "weights": weights_tag(run_config),
             "seed": run_config.seed,
-            "commit": tracking.commit(),
+            "commit": commit(),
         }
+        champion = present_champion(run_config.preset, dataset)
         inputs = {
+            "champion": champion and champion.content,
             "dataset": content(dataset),
             "text": content(text),
             "model": content(model),
@@ -50,20 +63,59 @@ def evaluate(
             "code": source_hash(*SCORING),
         }
         folder, reused = build_once(
-            "metrics", inputs, lambda aside: _score(run_config, dataset, text, backbone, model, provenance, aside)
+            "metrics",
+            inputs,
+            lambda aside: _score(run_config, dataset, text, backbone, model, champion, provenance, aside),
         )
         told("evaluation", folder, reused)
         found = json.loads((folder / "metrics.json").read_text())
-        say(table({untrained(run_config): found["untrained"], run_config.method: found["test"]}))
-        for prefix in ("test", "untrained"):
-            scores = {k: found[prefix][k] for k in ("all", "many", "medium", "few")}
-            run.log({f"{prefix}/{k}": v for k, v in scores.items() if v is not None}, 0)
+        say(table(methods_of(run_config, found)))
+        for prefix in ("test", "untrained", "champion"):
+            run.log({f"{prefix}/{k}": v for k, v in group_scores(found.get(prefix, {})).items()}, 0)
         run.tags({f"lfm.{k}": v for k, v in provenance.items()})
         copy_to(folder, Path(out))
         Path(page_out).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "report.html", page_out)
         run.file(folder / "report.html")
         run.file(folder / "metrics.json")
+    tracking.end_variant()
+
+
+def group_scores(scores: Mapping[str, Any]) -> dict[str, float]:
+    """All, many, medium, few: those that there are."""
+    return {name: scores[name] for name in ("all", "many", "medium", "few") if scores.get(name) is not None}
+
+
+def methods_of(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
+    """The parts of metrics.json by the names that tables give them, the trained model last."""
+    champion = {f"champion {found['champion']['version']}": found["champion"]} if "champion" in found else {}
+    return {untrained(config): found["untrained"], **champion, config.method: found["test"]}
+
+
+def shown_scores(folder: str) -> tuple[dict[str, float], list[str], list[list[int]]]:
+    """What KFP shows of a metrics artifact: its scores, and a confusion matrix of at most `SHOWN_CLASSES` rows.
+
+    More classes are shown by their shot group: how much of the tail is taken for the head.
+
+    Returns:
+        Name -> percent; names and counts of the matrix, rows being the truth.
+    """
+    found = json.loads((Path(folder) / "metrics.json").read_text())
+    scores = group_scores(found["test"])
+    for prefix in ("untrained", "champion"):
+        scores |= {f"{prefix}_{name}": value for name, value in group_scores(found.get(prefix, {})).items()}
+    names, groups = found["test"]["classes"], found["test"]["groups"]
+    matrix = found["test"].get("confusion")
+    if matrix is None:  # of very many classes there is none
+        return scores, [], []
+    if len(names) <= SHOWN_CLASSES:
+        return scores, names, matrix
+    rows = ("many", "medium", "few")
+    flow = {row: dict.fromkeys(rows, 0) for row in rows}
+    for row, counts in zip(groups, matrix, strict=True):
+        for column, count in zip(groups, counts, strict=True):
+            flow[row][column] += count
+    return scores, list(rows), [list(row.values()) for row in flow.values()]
 
 
 def weights_tag(config: RunConfig) -> str:
@@ -80,26 +132,47 @@ def untrained(config: RunConfig) -> str:
 
 
 def _score(
-    config: RunConfig, dataset: str, text: str, backbone: str, model: str, provenance: dict[str, Any], aside: Path
+    config: RunConfig,
+    dataset: str,
+    text: str,
+    backbone: str,
+    model: str,
+    champion: "Champion | None",
+    provenance: dict[str, Any],
+    aside: Path,
 ) -> None:
+    import numpy as np
+    import torch
+
     from lfm.data import open_split, read_info
+    from lfm.evaluate import shot_group
     from lfm.model import load_weights
     from lfm.report import page
-    from lfm.score import pick_device, score_split
+    from lfm.score import pick_device, predict_split, score
 
     device = pick_device(config.train.device)
     test = open_split(Path(dataset), "test", device)
     train_label_N = open_split(Path(dataset), "train").label_N
     info = read_info(Path(dataset))
-    names = {"classes": info["classes"], "counts": info["counts"]}
+    groups = shot_group(torch.tensor(info["counts"]), config.shots)
+    names = {"classes": info["classes"], "counts": info["counts"], "groups": groups}
+    found: dict[str, Any] = {"provenance": provenance}
+
+    def keep(name: str, predicted_N: Any, file: str = "") -> None:
+        found[name] = score(predicted_N, test, train_label_N, config, len(groups)) | names
+        if file:
+            np.save(aside / file, predicted_N.cpu().numpy().astype(np.int32))
+
     net = new_model(config, dataset, text, backbone).to(device)
-    before = score_split(net, test, train_label_N, config)
+    keep("untrained", predict_split(net, test, config))
     load_weights(net, Path(model) / "model.safetensors")
-    trained = score_split(net, test, train_label_N, config)
-    found = {"provenance": provenance, "test": trained | names, "untrained": before | names}
+    keep("test", predict_split(net, test, config), PREDICTIONS)
+    if champion:
+        keep("champion", champion.predict(test, config), CHAMPION_PREDICTIONS)
+        found["champion"]["version"] = champion.version
     (aside / "metrics.json").write_text(json.dumps(found))
-    methods = {untrained(config): found["untrained"], config.method: found["test"]}
-    (aside / "report.html").write_text(page(f"{config.preset}: {config.method}", methods, provenance))
+    title = f"{config.preset}: {config.method}"
+    (aside / "report.html").write_text(page(title, methods_of(config, found), provenance))
 
 
 @step
@@ -107,23 +180,32 @@ def register(config: dict[str, Any], dataset: str, model: str) -> str:
     """Register the model in MLflow under the preset's name, unless it is there. Its `models:/NAME/VERSION`."""
     import torch
 
-    from lfm import tracking
+    from lfm import registry, tracking
     from lfm.data import open_split
+    from lfm.jobs.champion import input_of, test_images
     from lfm.serve import Predictor
 
     run_config = RunConfig.model_validate(config)
     pixels = open_split(Path(dataset), "test").fetch(torch.arange(EXAMPLE_IMAGES))
     example = (pixels[:, 0] if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1)).numpy().copy()
+    origin = {
+        registry.DATASET: content(dataset),
+        registry.TEST: test_images(dataset),
+        registry.INPUT: input_of(dataset),
+        "lfm.method": run_config.method,
+    }
     with tracking.step_run("register") as run:
         if known := tracking.registered_version(run, run_config.preset, content(model)):
             run.tags({"lfm.model": known})
             say(f"registered before, as {known}")
+            registry.tag(run_config.preset, known.rpartition("/")[2], origin)
             return known
         predictor = Predictor(Path(model))
         any_size = not predictor.info["image_shape"]
         uri = tracking.register_model(
             run, run_config.preset, content(model), Path(model), example, predictor.predict(example), any_size
         )
+        registry.tag(run_config.preset, uri.rpartition("/")[2], origin)
         run.tags({"lfm.model": uri})
     say(f"registered as {uri}")
     return uri

@@ -1,0 +1,53 @@
+"""Write the listing of the components: `python -m components` fills docs/components.md."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from components import control, steps
+from components.needs import NEEDS
+
+TARGET = Path(__file__).parents[1] / "docs" / "components.md"
+
+
+def listing() -> str:
+    """Every component with its inputs, outputs, caching and resources, as Markdown."""
+    lines = [
+        "# Components",
+        "",
+        "Written by `make components`. What a cluster may change of it stands in `docs/pipelines.md`.",
+    ]
+    found = {c.name: c for module in (steps, control) for c in vars(module).values() if hasattr(c, "component_spec")}
+    assert found.keys() == NEEDS.keys()
+    for name, needs in NEEDS.items():
+        spec = found[name].component_spec
+        about = (spec.description or "").strip().splitlines()[0]
+        lines += ["", f"## {name}", "", about, ""]
+        lines += ["| | name | type | what |", "|---|---|---|---|"]
+        lines += _rows("in", spec.inputs) + _rows("out", spec.outputs)
+        cached = "KFP may reuse an earlier result" if needs.cached else "runs each time"
+        gpu = ", the GPUs of the run form" if needs.gpu else ""
+        lines += [
+            "",
+            f"{needs.cpu} CPU, {needs.memory}{gpu}; ends after {needs.hours:g} h; "
+            f"{needs.retries} retries; {cached}.",
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _rows(way: str, channels: dict[str, Any] | None) -> list[str]:
+    return [
+        f"| {way} | `{name}` | {_kind(channel)} | {' '.join((channel.description or '').split())} |"
+        for name, channel in (channels or {}).items()
+    ]
+
+
+def _kind(channel: Any) -> str:
+    kind = str(channel.type).rpartition("@")[0] or str(channel.type)
+    kind = kind.removeprefix("system.")
+    return f"list of {kind}" if getattr(channel, "is_artifact_list", False) else kind
+
+
+if __name__ == "__main__":
+    TARGET.write_text(listing())
+    sys.stdout.write(f"wrote {TARGET}\n")

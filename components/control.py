@@ -1,0 +1,126 @@
+"""The steps around training runs: of a sweep, of a retraining, and the one that closes every pipeline.
+
+No `from __future__ import annotations` here: KFP reads the annotations as types.
+"""
+
+from typing import List, NamedTuple  # noqa: UP035  KFP knows a list of artifacts by this name
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def finish(status: dsl.PipelineTaskFinalStatus) -> None:
+    """Close the MLflow run with the status that the pipeline ended in.
+
+    Args:
+        status: What KFP says of the steps.
+    """
+    from lfm.jobs import finish
+
+    finish(status.state)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def plan_sweep(config: dict, variants: list) -> list:  # type: ignore[type-arg]
+    """Check every configuration of a sweep before any of them is trained.
+
+    Args:
+        config: What they share.
+        variants: Of each, its name and the fields that it changes.
+
+    Returns:
+        Output: The same, each with its whole configuration.
+    """
+    from lfm.jobs import plan_sweep
+
+    return plan_sweep(config, variants)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def configure_variant(
+    variant: dict,  # type: ignore[type-arg]
+) -> NamedTuple("Resolved", data=dict, model=dict, text=dict, seed=int, config=dict, run=str):  # type: ignore[valid-type]
+    """Begin the MLflow run of one configuration of a sweep, under the sweep's.
+
+    Args:
+        variant: Its name and its whole configuration.
+
+    Returns:
+        data: Section that the data depend on.
+        model: Section that the backbone depends on.
+        text: Section that the class embeddings depend on.
+        seed: Of everything.
+        config: The whole configuration.
+        run: Key under which later steps find the MLflow run.
+    """
+    from lfm.jobs import configure_variant
+
+    config, run = configure_variant(variant)
+    return config["data"], config["model"], config["text"], config["seed"], config, run
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def compare(
+    variants: list,  # type: ignore[type-arg]
+    metrics: Input[List[Metrics]],  # noqa: UP006
+    table: Output[Artifact],
+    figure: Output[Artifact],
+    report: Output[HTML],
+    scores: Output[Metrics],
+) -> None:
+    """Put the scores of a sweep side by side.
+
+    Args:
+        variants: Names of the configurations and what they changed.
+        metrics: The scores of each, in the same order.
+
+    Returns:
+        table: All scores as CSV and JSON.
+        figure: The same as SVG and PNG.
+        report: Table and figure as a page.
+        scores: Accuracy of each configuration on all test images.
+    """
+    from lfm.jobs import compare
+
+    best = compare(variants, [one.path for one in metrics], table.path, figure.path, report.path)
+    for name, value in best.items():
+        scores.log_metric(name, value)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def data_news(config: dict, dataset: Input[Dataset]) -> str:  # type: ignore[type-arg]
+    """Say whether the data are others than those that the registered model was trained on.
+
+    Args:
+        config: The whole configuration; names the model.
+        dataset: The data as they are now.
+
+    Returns:
+        Output: changed, or unchanged.
+    """
+    from lfm.jobs import data_news
+
+    return data_news(config, dataset.path)
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def decide(run: str, config: dict, dataset: Input[Dataset], metrics: Input[Metrics], model_uri: str) -> str:  # type: ignore[type-arg]
+    """Make the new model champion if it beats the present one by more than the noise, else challenger.
+
+    Args:
+        run: Key of the MLflow run.
+        config: The whole configuration.
+        dataset: The frozen test images that both were scored on.
+        metrics: What both predicted for each of them.
+        model_uri: The new version in the registry.
+
+    Returns:
+        Output: champion or challenger.
+    """
+    from lfm.jobs import belong_to, decide
+
+    belong_to(run)
+    return decide(config, dataset.path, metrics.path, model_uri)

@@ -1,0 +1,251 @@
+"""`lfm compile`, `submit`, `upload`, `schedule`: the commands that need a Kubeflow cluster."""
+
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lfm.cli_options import PresetArgument, SetOption, check_file, examples
+from lfm.config import InputError, parse_overrides, unknown
+from lfm.presets import PRESETS, load
+
+RUNNERS = ("local", "docker", "kfp")
+ACTIONS = ("list", "pause", "resume", "delete", "replace")
+
+HostOption = Annotated[
+    str, typer.Option("--host", help="Of KFP, as in https://kubeflow.example/pipeline. Default: KF_PIPELINES_ENDPOINT.")
+]  # fmt: skip
+NamespaceOption = Annotated[str, typer.Option("--namespace", help="Yours, in a multi-user installation.")]
+ImageOption = Annotated[str, typer.Option("--image", help="Image of the steps. Default: LFM_IMAGE, else lfm:COMMIT.")]
+ClusterOption = Annotated[Path | None, typer.Option("--cluster", help="YAML file with the settings of your cluster.")]
+ExperimentOption = Annotated[str, typer.Option("--experiment", help="KFP experiment. Default: the preset's name.")]
+KindOption = Annotated[str, typer.Option("--kind", help="train, retrain or sweep.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Every preset and every kind.")]
+PresetsArgument = Annotated[list[str] | None, typer.Argument(help="Names of presets.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command(name="compile")(examples(compile_))
+    for command in (submit, upload, schedule):
+        app.command()(examples(command))
+
+
+def runner_for(name: str, image: str) -> Callable[[], Any]:
+    """What makes the runner of `kfp.local`.
+
+    Args:
+        name: local or docker.
+        image: of the containers.
+
+    Raises:
+        InputError: an unknown name, or an image for processes.
+    """
+    if name not in RUNNERS:
+        raise unknown("runner", name, RUNNERS)
+    if name == "local":
+        if image:
+            raise InputError("--image is for --runner docker and kfp; processes run this environment: leave it out")
+        from pipelines.run import in_processes
+
+        return in_processes
+    if image:
+        os.environ["LFM_IMAGE"] = image  # before the components are imported, which carry it
+    from lfm import revision
+
+    docker = importlib.import_module("pipelines.docker")  # its own dependency is optional
+    return lambda: docker.docker_runner(revision.image())
+
+
+def submit_run(preset: str, overrides: dict[str, Any], host: str, image: str) -> None:
+    """Start a training run on a cluster and say where to see it."""
+    from pipelines.cluster import Cluster
+    from pipelines.settings import read_settings
+
+    settings = read_settings(None, image)
+    cluster = Cluster(host)
+    run = cluster.submit(preset, overrides, settings, "")
+    typer.echo(f"{preset}: run {run}\n{cluster.run_page(run)}")
+
+
+def _wanted(presets: list[str] | None, all_: bool, kind: str) -> list[tuple[str, str]]:
+    from pipelines.compile import KINDS, all_pipelines
+
+    if all_:
+        if presets:
+            raise InputError("--all goes without names of presets; leave one of the two out")
+        return list(all_pipelines())
+    if not presets:
+        raise InputError(f"name a preset or give --all; known: {', '.join(PRESETS)}")
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    return [(kind, preset) for preset in presets]
+
+
+def compile_(
+    presets: PresetsArgument = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="YAML file to write, or a folder for PRESET.yaml of each.")
+    ] = Path("pipeline.yaml"),
+    all_: AllOption = False,
+    kind: KindOption = "train",
+    set_: SetOption = None,
+    image: ImageOption = "",
+    cluster: ClusterOption = None,
+) -> None:
+    """Write pipelines as YAML for a Kubeflow cluster.
+
+    Examples:
+      lfm compile fashion-mnist-lt -o pipeline.yaml
+
+      lfm compile cifar100-lt --kind retrain --set stage1.epochs=20 --cluster cluster.yaml
+
+      lfm compile --all -o pipelines-yaml
+    """
+    overrides = parse_overrides(set_ or [])
+    for preset in presets or ():
+        load(preset, overrides)
+    from pipelines.compile import pipeline_of, targets, write
+    from pipelines.settings import read_settings
+
+    wanted = _wanted(presets, all_, kind)
+    settings, paths = read_settings(cluster, image), targets(out, wanted)
+    for path in paths:
+        check_file(path)
+    for (one, preset), path in zip(wanted, paths, strict=True):
+        write(pipeline_of(one, preset, overrides, settings), path)
+        typer.echo(f"wrote {path}")
+
+
+def submit(
+    preset: PresetArgument,
+    set_: SetOption = None,
+    host: HostOption = "",
+    namespace: NamespaceOption = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Until the run has ended; exit code 1 if it failed.")] = False,
+    experiment: ExperimentOption = "",
+    kind: KindOption = "train",
+    image: ImageOption = "",
+    cluster: ClusterOption = None,
+) -> None:
+    """Start a run on a Kubeflow cluster.
+
+    Examples:
+      lfm submit fashion-mnist-lt --host http://localhost:8080
+
+      lfm submit cifar100-lt --set loss.name=mms --wait
+    """
+    overrides = parse_overrides(set_ or [])
+    load(preset, overrides)
+    from pipelines.cluster import Cluster
+    from pipelines.settings import read_settings
+
+    _wanted([preset], False, kind)
+    settings = read_settings(cluster, image)
+    kfp = Cluster(host, namespace)
+    run = kfp.submit(preset, overrides, settings, experiment, kind)
+    typer.echo(f"{preset}: run {run}\n{kfp.run_page(run)}")
+    if wait and (state := kfp.wait(run, lambda state: typer.echo(f"  {state}"))) != "SUCCEEDED":
+        raise RuntimeError(f"the run ended as {state}; {kfp.run_page(run)} shows which step, and its log")
+
+
+def upload(
+    presets: PresetsArgument = None,
+    all_: AllOption = False,
+    kind: KindOption = "train",
+    set_: SetOption = None,
+    host: HostOption = "",
+    namespace: NamespaceOption = "",
+    image: ImageOption = "",
+    cluster: ClusterOption = None,
+) -> None:
+    """Upload pipelines to a Kubeflow cluster; a name that is there gets a new version.
+
+    Examples:
+      lfm upload fashion-mnist-lt --host http://localhost:8080
+
+      lfm upload --all
+    """
+    overrides = parse_overrides(set_ or [])
+    for preset in presets or ():
+        load(preset, overrides)
+    from pipelines.cluster import Cluster
+    from pipelines.compile import pipeline_name
+    from pipelines.settings import read_settings
+
+    wanted, settings = _wanted(presets, all_, kind), read_settings(cluster, image)
+    kfp = Cluster(host, namespace)
+    for one, preset in wanted:
+        pipeline, version = kfp.upload(one, preset, overrides, settings)
+        typer.echo(f"{pipeline_name(one, preset)}: pipeline {pipeline}, version {version}")
+
+
+def schedule(
+    what: Annotated[str, typer.Argument(help=f"A preset to schedule, or {', '.join(ACTIONS)}.")],
+    name: Annotated[str, typer.Argument(help="pause, resume, delete, replace: the preset, or the id.")] = "",
+    cron: Annotated[
+        str, typer.Option("--cron", help='Six fields, the second first: "0 0 3 * * *" is three every night.')
+    ] = "",
+    set_: SetOption = None,
+    host: HostOption = "",
+    namespace: NamespaceOption = "",
+    experiment: ExperimentOption = "",
+    image: ImageOption = "",
+    cluster: ClusterOption = None,
+) -> None:
+    """Retrain a preset at set times: trains only on new data, promotes only what is better than the champion.
+
+    One run at a time, and runs that were missed are not made up for.
+
+    Examples:
+      lfm schedule custom --cron "0 0 3 * * *" --set data.source=s3://bucket/photos
+
+      lfm schedule list
+
+      lfm schedule pause custom
+
+      lfm schedule replace custom --cron "0 0 3 * * SUN" --set data.source=s3://bucket/photos
+    """
+    preset = what if what not in ACTIONS else name
+    overrides = parse_overrides(set_ or [])
+    _check_schedule(what, name, cron, overrides)
+    from pipelines.cluster import Cluster
+    from pipelines.settings import read_settings
+
+    settings = read_settings(cluster, image)
+    kfp = Cluster(host, namespace)
+    if what == "list":
+        found = kfp.schedules()
+        for one in found:
+            typer.echo(f"{one.name:<30} {one.cron:<20} {'on' if one.enabled else 'paused':<8} {one.id}")
+        if not found:
+            typer.echo("no schedules")
+    elif what in ("pause", "resume", "delete"):
+        one = kfp.find_schedule(preset)
+        getattr(kfp, what)(one)
+        typer.echo(f"{what}d {one.name} ({one.cron}), {one.id}")
+    else:
+        make = kfp.replace if what == "replace" else kfp.schedule
+        one = make(preset, overrides, cron, settings, experiment)
+        typer.echo(f"{one.name} runs at {one.cron} (UTC unless your cluster says otherwise), {one.id}")
+
+
+def _check_schedule(what: str, name: str, cron: str, overrides: dict[str, Any]) -> None:
+    """What can be refused before a cluster is asked."""
+    from pipelines.cron import check_cron
+
+    if what in ACTIONS and what != "list" and not name:
+        raise InputError(f"lfm schedule {what} of what? Name the preset, as in lfm schedule {what} custom")
+    if what == "list" or what in ("pause", "resume", "delete"):
+        return
+    if what not in ACTIONS and name:
+        raise InputError(f"{name!r} is one name too many; {what} is what is scheduled")
+    load(name if what == "replace" else what, overrides)
+    if not cron:
+        raise InputError(
+            'when? Give --cron with six fields, the second first: --cron "0 0 3 * * *" is three every night'
+        )
+    check_cron(cron)

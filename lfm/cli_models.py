@@ -1,0 +1,155 @@
+"""`lfm sweep`, `retrain`, `models`, `promote`, `rollback`: many runs, and the models that came of them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lfm.artifact import check_writable, home
+from lfm.cli_options import HomeOption, PresetArgument, SetOption, debugging, examples, use_home
+from lfm.config import parse_overrides
+from lfm.presets import load
+
+NameArgument = Annotated[str, typer.Argument(help="Of the registered model, which is the preset's.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (sweep, retrain, models, promote, rollback):
+        app.command()(examples(command))
+
+
+def sweep(
+    preset: PresetArgument,
+    grid: Annotated[
+        str, typer.Option("--grid", help="baselines, imbalance, alpha, tau, or FIELD=VALUE,VALUE,...")
+    ] = "baselines",
+    values: Annotated[str, typer.Option("--values", help="Instead of the paper's: VALUE,VALUE,...")] = "",
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each, with seeds that follow each other.", min=1)] = 1,
+    set_: SetOption = None,
+    parallel: Annotated[int, typer.Option("--parallel", help="Runs at a time, at most 2 on one machine.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for table, figure and page.")] = None,
+    home_: HomeOption = None,
+) -> None:
+    """Train a list of configurations on this machine and put their scores side by side.
+
+    Data and text that several share are made once; what an earlier run trained is not trained again.
+
+    Examples:
+      lfm sweep fashion-mnist-lt
+
+      lfm sweep fashion-mnist-lt --grid alpha --values 0,0.5,1 --seeds 3
+
+      lfm sweep fashion-mnist-lt --grid loss.temperature=0.02,0.05,0.1 --out sweep
+    """
+    overrides = parse_overrides(set_ or [])
+    config = load(preset, overrides)
+    from lfm import sweeps
+
+    chosen = [parse_overrides([f"value={value}"])["value"] for value in values.split(",")] if values else []
+    variants = sweeps.variants_of(grid, chosen, seeds, config.seed)
+    configs = sweeps.check(config, variants)
+    use_home(home_)
+    if out:
+        check_writable(out)
+    from lfm import jobs
+    from lfm.report import percent
+    from pipelines.run import run_sweep
+
+    for one in configs:
+        jobs.check(one)
+    result = run_sweep(config, overrides, variants, parallel, debugging())
+    rows = json.loads((result.output("table") / "table.json").read_text())
+    width = max(len(row["label"]) for row in rows) + 2
+    typer.echo("\n" + " " * width + "".join(f"{name:>9}" for name in ("many", "medium", "few", "all")))
+    for row in rows:
+        cells = "".join(f"{percent(row[name]):>9}" for name in ("many", "medium", "few", "all"))
+        typer.echo(f"{row['label']:<{width}}{cells}")
+    folder = out or home() / "sweeps" / result.folder.name
+    for name in ("table", "figure"):
+        shutil.copytree(result.output(name), folder, dirs_exist_ok=True)
+    shutil.copyfile(result.output("report"), folder / "report.html")
+    typer.echo(f"\nTable, figure and page: {folder}")
+
+
+def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = None) -> None:
+    """Train again if the data are new, and promote the model if it is better than the champion.
+
+    Ends early where the champion or challenger was trained on these very data. Else the new model becomes champion
+    when it is better on all test images by more than the noise and not worse on few shot classes (paired bootstrap,
+    95 %), challenger otherwise. `lfm schedule` does the same on a cluster, at set times.
+
+    Examples:
+      lfm retrain fashion-mnist-lt
+
+      lfm retrain custom --set data.source=photos
+    """
+    overrides = parse_overrides(set_ or [])
+    config = load(preset, overrides)
+    use_home(home_)
+    from lfm import jobs
+    from lfm.score import pick_device
+    from pipelines.run import run_retraining
+
+    jobs.check(config)
+    pick_device(config.train.device)
+    result = run_retraining(config, overrides, debugging())
+    if result.news == "unchanged":
+        typer.echo("nothing to do: the data are unchanged")
+    else:
+        typer.echo(f"{result.model_uri} is {result.outcome}; `lfm models {preset}` says why")
+
+
+def models(name: Annotated[str, typer.Argument(help="Only this model.")] = "", home_: HomeOption = None) -> None:
+    """List the registered models: which version is champion or challenger, and why.
+
+    Examples:
+      lfm models
+
+      lfm models fashion-mnist-lt
+    """
+    use_home(home_)
+    from lfm import registry
+
+    found = registry.versions(name)
+    if not found:
+        typer.echo("no registered models" + (f" named {name}" if name else "") + f" in {home()}")
+    for version in found:
+        data = version.tags.get(registry.DATASET, "")[:12]
+        method = version.tags.get("lfm.method", "")
+        typer.echo(f"{version.uri:<40} {', '.join(version.aliases):<12} {method:<12} data {data}")
+        if why := version.tags.get(registry.REASON):
+            typer.echo(f"  {version.tags.get(registry.WHEN, '')}: {why}")
+
+
+def promote(
+    name: NameArgument,
+    version: Annotated[str, typer.Argument(help="Number of the version.")],
+    why: Annotated[str, typer.Option("--why", help="Kept with the version.")] = "by hand",
+    home_: HomeOption = None,
+) -> None:
+    """Make a version the champion, whatever the gate said.
+
+    Examples:
+      lfm promote fashion-mnist-lt 3 --why "looked at its mistakes"
+    """
+    use_home(home_)
+    from lfm import registry
+
+    before = registry.promote(name, version, why)
+    typer.echo(f"{name} {version} is champion" + (f", after {before.number}" if before else ""))
+
+
+def rollback(name: NameArgument, home_: HomeOption = None) -> None:
+    """Give the place of the champion back to the version before.
+
+    Examples:
+      lfm rollback fashion-mnist-lt
+    """
+    use_home(home_)
+    from lfm import registry
+
+    was, now = registry.rollback(name)
+    typer.echo(f"{name} {now.number} is champion again, instead of {was.number}")

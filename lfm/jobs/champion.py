@@ -1,0 +1,79 @@
+"""The champion of the registry, and what it predicts on the test images of now."""
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lfm import registry, tracking
+from lfm.artifact import content_key, read_manifest
+from lfm.config import RunConfig
+from lfm.data import read_info
+from lfm.progress import say
+
+FITTED = ("size", "interpolation", "resize_mode")
+"""What the pixels of a data set were made for; mean and deviation are taken later."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A registered model that can be scored on the test images of now.
+
+    Args:
+        version: its number.
+        content: names its weights.
+        uri: as MLflow names it.
+    """
+
+    version: str
+    content: str
+    uri: str
+
+    def predict(self, test: Any, config: RunConfig) -> Any:
+        """Class of each test image, (N,).
+
+        Args:
+            test: `lfm.data.Images`, whose mean and deviation give way to those that the champion was trained with.
+            config: precision.
+        """
+        from lfm.backbone import Preprocess
+        from lfm.score import predict_split
+        from lfm.serve import Predictor
+
+        with tempfile.TemporaryDirectory() as folder:
+            predictor = Predictor(tracking.fetch_model(self.uri, Path(folder)))
+        images = dataclasses.replace(test, to=Preprocess.of(predictor.info["preprocess"]))
+        return predict_split(predictor.model.to(test.device), images, config)
+
+
+def present_champion(name: str, dataset: str) -> Champion | None:
+    """The champion of a model, if it knows the classes of this data set and takes its pixels.
+
+    Args:
+        name: of the registered model.
+        dataset: folder of a data set artifact.
+    """
+    version = registry.with_alias(name, registry.CHAMPION)
+    if version is None:
+        return None
+    described = version.tags.get(registry.INPUT)
+    if described != input_of(dataset):
+        say(f"champion {version.number} of {name} has other classes or takes other pixels; it is not scored beside")
+        return None
+    return Champion(version.number, registry.content_of(version), version.uri)
+
+
+def input_of(dataset: str) -> str:
+    """Names what a model of this data set takes and gives: the form of its pixels, and its classes in their order."""
+    info = read_info(Path(dataset))
+    to = {field: info["preprocess"][field] for field in FITTED}
+    return content_key(json.loads(json.dumps([info["classes"], info["channels"], info["pixels"], to])))
+
+
+def test_images(dataset: str) -> str:
+    """Names the test split of a data set artifact by its content: images and labels."""
+    files = read_manifest(Path(dataset))["files"]
+    arrays = {name: sum_ for name, sum_ in files.items() if name in ("test_labels.npy", "test_images.npy")}
+    return content_key(arrays if len(arrays) == 2 else {k: v for k, v in files.items() if k.startswith("test")})

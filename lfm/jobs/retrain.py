@@ -1,0 +1,83 @@
+"""The jobs of a retraining: is there anything new, and is the new model better than the champion."""
+
+from pathlib import Path
+from typing import Any
+
+from lfm.config import RunConfig
+from lfm.jobs.scoring import CHAMPION_PREDICTIONS, PREDICTIONS
+from lfm.jobs.step import content, step
+from lfm.progress import say
+
+CHANGED, UNCHANGED = "changed", "unchanged"
+
+
+@step
+def data_news(config: dict[str, Any], dataset: str) -> str:
+    """Whether the data differ from those of the champion and the challenger: changed or unchanged.
+
+    Without a champion everything is new. The challenger counts too: data that gave no better model once are not
+    trained on again every night.
+    """
+    from lfm import registry, tracking
+
+    name, found = RunConfig.model_validate(config).preset, content(dataset)
+    with tracking.step_run("data news") as run:
+        aliased = (registry.with_alias(name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
+        known = [version for version in aliased if version]
+        same = next((version for version in known if version.tags.get(registry.DATASET) == found), None)
+        if same and registry.CHAMPION in known[0].aliases:
+            say(f"unchanged: {same.aliases[0]} {same.number} of {name} was trained on these very data ({found[:12]})")
+            run.tags({"lfm.outcome": UNCHANGED})
+            return UNCHANGED
+        say(f"data {found[:12]} are new to the champion of {name}" if known else f"{name} has no champion yet")
+        return CHANGED
+
+
+@step
+def decide(config: dict[str, Any], dataset: str, metrics: str, uri: str) -> str:
+    """Make the new version champion or challenger and keep the reason: champion or challenger."""
+    from lfm import registry, tracking
+
+    name, number = RunConfig.model_validate(config).preset, uri.rpartition("/")[2]
+    with tracking.step_run("decide") as run:
+        champion = registry.with_alias(name, registry.CHAMPION)
+        promoted, why = True, "there was no champion"
+        if champion and champion.number == number:
+            why = "it is the champion: training gave the same weights again"
+        elif champion:
+            promoted, why = _compared(champion, dataset, Path(metrics), run)
+        outcome = registry.CHAMPION if promoted else registry.CHALLENGER
+        if promoted:
+            registry.promote(name, number, why)
+        else:
+            registry.challenge(name, number, why)
+        run.tags({"lfm.outcome": outcome, registry.REASON: why})
+        say(f"{uri} is {outcome}: {why}")
+    return outcome
+
+
+def _compared(champion: Any, dataset: str, metrics: Path, run: Any) -> tuple[bool, str]:
+    """The gate's answer, or why the two cannot be compared."""
+    import json
+
+    import numpy as np
+
+    from lfm import registry
+    from lfm.gate import gate
+    from lfm.jobs.champion import test_images
+
+    if not (metrics / CHAMPION_PREDICTIONS).is_file():
+        return False, f"champion {champion.number} knows other classes or takes other pixels, so the two do not compare"
+    if champion.tags.get(registry.TEST) != test_images(dataset):
+        return False, (
+            f"the test images are not those of champion {champion.number}, which may have trained on some of the new "
+            f"ones; give the data a fixed test split, or decide with lfm promote"
+        )
+    label_N = np.load(Path(dataset) / "test_labels.npy", allow_pickle=False)
+    new_N, old_N = (np.load(metrics / n, allow_pickle=False) == label_N for n in (PREDICTIONS, CHAMPION_PREDICTIONS))
+    groups = np.array(json.loads((metrics / "metrics.json").read_text())["test"]["groups"])
+    found = gate(new_N, old_N, groups[label_N] == "few")
+    run.log({"gate/all_gain": found.all.points, "gate/all_low": found.all.low}, 0)
+    if found.few:
+        run.log({"gate/few_gain": found.few.points, "gate/few_high": found.few.high}, 0)
+    return found.promote, found.why

@@ -1,0 +1,81 @@
+"""The jobs around the runs of a sweep: check all configurations first, compare their scores last."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lfm.config import RunConfig
+from lfm.jobs.lifecycle import whole
+from lfm.jobs.prepare import check
+from lfm.jobs.step import step
+from lfm.progress import say
+
+
+@step
+def plan_sweep(config: dict[str, Any], variants: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Check every configuration before any is trained, and name the pipeline run after the sweep.
+
+    Args:
+        config: what they share.
+        variants: as `lfm.sweeps.variants_of` gives them.
+
+    Returns:
+        The same, each with its whole `config`.
+    """
+    from lfm import sweeps, tracking
+
+    base = RunConfig.model_validate(config)
+    ready = [{**variant, "overrides": whole(variant["overrides"])} for variant in variants]
+    configs = sweeps.check(base, ready)
+    for one in configs:
+        check(one)
+    tracking.begin_pipeline_run(base.preset, f"sweep of {len(ready)}")
+    with tracking.step_run("plan sweep") as run:
+        run.tags({"lfm.sweep": ", ".join(variant["name"] for variant in ready)[:5000]})
+    say(f"{len(ready)} configurations: {', '.join(variant['name'] for variant in ready)}")
+    return [{**variant, "config": one.model_dump()} for variant, one in zip(ready, configs, strict=True)]
+
+
+@step
+def compare(
+    variants: Sequence[Mapping[str, Any]], metrics: Sequence[str], table: str, figure: str, page: str
+) -> dict[str, float]:
+    """The scores of all configurations as a table, a figure and a page; also among the artifacts of the MLflow run.
+
+    Args:
+        variants: in the order of the metrics.
+        metrics: folders of metrics artifacts.
+        table: folder to fill with table.csv and table.json.
+        figure: folder to fill with figure.svg and figure.png.
+        page: file to write.
+
+    Returns:
+        All of each configuration, by a name that KFP takes.
+    """
+    from lfm import comparison, tracking
+
+    scores = [json.loads((Path(folder) / "metrics.json").read_text())["test"] for folder in metrics]
+    rows = comparison.rows_of(variants, scores)
+    over = str(variants[0].get("over", ""))
+    for folder in (table, figure):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    with tracking.step_run("compare") as run:
+        title = f"Sweep over {over}" if over else "Sweep"
+        drawn = [Path(figure) / f"figure.{ending}" for ending in ("svg", "png")]
+        comparison.draw(drawn, title, rows, over)
+        written = {
+            Path(table) / "table.csv": comparison.to_csv(rows),
+            Path(table) / "table.json": json.dumps(rows, indent=1),
+            Path(page): comparison.page(title, rows, drawn[0].read_text()),
+        }
+        for path, text in written.items():
+            path.write_text(text)
+        for path in (*drawn, Path(table) / "table.csv", Path(table) / "table.json"):
+            run.file(path, "sweep")
+        run.text(written[Path(page)], "sweep/report.html")
+        for k, row in enumerate(rows):
+            run.log({f"sweep/{name}": row[name] for name in comparison.COLUMNS if row[name] is not None}, k)
+    best = max(rows, key=lambda row: float(row["all"]))
+    say(f"best of all: {best['label']}, {best['all']:.1f}")
+    return {str(row["label"]).replace(" ", "_"): row["all"] for row in rows}

@@ -1,0 +1,148 @@
+"""The registered models: which version is champion, which is challenger, and why.
+
+Nothing is ever deleted: promotion moves an alias and leaves its reason in tags of the version.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from lfm.config import InputError, unknown
+from lfm.tracking import CONTENT, connect
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+REASON, WHEN, BEFORE, DATASET, TEST, INPUT = (
+    "lfm.decision", "lfm.decided", "lfm.champion_before", "lfm.dataset", "lfm.test_images", "lfm.input",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Version:
+    """Of a registered model.
+
+    Args:
+        name: of the model, which is the preset's.
+        number: of the version.
+        aliases: that point to it.
+        tags: `lfm.content` names the weights, `lfm.dataset` the data, `lfm.decision` says why it is what it is.
+        run: MLflow run that made it.
+    """
+
+    name: str
+    number: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    run: str
+
+    @property
+    def uri(self) -> str:
+        """As MLflow names it."""
+        return f"models:/{self.name}/{self.number}"
+
+
+def versions(name: str = "") -> list[Version]:
+    """Every version of a model, the newest first; without a name, of all models."""
+    client = connect()
+    result = []
+    for model in client.search_registered_models(f"name = '{name}'" if name else None):
+        aliases: dict[str, list[str]] = {}
+        for alias, number in model.aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        found = client.search_model_versions(f"name = '{model.name}'")
+        result += [
+            Version(
+                v.name, str(v.version), tuple(sorted(aliases.get(str(v.version), ()))), dict(v.tags), v.run_id or ""
+            )
+            for v in sorted(found, key=lambda v: -int(v.version))
+        ]
+    return result
+
+
+def with_alias(name: str, alias: str) -> Version | None:
+    """The version that the alias points to."""
+    return next((version for version in versions(name) if alias in version.aliases), None)
+
+
+def version_of(name: str, number: str) -> Version:
+    """A version by its number.
+
+    Raises:
+        InputError: no such model or version; what there is is listed.
+    """
+    found = versions(name)
+    if not found:
+        raise unknown("registered model", name, sorted({version.name for version in versions()}) or ["none"])
+    for version in found:
+        if version.number == number:
+            return version
+    raise InputError(f"{name} has no version {number}; it has {', '.join(v.number for v in found)}")
+
+
+def tag(name: str, number: str, values: dict[str, Any]) -> None:
+    """Tag a version."""
+    client = connect()
+    for key, value in values.items():
+        client.set_model_version_tag(name, number, key, str(value))
+
+
+def promote(name: str, number: str, why: str) -> Version | None:
+    """Make a version the champion.
+
+    Args:
+        name: of the model.
+        number: of the version.
+        why: in words; kept with it.
+
+    Returns:
+        The champion before.
+
+    Raises:
+        InputError: no such version.
+    """
+    version = version_of(name, number)
+    before = with_alias(name, CHAMPION)
+    if before == version:
+        return before
+    tag(name, number, {REASON: why, WHEN: _now(), BEFORE: before.number if before else ""})
+    client = connect()
+    client.set_registered_model_alias(name, CHAMPION, number)
+    if CHALLENGER in version.aliases:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    return before
+
+
+def challenge(name: str, number: str, why: str) -> None:
+    """Make a version the challenger: trained last, not good enough to be champion."""
+    version = version_of(name, number)
+    tag(name, number, {REASON: why, WHEN: _now()})
+    if CHAMPION not in version.aliases:
+        connect().set_registered_model_alias(name, CHALLENGER, number)
+
+
+def rollback(name: str) -> tuple[Version, Version]:
+    """Give the place of the champion back to the one before.
+
+    Returns:
+        The champion that was, and the one that is.
+
+    Raises:
+        InputError: no champion, or none before it.
+    """
+    champion = with_alias(name, CHAMPION)
+    if champion is None:
+        raise InputError(f"{name} has no champion to roll back; `lfm models {name}` lists its versions")
+    before = champion.tags.get(BEFORE)
+    if not before:
+        raise InputError(f"version {champion.number} of {name} is its first champion; promote another: lfm promote")
+    tag(name, champion.number, {REASON: f"rolled back to version {before}", WHEN: _now()})
+    connect().set_registered_model_alias(name, CHAMPION, before)
+    return champion, version_of(name, before)
+
+
+def content_of(version: Version) -> str:
+    """Names the weights of a version."""
+    return version.tags.get(CONTENT, "")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

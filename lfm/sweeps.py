@@ -1,0 +1,102 @@
+"""Lists of configurations worth a comparison: the paper's baselines, imbalance factors, alpha and tau, or any field."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lfm.config import InputError, RunConfig, apply_overrides, parse_overrides, unknown
+
+PLAIN = {"mixup.name": "none"}
+BASELINES: dict[str, dict[str, Any]] = {
+    "CE": PLAIN | {"loss.name": "ce"},
+    "BalCE": PLAIN | {"loss.name": "balce"},
+    "Focal": PLAIN | {"loss.name": "focal"},
+    "LDAM": PLAIN | {"loss.name": "ldam"},
+    "MMS": PLAIN | {"loss.name": "mms"},
+    "Mixup + CE": {"mixup.name": "mixup", "loss.name": "ce"},
+    "Remix + CE": {"mixup.name": "remix", "loss.name": "ce"},
+    "LFM + CE": {"mixup.name": "lfm", "loss.name": "ce"},
+    "LFM + MMS": {"mixup.name": "lfm", "loss.name": "mms"},
+}
+"""Tables 1 and 5 (paper.md section 10)."""
+
+# Grid -> the fields that take each value, and the paper's values (Table 2, Figs. 9 and 10).
+CURVES: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
+    "imbalance": (("data.imbalance",), (10.0, 50.0, 100.0)),
+    "alpha": (("stage1.alpha", "stage2.alpha"), (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)),
+    "tau": (("mixup.tau",), (0.002, 0.01, 0.05, 0.25, 1.25, 31.25)),
+}
+Variant = dict[str, Any]
+
+
+def variants_of(grid: str, values: Sequence[Any] = (), seeds: int = 1, first_seed: int = 0) -> list[Variant]:
+    """The configurations of a grid.
+
+    Args:
+        grid: `baselines`, one of `CURVES`, or `FIELD=VALUE,VALUE,...`.
+        values: instead of the paper's, of `CURVES`.
+        seeds: of each configuration.
+        first_seed: the others follow it.
+
+    Returns:
+        For each its `name`, the `label` that its seeds share, `value` where the grid is over numbers, `overrides`.
+
+    Raises:
+        InputError: an unknown grid, or values where none fit.
+    """
+    arms = _arms(grid, values)
+    return [
+        {
+            **arm,
+            "name": arm["label"] if seeds == 1 else f"{arm['label']}, seed {seed}",
+            "overrides": arm["overrides"] | {"seed": seed},
+        }
+        for arm in arms
+        for seed in range(first_seed, first_seed + seeds)
+    ]
+
+
+def _arms(grid: str, values: Sequence[Any]) -> list[Variant]:
+    if grid == "baselines":
+        if values:
+            raise InputError("--values does not go with the grid baselines; leave it out")
+        return [{"label": name, "overrides": dict(overrides)} for name, overrides in BASELINES.items()]
+    if grid in CURVES:
+        fields, own = CURVES[grid]
+        name, values = grid, values or own
+    elif "=" in grid and not values:
+        name, _, listed = grid.partition("=")
+        fields, values = (name,), [parse_overrides([f"{name}={v.strip()}"])[name] for v in listed.split(",")]
+    elif "=" in grid:
+        raise InputError(f"--grid {grid} has its values already; leave --values out")
+    else:
+        raise unknown("grid", grid, ["baselines", *CURVES, "FIELD=VALUE,VALUE,..."])
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    return [
+        {
+            "label": f"{name} {v:g}" if numbers else f"{name} {v}",
+            "overrides": dict.fromkeys(fields, v),
+            **({"value": float(v), "over": name} if numbers else {}),
+        }
+        for v in values
+    ]
+
+
+def check(base: RunConfig, variants: Sequence[Mapping[str, Any]]) -> list[RunConfig]:
+    """Every configuration of a sweep, checked.
+
+    Raises:
+        InputError: none at all, a name twice, or a bad configuration, which is named.
+    """
+    if not variants:
+        raise InputError("the sweep has no configurations; give some, as in --grid alpha")
+    names = [str(variant["name"]) for variant in variants]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise InputError(f"the sweep has {', '.join(sorted(twice))} more than once; list each value once")
+    found = []
+    for variant in variants:
+        try:
+            found.append(apply_overrides(base, variant["overrides"]))
+        except InputError as error:
+            raise InputError(f"{variant['name']}: {error}") from error
+    return found

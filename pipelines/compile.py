@@ -1,0 +1,69 @@
+"""Pipelines as YAML for a cluster."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lfm.config import InputError
+from lfm.presets import PRESETS, load
+from lfm.sweeps import variants_of
+from pipelines.longtail import training_pipeline
+from pipelines.retrain import retraining_pipeline
+from pipelines.settings import ClusterSettings
+from pipelines.sweep import sweep_pipeline
+
+Overrides = Mapping[str, Any]
+
+
+def _sweep(preset: str, overrides: Overrides, settings: ClusterSettings) -> Any:
+    # The list of configurations is a parameter: a person changes it in the run form, or `lfm sweep` writes another.
+    seed = load(preset, overrides).seed
+    return sweep_pipeline(preset, variants_of("baselines", first_seed=seed), overrides, settings)
+
+
+KINDS: dict[str, Callable[[str, Overrides, ClusterSettings], Any]] = {
+    "train": training_pipeline,
+    "retrain": retraining_pipeline,
+    "sweep": _sweep,
+}
+"""Kind -> makes the pipeline of a preset."""
+
+
+def pipeline_name(kind: str, preset: str) -> str:
+    """Of the pipeline, and of its file."""
+    return preset if kind == "train" else f"{preset}-{kind}"
+
+
+def pipeline_of(kind: str, preset: str, overrides: Overrides, settings: ClusterSettings) -> Any:
+    """The pipeline of one kind for a preset.
+
+    Raises:
+        InputError: an unknown preset or field, or a bad value.
+    """
+    return KINDS[kind](preset, overrides, settings)
+
+
+def write(pipeline: Any, path: Path) -> None:
+    """Compile into a file."""
+    from kfp import compiler
+
+    compiler.Compiler().compile(pipeline, str(path))
+
+
+def all_pipelines() -> Iterator[tuple[str, str]]:
+    """Every kind for every preset."""
+    return ((kind, preset) for preset in PRESETS for kind in KINDS)
+
+
+def targets(out: Path, wanted: list[tuple[str, str]]) -> list[Path]:
+    """The file of each pipeline: `out` itself for a single one that is named .yaml, else inside the folder `out`.
+
+    Raises:
+        InputError: a file name for several pipelines, or one that Kubeflow does not take.
+    """
+    is_file = out.suffix in (".yaml", ".yml")
+    if is_file and len(wanted) > 1:
+        raise InputError(f"{out} is one file for {len(wanted)} pipelines; name a folder, as in -o pipelines-yaml")
+    if out.suffix and not is_file and not out.is_dir():
+        raise InputError(f"{out} does not end in .yaml, which Kubeflow asks for; name it {out.with_suffix('.yaml')}")
+    return [out] if is_file else [out / f"{pipeline_name(kind, preset)}.yaml" for kind, preset in wanted]

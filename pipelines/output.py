@@ -1,0 +1,69 @@
+"""What a local run shows: our own lines and bars, while everything goes to a log."""
+
+import io
+import re
+import shutil
+import threading
+from typing import TextIO
+
+from lfm.jobs import ERROR_MARK
+from lfm.progress import MARK
+
+BAR = re.compile(r"(\d+)% ▕")
+
+
+class StepOutput(io.TextIOBase):
+    """Stands in for standard output while KFP runs: everything goes to a log, our own lines to the user.
+
+    Progress bars arrive as one line for each redraw. On a terminal a bar is redrawn in place, elsewhere one line
+    in ten percent is shown. The steps of a sweep may write at the same time.
+    """
+
+    def __init__(self, screen: TextIO, log: TextIO, verbose: bool) -> None:
+        self.screen, self.log, self.verbose = screen, log, verbose
+        self.live = screen.isatty()
+        self.rest, self.error, self.bar, self.shown = "", "", False, -1
+        self.lock = threading.RLock()
+
+    def writable(self) -> bool:  # noqa: D102
+        return True
+
+    def write(self, text: str) -> int:  # noqa: D102
+        with self.lock:
+            *lines, self.rest = (self.rest + text).split("\n")
+            for line in lines:
+                self.log.write(line + "\n")
+                self._line(line.strip())
+        return len(text)
+
+    def flush(self) -> None:  # noqa: D102
+        self.log.flush()
+        self.screen.flush()
+
+    def _line(self, line: str) -> None:
+        if line.startswith(ERROR_MARK):
+            self.error = self.error or line.removeprefix(ERROR_MARK)  # what follows follows from it
+        elif MARK in line and (bar := BAR.search(line)):
+            self._bar(line[line.index(MARK) :], int(bar[1]))
+        elif line.startswith(MARK.strip()) or self.verbose:
+            self.end_bar()
+            self.screen.write("  " + line.removeprefix(MARK.strip()).removeprefix(" ") + "\n")
+            self.screen.flush()
+
+    def _bar(self, line: str, percent: int) -> None:
+        text = "  " + line.removeprefix(MARK)
+        if self.live:
+            self.screen.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
+            self.bar = True
+        elif percent // 10 != self.shown // 10:
+            self.screen.write(text + "\n")
+            self.shown = percent
+        self.screen.flush()
+        if percent == 100:
+            self.shown = -1
+
+    def end_bar(self) -> None:
+        """Go to a new line after a bar."""
+        if self.bar:
+            self.screen.write("\n")
+        self.bar = False

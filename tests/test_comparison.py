@@ -1,0 +1,46 @@
+"""Scores side by side: rows beside sums by hand, CSV that reads back, figures that are there."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lfm.comparison import draw, page, rows_of, to_csv
+
+VARIANTS = [{"label": f"alpha {a}", "value": a} for a in (1.0, 0.5, 1.0)]
+SCORES = [
+    {"many": 90.0, "medium": 50.0, "few": None, "all": 70.0},
+    {"many": 80.0, "medium": 60.0, "few": None, "all": 66.0},
+    {"many": 92.0, "medium": 54.0, "few": None, "all": 71.0},
+]
+
+
+def test_seeds_become_a_mean_and_a_deviation() -> None:
+    first, second = rows_of(VARIANTS, SCORES)
+    assert (first["label"], first["value"], first["seeds"]) == ("alpha 1.0", 1.0, 2)
+    assert first["all"] == 70.5 and first["all_std"] == pytest.approx((2 * 0.25) ** 0.5)
+    assert first["medium"] == 52.0 and first["medium_std"] == pytest.approx(8**0.5)
+    assert second["all"] == 66.0 and second["all_std"] is None and second["seeds"] == 1
+    assert first["few"] is None and first["few_std"] is None, "absent, never 0"
+
+
+def test_the_csv_reads_back() -> None:
+    rows = rows_of(VARIANTS, SCORES)
+    back = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert [row["label"] for row in back] == ["alpha 1.0", "alpha 0.5"]
+    assert float(back[0]["all"]) == 70.5 and back[0]["few"] == "" and back[1]["all_std"] == ""
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_figure_and_page_are_whole(values: bool, tmp_path: Path) -> None:
+    rows = rows_of(VARIANTS if values else [{"label": v["label"]} for v in VARIANTS], SCORES)
+    paths = [tmp_path / "figure.svg", tmp_path / "figure.png"]
+    draw(paths, "Sweep", rows, "alpha")
+    with Image.open(paths[1]) as image:
+        assert image.width > 400 and len(image.convert("RGB").getcolors(1 << 20) or []) > 20
+    html = page("A <title>", rows, paths[0].read_text())
+    assert html.count("<svg") == 1 and "A &lt;title&gt;" in html and "<td>70.5 ± 0.7</td>" in html
+    assert not re.findall(r'(?:src|href)="https?:', html), "no external requests"

@@ -1,0 +1,249 @@
+"""Every pipeline as YAML for a cluster: against KFP's own protobufs, and what a person sees in the run form."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp import components as kfp_components
+from kfp.kubernetes import kubernetes_executor_config_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from components.needs import NEEDS
+from lfm.config import InputError, flatten
+from lfm.jobs.form import FORM, divide, filled, read
+from lfm.presets import PRESETS, load
+from pipelines.compile import all_pipelines, pipeline_name, pipeline_of, targets, write
+from pipelines.longtail import training_pipeline
+from pipelines.settings import ClusterSettings, read_settings
+
+CLUSTER = """
+image: registry.example/lfm:abc
+accelerator: nvidia.com/gpu
+node_selector: {gpu: h200}
+tolerations: [{key: nvidia.com/gpu}, {key: team, operator: Equal, value: vision, effect: NoExecute}]
+shared_memory: 16Gi
+secrets: [{name: lfm-s3, keys: {access: AWS_ACCESS_KEY_ID, secret: AWS_SECRET_ACCESS_KEY}, optional: false}]
+config_maps: [{name: lfm-endpoints, keys: {mlflow: MLFLOW_TRACKING_URI}}]
+home: {name: lfm-data, path: /lfm}
+labels: {team: vision}
+image_pull_secrets: [registry]
+steps: {train-stage1: {cpu: "16", memory: 64Gi, hours: 2.5, retries: 7}}
+"""
+PURE = {"fetch-backbone", "prepare-data", "embed-text"}
+
+
+class Compiled:
+    """The two documents of a compiled pipeline, parsed by KFP's own protobufs: an unknown field is an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.text = path.read_text()
+        spec, platform = yaml.load_all(self.text, yaml.CSafeLoader)
+        self.spec = json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+        self.platform = json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
+        pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        self.pods = {
+            name.removeprefix("exec-"): json_format.ParseDict(
+                pod, kubernetes_executor_config_pb2.KubernetesExecutorConfig()
+            )
+            for name, pod in pods.items()
+        }
+        executors = spec["deploymentSpec"]["executors"]
+        self.containers = {name.removeprefix("exec-"): value["container"] for name, value in executors.items()}
+
+    def tasks(self) -> dict[str, Any]:
+        """Every task that runs a container, at any depth."""
+        found = {}
+        dags = [self.spec.root.dag, *(c.dag for c in self.spec.components.values() if c.HasField("dag"))]
+        for dag in dags:
+            for name, task in dag.tasks.items():
+                if not self.spec.components[task.component_ref.name].HasField("dag"):
+                    assert name not in found
+                    found[name] = task
+        return found
+
+
+@pytest.fixture(scope="module")
+def cluster_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cluster") / "cluster.yaml"
+    path.write_text(CLUSTER)
+    return path
+
+
+def compiled(folder: Path, kind: str, preset: str, settings: ClusterSettings, **overrides: Any) -> Compiled:
+    path = folder / "pipeline.yaml"
+    write(pipeline_of(kind, preset, {k.replace("__", "."): v for k, v in overrides.items()}, settings), path)
+    return Compiled(path)
+
+
+@pytest.mark.parametrize(("kind", "preset"), all_pipelines())
+def test_every_pipeline_compiles_into_what_kfp_and_kubernetes_read(kind: str, preset: str, tmp_path: Path) -> None:
+    found = compiled(tmp_path, kind, preset, ClusterSettings(image="lfm:test"))
+    assert found.spec.pipeline_info.name == pipeline_name(kind, preset)
+    if preset == "custom":
+        assert kfp_components.load_component_from_text(found.text).component_spec.name == pipeline_name(kind, preset)
+    tasks = found.tasks()
+    training = {"configure", "finish", "train-stage1", "train-stage2", "evaluate", *PURE}
+    more = {
+        "train": {"register"},
+        "retrain": {"register", "data-news", "decide"},
+        "sweep": {"plan-sweep", "configure-variant", "compare"},
+    }
+    assert set(tasks) == training | more[kind]
+    for name, task in tasks.items():
+        fresh = kind == "retrain" and name == "prepare-data"  # a schedule reads the source again
+        assert task.caching_options.enable_cache == (name in PURE and not fresh), name
+        assert found.containers[name]["image"] == "lfm:test"
+        assert (task.retry_policy.max_retry_count > 0) == (name != "finish")
+        pod = found.pods[name]
+        assert pod.active_deadline_seconds == NEEDS[name].hours * 3600
+        (run,) = pod.field_path_as_env
+        assert (run.name, run.field_path) == ("LFM_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
+    exit_task = found.spec.root.dag.tasks["finish"]
+    assert exit_task.inputs.parameters["status"].task_final_status.producer_task == "exit-handler-1"
+    for path in (Path.home(), Path.cwd(), Path(sys.prefix), tmp_path):
+        assert str(path) not in found.text
+
+
+def test_a_retraining_trains_only_on_new_data_and_a_sweep_has_a_limit(tmp_path: Path) -> None:
+    retrain = compiled(tmp_path, "retrain", "custom", ClusterSettings())
+    inside = retrain.spec.components["comp-exit-handler-1"].dag.tasks
+    condition = inside["condition-2"].trigger_policy.condition
+    assert condition == "inputs.parameter_values['pipelinechannel--data-news-Output'] == 'changed'"
+    assert "train-stage1" in retrain.spec.components["comp-condition-2"].dag.tasks
+    sweep = compiled(tmp_path, "sweep", "cifar100-lt", ClusterSettings(parallelism=3))
+    loop = sweep.spec.components["comp-exit-handler-1"].dag.tasks["for-loop-2"]
+    assert loop.iterator_policy.parallelism_limit == 3
+    default = json_format.MessageToDict(sweep.spec.root.input_definitions.parameters["variants"].default_value)
+    assert [variant["label"] for variant in default][:2] == ["CE", "BalCE"] and default[-1]["label"] == "LFM + MMS"
+
+
+def test_the_settings_of_a_cluster_reach_the_pods(cluster_file: Path, tmp_path: Path) -> None:
+    found = compiled(tmp_path, "train", "imagenet-lt", read_settings(cluster_file))
+    for name, pod in found.pods.items():
+        (secret,), (known,), (claim,) = pod.secret_as_env, pod.config_map_as_env, pod.pvc_mount
+        assert secret.secret_name == "lfm-s3" and not secret.optional
+        assert {k.secret_key: k.env_var for k in secret.key_to_env} == {
+            "access": "AWS_ACCESS_KEY_ID", "secret": "AWS_SECRET_ACCESS_KEY"
+        }  # fmt: skip
+        assert known.config_map_name == "lfm-endpoints" and known.optional
+        assert (claim.constant, claim.mount_path) == ("lfm-data", "/lfm")
+        environment = {v["name"]: v["value"] for v in found.containers[name]["env"]}
+        assert environment["LFM_HOME"] == "/lfm"
+        assert pod.pod_metadata.labels["team"] == "vision" and pod.image_pull_secret[0].secret_name == "registry"
+        assert bool(pod.tolerations) == bool(pod.node_selector.labels) == bool(pod.empty_dir_mounts) == NEEDS[name].gpu
+        assert found.containers[name]["image"] == "registry.example/lfm:abc"
+    stage1 = found.pods["train-stage1"]
+    assert stage1.empty_dir_mounts[0].size_limit == "16Gi" and stage1.empty_dir_mounts[0].mount_path == "/dev/shm"
+    assert stage1.active_deadline_seconds == 9000
+    assert found.tasks()["train-stage1"].retry_policy.max_retry_count == 7
+    assert found.tasks()["train-stage2"].retry_policy.max_retry_count == NEEDS["train-stage2"].retries
+    policy = found.tasks()["evaluate"].retry_policy
+    assert (policy.backoff_duration.seconds, policy.backoff_factor) == (60, 2.0)
+    resources = found.containers["train-stage1"]["resources"]
+    assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert resources["accelerator"]["resourceCount"] == "{{$.inputs.parameters['pipelinechannel--gpus']}}"
+    assert resources["resourceCpuRequest"] == "16" and resources["resourceMemoryLimit"] == "64Gi"
+    assert "accelerator" not in found.containers["prepare-data"]["resources"]
+
+
+def test_a_local_run_carries_nothing_of_a_cluster() -> None:
+    spec = training_pipeline("fashion-mnist-lt", {"seed": 3})
+    assert not spec.platform_spec.platforms
+    text = json_format.MessageToJson(spec.pipeline_spec)
+    assert "retryPolicy" not in text and "resources" not in text
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_run_form_says_the_preset_and_documents_each_value(preset: str) -> None:
+    spec = training_pipeline(preset).pipeline_spec
+    parameters = spec.root.input_definitions.parameters
+    assert set(parameters) == {*FORM, "overrides"}
+    config = load(preset)
+    for name, parameter in parameters.items():
+        assert len(parameter.description) > 20 and parameter.is_optional
+        default = json_format.MessageToDict(parameter.default_value)
+        assert default == ({} if name == "overrides" else filled(config)[name])
+    # What KFP hands over when nothing is touched is the preset itself; numbers arrive as floats.
+    form = {name: json_format.MessageToDict(parameters[name].default_value) for name in FORM}
+    assert load(preset, read(form)) == config
+    assert (PRESETS[preset].__doc__ or "").startswith(spec.pipeline_info.description)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"stage1.alpha": "auto", "stage2.alpha": 1.25, "seed": 4},
+        {"stage1.batch_size": 8},
+        {"stage1.batch_size": 8, "stage2.batch_size": 8, "stage1.clip": 1.0},
+        {"fidelity": "code", "loss.name": "mms", "mixup.beta": 0.4},
+        {"data.source": "2024", "train.processes": 0, "stage1.epochs": 0},
+    ],
+)
+def test_form_and_overrides_together_say_what_was_meant(overrides: dict[str, Any]) -> None:
+    form, rest = divide("places-lt", overrides)
+    assert flatten(load("places-lt", {**read(form), **rest})) == flatten(load("places-lt", overrides))
+    assert not {"seed", "loss.name", "stage1.epochs"} & set(rest), "what the form can say is in the form"
+
+
+def test_set_and_image_change_what_is_compiled(tmp_path: Path, cluster_file: Path) -> None:
+    settings = read_settings(cluster_file, "other:1")
+    found = compiled(tmp_path, "train", "cifar10-lt", settings, stage1__epochs=3, stage1__clip=0.5)
+    parameters = found.spec.root.input_definitions.parameters
+    assert parameters["stage1_epochs"].default_value.number_value == 3
+    assert json_format.MessageToDict(parameters["overrides"].default_value) == {"stage1.clip": 0.5}
+    assert {container["image"] for container in found.containers.values()} == {"other:1"}
+
+
+def test_the_image_carries_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LFM_IMAGE", raising=False)
+    monkeypatch.setenv("LFM_COMMIT", "0123abc")
+    assert ClusterSettings().image == "lfm:0123abc"
+    monkeypatch.setenv("LFM_COMMIT", "lfm 1.0")  # what an installation without git says
+    assert ClusterSettings().image == "lfm:lfm-1.0"
+    monkeypatch.setenv("LFM_IMAGE", "registry.example/lfm:7")
+    assert ClusterSettings().image == "registry.example/lfm:7"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("imag: x", "imag: Extra inputs are not permitted"),
+        ("parallelism: 0", "parallelism: Input should be greater than or equal to 1"),
+        ("- a", "holds no settings"),
+        ("a: [", "it is not valid YAML"),
+        ("steps: {train: {cpu: '1'}}", "no component 'train'; known: configure, "),
+        (None, "No such file"),
+    ],
+)
+def test_wrong_settings_are_named(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        read_settings(path)
+    assert str(path) in str(error.value)
+
+
+def test_files_of_compiled_pipelines(tmp_path: Path) -> None:
+    two = [("train", "a"), ("retrain", "a")]
+    assert targets(tmp_path / "x.yaml", two[:1]) == [tmp_path / "x.yaml"]
+    assert targets(tmp_path / "x", two) == [tmp_path / "x" / "a.yaml", tmp_path / "x" / "a-retrain.yaml"]
+    with pytest.raises(InputError, match=r"x.yaml is one file for 2 pipelines; name a folder"):
+        targets(tmp_path / "x.yaml", two)
+    with pytest.raises(InputError, match=r"does not end in .yaml, .*name it \S*x.yaml"):
+        targets(tmp_path / "x.json", two[:1])
+
+
+def test_only_the_pipelines_and_components_know_kfp() -> None:
+    """What a step ships is its body alone, so each import stands inside; and a body holds no logic."""
+    for path in (Path("components/steps.py"), Path("components/control.py")):
+        for function in ast.parse(path.read_text()).body:
+            if isinstance(function, ast.FunctionDef):
+                kinds = {type(node) for node in ast.walk(function)}
+                assert not kinds & {ast.If, ast.While, ast.Try, ast.BoolOp, ast.Compare}, function.name

@@ -1,0 +1,77 @@
+"""Champion and challenger on a real MLflow registry."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from typer.testing import CliRunner
+
+from lfm import registry
+from lfm.cli import app
+from lfm.config import InputError
+
+
+@pytest.fixture
+def three(home: Path) -> MlflowClient:
+    """A model with three versions."""
+    from lfm.tracking import connect
+
+    client = connect()
+    client.create_registered_model("shoes")
+    for k in range(3):
+        client.create_model_version("shoes", f"file:///nowhere/{k}")
+    return client
+
+
+def aliases(client: MlflowClient) -> dict[str, str]:
+    return {name: str(number) for name, number in client.get_registered_model("shoes").aliases.items()}
+
+
+def test_promotion_moves_the_alias_and_leaves_its_reason(three: MlflowClient) -> None:
+    assert registry.promote("shoes", "1", "the first") is None
+    registry.challenge("shoes", "2", "not better")
+    assert aliases(three) == {"champion": "1", "challenger": "2"}
+    before = registry.promote("shoes", "2", "better after all")
+    assert before and before.number == "1"
+    assert aliases(three) == {"champion": "2"}, "no longer challenger"
+    found = {version.number: version for version in registry.versions("shoes")}
+    assert found["1"].tags["lfm.decision"] == "the first" and found["1"].tags["lfm.champion_before"] == ""
+    assert found["2"].tags["lfm.decision"] == "better after all" and found["2"].tags["lfm.champion_before"] == "1"
+    assert found["2"].tags["lfm.decided"].endswith("UTC") and found["2"].aliases == ("champion",)
+    registry.promote("shoes", "2", "again")
+    assert registry.version_of("shoes", "2").tags["lfm.champion_before"] == "1", "promoting the champion is nothing"
+
+
+def test_rollback_goes_back_step_by_step(three: MlflowClient) -> None:
+    for number in ("1", "2", "3"):
+        registry.promote("shoes", number, "better")
+    was, now = registry.rollback("shoes")
+    assert (was.number, now.number) == ("3", "2") and aliases(three) == {"champion": "2"}
+    assert registry.version_of("shoes", "3").tags["lfm.decision"] == "rolled back to version 2"
+    assert registry.rollback("shoes")[1].number == "1"
+    with pytest.raises(InputError, match="version 1 of shoes is its first champion; promote another"):
+        registry.rollback("shoes")
+
+
+def test_what_is_not_there_is_said(three: MlflowClient) -> None:
+    with pytest.raises(InputError, match="shoes has no champion to roll back"):
+        registry.rollback("shoes")
+    with pytest.raises(InputError, match="shoes has no version 7; it has 3, 2, 1"):
+        registry.promote("shoes", "7", "x")
+    with pytest.raises(InputError, match="unknown registered model 'shoe'; did you mean shoes"):
+        registry.promote("shoe", "1", "x")
+    assert registry.with_alias("hats", "champion") is None
+
+
+def test_the_commands(three: MlflowClient) -> None:
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert run("promote", "shoes", "1") == "shoes 1 is champion\n"
+    assert run("promote", "shoes", "3", "--why", "nicer") == "shoes 3 is champion, after 1\n"
+    shown = run("models").splitlines()
+    assert shown[0].split() == ["models:/shoes/3", "champion", "data"] and shown[1].endswith("UTC: nicer")
+    assert run("rollback", "shoes") == "shoes 1 is champion again, instead of 3\n"
+    assert "no registered models named hats" in run("models", "hats")
