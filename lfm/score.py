@@ -57,7 +57,8 @@ def _own_share(images: Images) -> tuple[Tensor, ...]:
     return tuple(order.split(size))
 
 
-def _autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """The precision of a run, to be entered."""
     return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config.train.precision, device))
 
 
@@ -65,7 +66,7 @@ def _autocast(config: RunConfig, device: torch.device) -> torch.autocast:
 def image_features(model: LFM, images: Images, config: RunConfig) -> Tensor:
     """What the frozen encoder makes of this process's share of a split, before W_I. (N, D)."""
     model.eval()
-    with _autocast(config, images.device):
+    with autocast(config, images.device):
         return torch.cat([model.image(images.exact(index)) for index in _own_share(images)])
 
 
@@ -84,7 +85,7 @@ def score_split(
     """
     model.eval()
     classes, share = len(model.text_CD), _own_share(images)
-    with _autocast(config, images.device):
+    with autocast(config, images.device):
         if features is None:
             predicted_N = predict(model, map(images.exact, share))
         else:

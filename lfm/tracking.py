@@ -97,7 +97,12 @@ class Tracker:
         self.text(yaml.safe_dump(config.model_dump(), sort_keys=False), "config.yaml")
 
 
-def _connect() -> MlflowClient:
+def connect() -> MlflowClient:
+    """A client of the tracking server, or of the SQLite file.
+
+    Raises:
+        InputError: the server does not answer.
+    """
     uri = tracking_uri()
     if uri.startswith("sqlite"):
         home().mkdir(parents=True, exist_ok=True)
@@ -152,7 +157,7 @@ def begin_pipeline_run(experiment: str, name: str) -> None:
     Raises:
         InputError: nothing says which pipeline run this process belongs to.
     """
-    client = _connect()
+    client = connect()
     parent = _parent(client)
     if parent:
         client.update_run(parent, name=name)
@@ -166,7 +171,7 @@ def begin_pipeline_run(experiment: str, name: str) -> None:
 def end_pipeline_run(ok: bool) -> None:
     """Give the parent run its final status, if it ever began. After a failure, as well as that goes."""
     with nullcontext() if ok else suppress(Exception):
-        client = _connect()
+        client = connect()
         parent = _parent(client)
         if parent:
             client.set_terminated(parent, "FINISHED" if ok else "FAILED")
@@ -179,7 +184,7 @@ def step_run(step: str) -> Iterator[Tracker]:
     Raises:
         InputError: the pipeline run has not begun.
     """
-    client = _connect()
+    client = connect()
     parent = _parent(client)
     if parent is None:
         raise InputError(f"step {step!r} found no pipeline run to belong to; its configure step must run first")

@@ -5,14 +5,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lfm.artifact import build_once, copy_to, source_hash
+from lfm.artifact import MANIFEST, build_once, copy_to, source_hash
 from lfm.config import RunConfig
+from lfm.jobs.reporting import keep_answers, keep_evidence, page_of
 from lfm.jobs.step import content, step, told
 from lfm.jobs.training import new_model
 from lfm.progress import say
 
 # The source whose change makes kept scores stale.
-SCORING = ("lfm.evaluate", "lfm.report", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images")
+SCORING = (
+    "lfm.evaluate", "lfm.evidence", "lfm.jobs.reporting", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images"
+)  # fmt: skip
 EXAMPLE_IMAGES = 2
 
 
@@ -58,11 +61,16 @@ def evaluate(
             scores = {k: found[prefix][k] for k in ("all", "many", "medium", "few")}
             run.log({f"{prefix}/{k}": v for k, v in scores.items() if v is not None}, 0)
         run.tags({f"lfm.{k}": v for k, v in provenance.items()})
+        for path in sorted(folder.iterdir()):
+            if path.name != MANIFEST:
+                run.file(path)
         copy_to(folder, Path(out))
+        # Not kept in the store: the page also shows the runs beside this one, and those come and go.
+        page = Path(out) / "report.html"
+        page.write_text(page_of(folder, run.parent).html, encoding="utf-8")
         Path(page_out).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "report.html", page_out)
-        run.file(folder / "report.html")
-        run.file(folder / "metrics.json")
+        shutil.copyfile(page, page_out)
+        run.file(page)
 
 
 def weights_tag(config: RunConfig) -> str:
@@ -82,23 +90,28 @@ def _score(
     config: RunConfig, dataset: str, text: str, backbone: str, model: str, provenance: dict[str, Any], aside: Path
 ) -> None:
     from lfm.data import open_split, read_info
+    from lfm.evidence import answer
     from lfm.model import load_weights
-    from lfm.report import page
-    from lfm.score import pick_device, score_split
+    from lfm.score import image_features, pick_device, score_split
 
-    device = pick_device(config.train.device)
-    test = open_split(Path(dataset), "test", device)
+    test = open_split(Path(dataset), "test", pick_device(config.train.device))
     train_label_N = open_split(Path(dataset), "train").label_N
     info = read_info(Path(dataset))
     names = {"classes": info["classes"], "counts": info["counts"]}
-    net = new_model(config, dataset, text, backbone).to(device)
-    before = score_split(net, test, train_label_N, config)
-    load_weights(net, Path(model) / "model.safetensors")
-    trained = score_split(net, test, train_label_N, config)
-    found = {"provenance": provenance, "test": trained | names, "untrained": before | names}
+    temperature = json.loads((Path(model) / "info.json").read_text())["temperature"]
+    net = new_model(config, dataset, text, backbone).to(test.device)
+    found: dict[str, Any] = {"provenance": provenance}
+    answers = {}
+    for name in ("untrained", "trained"):
+        if name == "trained":
+            load_weights(net, Path(model) / "model.safetensors")
+        feature_ND = image_features(net, test, config)
+        score = score_split(net, test, train_label_N, config, feature_ND)
+        found["test" if name == "trained" else name] = score | names
+        answers[name] = answer(net, feature_ND, config, temperature)
     (aside / "metrics.json").write_text(json.dumps(found))
-    methods = {untrained(config): found["untrained"], config.method: found["test"]}
-    (aside / "report.html").write_text(page(f"{config.preset}: {config.method}", methods, provenance))
+    keep_answers(aside, test.label_N.cpu().numpy(), **answers)
+    keep_evidence(aside, config, Path(dataset), Path(text), test, answers, untrained(config))
 
 
 @step

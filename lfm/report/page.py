@@ -1,0 +1,308 @@
+"""One self-contained page of a run, and its pieces as files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lfm.evaluate import GROUPS
+from lfm.report import figures_method as method
+from lfm.report import figures_scores as scored
+from lfm.report import figures_training as trained
+from lfm.report.draw import Piece, write_csv, write_piece
+from lfm.report.html import cell, document, facts, figure, number, part, row, table, text
+from lfm.report.published import Published
+from lfm.report.stats import Interval, accuracy_intervals, hits
+from lfm.report.text import COLUMNS
+from lfm.report.values import Other, Run
+
+MOST_OTHERS = 15
+Table = tuple[Sequence[str], list[list[Any]]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page, its figures, and its tables as columns and rows."""
+
+    html: str
+    pieces: Sequence[Piece]
+    tables: Mapping[str, Table]
+
+    def write(self, folder: Path) -> None:
+        """report.html, figures/ and tables/."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text(self.html, encoding="utf-8")
+        for piece in self.pieces:
+            write_piece(piece, folder)
+        for name, (columns, rows) in self.tables.items():
+            write_csv(folder / "tables" / f"{name}.csv", columns, rows)
+
+
+def run_page(run: Run, published: Sequence[Published] = (), rebuild: str = "") -> Report:
+    """The page of a run.
+
+    Args:
+        run: its values.
+        published: rows of its data set.
+        rebuild: the command that makes the page again.
+    """
+    tables: dict[str, Table] = {"classes": class_table(run)}
+    first, pieces = _scores(run, published, tables)
+    sections = first
+    for make in (_method, _errors, _space, _training):
+        found, more = make(run, tables)
+        sections |= found
+        pieces += more
+    sections |= part("Data", "What is wrong with the data", _problems(run))
+    sections |= part("Classes", "Each class", _class_markup(run))
+    footer = f"<p>Made by lfm from the run's metrics artifact{f': <code>{text(rebuild)}</code>' if rebuild else ''}.</p>"
+    return Report(document(run.title, _head(run), sections, footer), pieces, tables)
+
+
+def _head(run: Run) -> str:
+    bounds = run.intervals(run.predicted_N)
+    tiles = "".join(
+        f'<div class={name}><dt>{name}</dt><dd>{number(run.scores[name])}<small>{_span(bounds[name])}</small></dd></div>'
+        for name in ("all", *GROUPS)
+    )
+    return (
+        f"<p>{text(run.evidence['trained'])}</p>"
+        f'<dl class="tiles">{tiles}</dl><p class="quiet">Top-1 accuracy on {run.scores["images"]:,} test images in '
+        f"percent, with 95 % bootstrap intervals over the images. They do not cover the difference between "
+        f"seeds.</p>{facts(run.provenance)}"
+    )
+
+
+def _span(bounds: Interval | None) -> str:
+    return f"{bounds[0]:.1f} to {bounds[1]:.1f}" if bounds else "no class"
+
+
+def _score_cells(scores: Mapping[str, float | None], bounds: Mapping[str, Interval | None]) -> list[str]:
+    return [
+        cell(number(scores[c]) + (f"<small>{_span(bounds[c])}</small>" if scores[c] is not None and bounds.get(c) else ""))
+        for c in COLUMNS
+    ]
+
+
+def _scores(run: Run, published: Sequence[Published], tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
+    lines: list[list[Any]] = []
+    rows = []
+
+    def add(name: str, kind: str, weights: str, scores: Mapping[str, Any], bounds: Mapping[str, Any], markup: str) -> None:
+        rows.append(row(markup, [*_score_cells(scores, bounds), cell(text(weights), kind="text")], "ours" if kind == "this run" else ""))
+        spans = [value for c in COLUMNS for value in (bounds.get(c) or ("", ""))]
+        lines.append([name, kind, weights, *(scores[c] for c in COLUMNS), *spans])
+
+    weights = str(run.provenance["weights"])
+    add(run.method, "this run", weights, run.scores, run.intervals(run.predicted_N), text(run.method))
+    add(run.before, "untrained", weights, run.untrained, run.intervals(run.untrained_N), text(run.before))
+    for other in run.others[:MOST_OTHERS]:
+        bounds = accuracy_intervals(hits(other.scores, run.total_G), run.total_G)
+        add(other.name, "other run", weights, other.scores, bounds, f"{text(other.name)}<small>{_other(other)}</small>")
+    if published:
+        rows.append(f'<tr class=head><th colspan={len(COLUMNS) + 2} scope=rowgroup>Published, not ours</th></tr>')
+    for line in published:
+        mark = f"{text(line.method)} <span class=mark>published</span><small>{text(line.source)}</small>"
+        add(line.method, f"published, {line.source}", line.weights, line.scores, {}, mark)
+    columns = ["method", "kind", "weights", *COLUMNS, *(f"{c} {end}" for c in COLUMNS for end in ("low", "high"))]
+    tables["scores"] = (columns, lines)
+    caption = "Top-1 accuracy in percent and 95 % intervals. Compare only rows with the same weights."
+    if more := len(run.others) - MOST_OTHERS:
+        caption += f" {more} more runs of these data are in MLflow." if more > 0 else ""
+    shown = {run.before: run.untrained, run.method: run.scores}
+    bounds = {run.before: run.intervals(run.untrained_N), run.method: run.intervals(run.predicted_N)}
+    if run.baseline:
+        base = run.baseline
+        shown = {run.before: run.untrained, base.method: base.scores, run.method: run.scores}
+        bounds[base.method] = base.intervals(base.predicted_N)
+    piece = scored.scores(shown, bounds)
+    content = f"<div class=grid>{figure(piece)}</div>", table(caption, ("method", *COLUMNS, "weights"), rows, words=(5,))
+    return part("Scores", "Beside untrained, other runs and published", *content), [piece]
+
+
+def _other(other: Other) -> str:
+    return f"seed {text(other.seed)}" + (f" · run {text(other.run_id[:8])}" if other.run_id else "")
+
+
+def _method(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
+    found = run.evidence
+    stages = found["stages"]
+    first = stages[min(stages)]
+    pieces = [
+        method.class_probability(
+            run.classes, run.count_C, first["seen"], first["gamma"], first["gamma_effective"], found["pairing"]
+        )
+    ]
+    if found["shifts"]:
+        pieces.append(method.own_label(run.classes, run.count_C, stages, found["threshold"]))
+    warning = "".join(f"<p><strong>Stage {s}:</strong> {text(of['collapsing'])}</p>" for s, of in stages.items() if of["collapsing"])
+    return part("Method", "What training sees", warning * found["shifts"], _grid(pieces)), pieces
+
+
+def _grid(pieces: Sequence[Piece]) -> str:
+    return f"<div class=grid>{''.join(map(figure, pieces))}</div>" if pieces else ""
+
+
+def _errors(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
+    group_N = run.group_C[run.label_N]
+    right_N = run.predicted_N == run.label_N
+    reliability, error = scored.reliability(run.confidence_N, right_N, group_N)
+    tables["calibration-error"] = (("group", "expected calibration error, %"), [[k, v] for k, v in error.items()])
+    pieces = [
+        scored.accuracy_by_count(run.classes, run.count_C, run.group_C, run.scores["per_class"]),
+        scored.flow(run.models, run.label_N, run.group_C),
+        reliability,
+    ]
+    similar = run.evidence["similarity"]
+    curve = {run.before: similar["curve"]["untrained"], run.method: similar["curve"]["trained"]}
+    rho = {run.before: similar["rho"]["untrained"], run.method: similar["rho"]["trained"]}
+    pieces.append(method.similarity(curve, rho, similar["pairs"]))
+    near = run.evidence["affinity"]
+    names = [run.classes[k] for k in near["classes"]]
+    shares = {name: _shares(run, predicted_N, near["classes"]) for name, predicted_N in (run.models[0], run.models[-1])}
+    pieces.append(method.affinity(names, near["partner"], shares, run.evidence["tau"]))
+    confused = _confused(run, tables)
+    return part("Errors", "Where it goes wrong", _grid(pieces), confused, _worst(run)), pieces
+
+
+def _shares(run: Run, predicted_N: Any, classes: Sequence[int]) -> Any:
+    """Percent of each chosen class's images taken for each chosen class, (K, K)."""
+    place = np.full(len(run.classes), -1)
+    place[list(classes)] = np.arange(len(classes))
+    truth, answer = place[run.label_N], place[predicted_N]
+    inside = (truth >= 0) & (answer >= 0)
+    size = len(classes)
+    count = np.bincount(truth[inside] * size + answer[inside], minlength=size * size).reshape(size, size)
+    return 100 * count / np.maximum(run.total_C[list(classes)], 1)[:, None]
+
+
+def _confused(run: Run, tables: dict[str, Table]) -> str:
+    rows, lines = [], []
+    for of in run.evidence["confused"]:
+        truth, answer = run.classes[of["truth"]], run.classes[of["answer"]]
+        share = 100 * of["images"] / int(run.total_C[of["truth"]])
+        lines.append([truth, answer, of["images"], share, of["cosine"], of["partner"]])
+        cells = [cell(text(answer), kind="text"), cell(f"{of['images']:,}"), cell(number(share)), cell(f"{of['cosine']:.2f}")]
+        rows.append(row(text(truth), [*cells, cell(f"{100 * of['partner']:.1f}")]))
+    tables["confused"] = (("truth", "answer", "images", "percent of the truth", "text cosine", "p_ls"), lines)
+    head = ("truth", "taken for", "images", "% of the class", "text cosine", "p_ls, %")
+    caption = "The most frequent confusions. p_ls: how often local sampling draws the answer as partner of the truth."
+    return f"<h3>Most frequent confusions</h3>{table(caption, head, rows, words=(1,))}" if rows else ""
+
+
+def _worst(run: Run) -> str:
+    items = []
+    for of in run.evidence["worst"]:
+        k = of["class"]
+        images = "".join(
+            f'<figure><img alt="{text(run.classes[k])} taken for {text(run.classes[i["taken_for"]])}" '
+            f'src="{i["uri"]}" loading=lazy><figcaption>{text(run.classes[i["taken_for"]])}, {100 * i["confidence"]:.0f} %'
+            f"</figcaption></figure>"
+            for i in of["images"]
+        )
+        told = f"{number(run.scores['per_class'][k])} %, {GROUPS[run.group_C[k]]}, {run.count_C[k]:,} training images"
+        items.append(f"<li class=card><h3>{text(run.classes[k])}</h3><p class=quiet>{told}</p><div>{images}</div></li>")
+    told = "<p class=quiet>Of each, the most confident wrong answers: what the image was taken for, and how sure.</p>"
+    return f"<h3>Worst classes</h3>{told}<ul class=worst>{''.join(items)}</ul>" if items else ""
+
+
+def _space(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
+    found = run.evidence
+    pairs = [(run.classes[t], run.classes[h]) for t, h in found["pairs"]]
+    margins, places = {run.before: found["margins"]["untrained"]}, {run.before: found["embedding"]["untrained"]}
+    base = run.baseline.evidence if run.baseline else {}
+    if run.baseline and base["pairs"] == found["pairs"]:
+        margins[run.baseline.method] = base["margins"]["trained"]
+        if base["embedding"]["class"] == found["embedding"]["class"]:
+            places[run.baseline.method] = base["embedding"]["trained"]
+    margins[run.method], places[run.method] = found["margins"]["trained"], found["embedding"]["trained"]
+    pieces = []
+    if pairs:
+        piece, rows = method.boundaries(pairs, margins)
+        tables["boundary"] = (piece.columns, rows)
+        pieces = [piece, method.margin_histograms(pairs, margins)]
+    cloud = ""
+    if places[run.method]:
+        names = [run.classes[k] for k in found["embedding"]["names"]]
+        piece = method.tsne(names, found["embedding"]["class"], places)
+        cloud = _cloud(piece, names, found["embedding"]["class"], places)
+        content = part("Space", "Images and boundaries", _grid(pieces), cloud)
+        return content, [*pieces, piece]
+    return part("Space", "Images and boundaries", _grid(pieces)), pieces
+
+
+def _cloud(piece: Piece, names: Sequence[str], class_M: Sequence[int], places: Mapping[str, Any]) -> str:
+    tones = ("blue", "orange", "green", "purple", "red")
+    legend = "".join(
+        f'<li><span style="color:var(--{tones[k // 2 % 5]})" aria-hidden=true>{"▲" if k % 2 else "●"}</span> {text(name)}</li>'
+        for k, name in enumerate(names)
+    )
+    canvases = "".join(
+        f'<div><h3>{text(model)}</h3><canvas tabindex=0 role=img data-model="{text(model)}" aria-label="t-SNE of the '
+        f'image features of {text(model)}: {len(places[model])} points; arrow keys turn it"></canvas></div>'
+        for model in places
+    )
+    data = json.dumps({"kind": list(class_M), "places": dict(places)}, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<figure id="figure-tsne" style="margin-top:1.2rem"><h3>{text(piece.title)}</h3><div class=space>{canvases}</div>'
+        f"<label class=turn>turn <input id=turn type=range min=0 max=360 value=34></label><ul class=legend>{legend}</ul>"
+        f'<figcaption>{text(piece.caption)}</figcaption><script type="application/json" id="cloud">{data}</script></figure>'
+    )
+
+
+def _training(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
+    piece = trained.curves(run.curves)
+    pieces = [piece] if piece else []
+    pieces += [trained.sweep(of) for of in run.sweeps]
+    times = trained.seconds(run.curves, int(run.count_C.sum()))
+    tables["time"] = (("stage", "epochs", "seconds", "images a second"), [list(line) for line in times])
+    rows = [
+        row(f"stage {s}", [cell(str(epochs)), cell(number(took)), cell(number(speed, 0))]) for s, epochs, took, speed in times
+    ]
+    caption = "Time in training steps, without scoring and start-up."
+    speed = table(caption, ("stage", "epochs", "seconds", "images/s"), rows) if rows else ""
+    return part("Training", "Training", _grid(pieces), speed), pieces
+
+
+def _problems(run: Run) -> str:
+    items = "".join(
+        f"<li><strong>{item['count']:,} {text(item['what'])}.</strong> {text(item['how'])}"
+        + "".join(f"<br><span class=quiet>{text(example)}</span>" for example in item["examples"])
+        + "</li>"
+        for item in run.evidence["mend"]
+    )
+    return f"<ol>{items}</ol>" if items else "<p>Nothing to mend was found.</p>"
+
+
+def class_table(run: Run) -> Table:
+    """Every class: group, images, accuracies, p(Y), own-label mass."""
+    stages = run.evidence["stages"]
+    first = stages[min(stages)]
+    columns = ["class", "group", "training images", "test images", f"{run.before}, %", f"{run.method}, %", "p(Y)", "own-label mass"]
+    rows = [
+        [
+            name, GROUPS[run.group_C[k]], int(run.count_C[k]), int(run.total_C[k]), run.untrained["per_class"][k],
+            run.scores["per_class"][k], first["seen"][k], first["own_label_mass"][k],
+        ]
+        for k, name in enumerate(run.classes)
+    ]  # fmt: skip
+    return columns, rows
+
+
+def _class_markup(run: Run) -> str:
+    columns, lines = class_table(run)
+    rows = []
+    for name, group, train, test, before, after, seen, own in lines:
+        bar = "" if after is None else f'<span class="bar {group}" style="width:{after:.1f}%"></span>'
+        cells = [cell(group, kind="text"), cell(f"{train:,}", train), cell(f"{test:,}", test), _scored(before)]
+        rows.append(row(text(name), [*cells, _scored(after, bar), cell(f"{seen:.4f}", seen), cell(f"{own:.2f}", own)]))
+    search = '<input type=search data-table="class-table" placeholder="Find a class" aria-label="Find a class">'
+    caption = "Press a heading to sort by it. p(Y) and own-label mass are those of stage 1."
+    return search + table(caption, columns, rows, sortable="class-table", words=(1,))
+
+
+def _scored(value: float | None, bar: str = "") -> str:
+    return cell(number(value) + bar, value) if value is not None else '<td data-v="">–</td>'
