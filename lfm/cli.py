@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lfm import __version__
+from lfm import __version__, cli_report
 from lfm.artifact import check_writable, home
 from lfm.config import InputError, parse_overrides
 from lfm.presets import PRESETS, load
@@ -281,6 +281,9 @@ def report_(
     page.write_text(html, encoding="utf-8", errors="backslashreplace")  # a file name may be no Unicode
     values.write_text(json.dumps(found, indent=1))
     typer.echo(f"{preset}\n{data_summary(found)}\n\nPage: {page}\nJSON: {values}")
+
+
+app.command()(_examples(cli_report.report))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Past runs, read back from MLflow: which there are, how they differ, their curves and files."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,7 @@ def download(run: Past, names: Sequence[str], folder: Path) -> Path:
             f"run {run.run_id[:12]} ({run.name}) has no {', '.join(missing)}: it is of an older version; run it again"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in names:
         client.download_artifacts(run.run_id, name, str(folder))
     return folder

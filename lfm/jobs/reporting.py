@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN_DIFFERENCES = 3
 SWEEPS = {"alpha": ("stage1.alpha", "stage2.alpha"), "tau": ("mixup.tau",)}
+SAME = ("data.name", "data.profile", "data.imbalance", "data.max_per_class", "data.test_per_class", "shots.many", "shots.few")
 USED = {"stage1.alpha_used", "stage2.alpha_used"}
 
 
@@ -176,6 +177,75 @@ def page_of(folder: Path, run_id: str) -> "Report":
         run = _read(folder, past, beside, Path(place))
     data = {k: past.params[f"data.{k}"] for k in ("name", "profile", "imbalance")}
     return run_page(run, for_data(data), f"lfm report {past.run_id[:12]}")
+
+
+def report_run(selector: str) -> tuple["Report", "Past"]:
+    """The page of a run, made again from MLflow.
+
+    Args:
+        selector: id, beginning of an id, name, or `latest`.
+
+    Raises:
+        InputError: no such run, or it is of a version that kept less.
+    """
+    from lfm import runs
+    from lfm.report.values import FILES
+
+    past = runs.find(selector, runs.evaluated())
+    with tempfile.TemporaryDirectory() as place:
+        return page_of(runs.download(past, FILES, Path(place)), past.run_id), past
+
+
+def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
+    """The page of several runs, held against the first, and the rows of its differences.
+
+    Raises:
+        InputError: no such run, fewer than two, or runs that were not scored on the same data.
+    """
+    from lfm import runs
+    from lfm.config import InputError
+    from lfm.report.compare import compare_page
+
+    among = runs.evaluated()
+    chosen = [runs.find(selector, among) for selector in selectors]
+    if len({run.run_id for run in chosen}) < 2:
+        raise InputError("--compare needs two or more different runs, as in lfm report --compare RUN RUN")
+    for run in chosen[1:]:
+        if other := sorted(f for f in run.differs(chosen[0]) if f in SAME):
+            raise InputError(f"run {run.run_id[:12]} was not scored on the same data: {', '.join(other)} differ")
+    with tempfile.TemporaryDirectory() as place:
+        found = [_compared(run, Path(place) / run.run_id) for run in chosen]
+    whole = next((run for run in found if not hasattr(run, "name")), None)
+    if whole is None:
+        raise InputError("none of these runs kept its answers; they are of an older version: run one of them again")
+    about = {k: whole.provenance[k] for k in ("data", "split", "shots")}
+    report = compare_page(found, whole.total_G, about)
+    return report, report.tables["differences"][1]
+
+
+def _compared(past: "Past", place: Path) -> Any:
+    from lfm import runs
+    from lfm.config import InputError
+    from lfm.report.values import FILES, Other, read_run
+
+    try:
+        return read_run(runs.download(past, FILES, place), run_id=past.run_id)
+    except InputError:  # of an older version: its scores alone
+        return Other(past.method, past.scores(), past.run_id, past.seed, past.method)
+
+
+def report_paper() -> "Report":
+    """The paper's tables, filled from all runs in MLflow."""
+    from lfm import runs
+    from lfm.report.paper import Ours, paper_page, tasks
+
+    among = runs.evaluated()
+    ours = {}
+    for task in tasks():
+        found = runs.matching(task.preset, dict(task.overrides), among, task.untrained)
+        if found:
+            ours[task.command] = Ours.of([run.scores("untrained" if task.untrained else "test") for run in found])
+    return paper_page(ours)
 
 
 def _read(folder: Path, past: "Past", beside: Sequence["Past"], place: Path) -> "Run":

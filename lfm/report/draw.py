@@ -33,7 +33,7 @@ GROUP_COLOUR = {"many": BLUE, "medium": GREEN, "few": ORANGE, "all": INK}
 WIDTH = 4.7
 """Inches: at this width text is as large as the page's on a phone."""
 STYLE: dict[str, Any] = {
-    "axes.edgecolor": MUTED, "axes.grid": True, "axes.labelcolor": INK, "axes.labelsize": 9, "axes.spines.right": False,
+    "axes.facecolor": "none", "axes.edgecolor": MUTED, "axes.grid": True, "axes.labelcolor": INK, "axes.labelsize": 9, "axes.spines.right": False,
     "axes.spines.top": False, "axes.titlecolor": INK, "axes.titlesize": 9.5, "axes.axisbelow": True,
     "axes.formatter.use_mathtext": False, "figure.dpi": 100, "font.size": 9, "grid.color": LINE, "grid.linewidth": 0.6,
     "legend.fontsize": 8.5, "legend.frameon": False, "legend.labelcolor": INK, "lines.linewidth": 1.6,
@@ -71,6 +71,12 @@ def panels(rows: int = 1, columns: int = 1, height: float = 2.9, **more: Any) ->
     """A figure of the page's width and its axes; to be drawn inside `style()`."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **more)
+
+
+def plain_log(axis: Any) -> None:
+    """A logarithmic axis whose ticks are plain numbers: names may hold a $, so nothing is read as mathematics."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def style() -> Any:

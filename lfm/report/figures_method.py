@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.report.draw import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, Piece, legend_above, panels, style
+from lfm.report.draw import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, Piece, legend_above, panels, plain_log, style
 from lfm.report.figures_scores import model_colours
 from lfm.report.stats import Boundary, boundary
 
@@ -15,6 +15,8 @@ NAMED = 24
 WRITTEN = 12
 PAIR_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED)
 SHADE = 0.75
+BEYOND = 1.5
+"""A boundary further from midway than so many distances of the means is not drawn: the model cannot tell the two."""
 
 
 def _class_axis(axes: Any, names: Sequence[str]) -> None:
@@ -56,6 +58,7 @@ def class_probability(
                 bar.set_gid(f"{label}{k}.")
                 tips[f"{label}{k}."] = [f"{classes[order[k]]}: {label} = {values[k]:.4f}"]
         axes.set_yscale("log")
+        plain_log(axes.yaxis)
         _class_axis(axes, [classes[k] for k in order])
         legend_above(axes)
     caption = (
@@ -196,10 +199,13 @@ def boundaries(
         axes.axvline(0.5, color=MUTED, linestyle=":", linewidth=1.2)
         for m, (name, margins) in enumerate(of_models.items()):
             found = [boundary(of["tail"], of["head"]) or Boundary(None, np.nan, np.nan) for of in margins]
-            shown = [(k, b) for k, b in enumerate(found) if b.position is not None]
-            x = [float(np.clip(b.position if b.position is not None else 0, -1, 2)) for _, b in shown]
+            shown = [(k, b) for k, b in enumerate(found) if b.position is not None and abs(b.position - 0.5) <= BEYOND]
+            x = [b.position for _, b in shown]
             axes.scatter(x, [k for k, _ in shown], 46, colour[name], label=name, gid=f"boundary{m}", zorder=3)
-            tips[f"boundary{m}"] = [f"{name}: boundary at {b.position:.2f}, tail right {b.tail_right:.0%}, head right {b.head_right:.0%}" for _, b in shown]
+            tips[f"boundary{m}"] = [
+                f"{name}: boundary at {b.position:.2f}, tail right {b.tail_right:.0%}, head right {b.head_right:.0%}"
+                for _, b in shown
+            ]
             rows += [[*pair, name, b.position, b.tail_right, b.head_right] for pair, b in zip(pairs, found, strict=True)]
         axes.set_yticks(range(len(pairs)), [f"{_short(t, 16)}\n| {_short(h, 16)}" for t, h in pairs])
         axes.set_ylim(len(pairs) - 0.4, -0.6)
@@ -208,7 +214,8 @@ def boundaries(
     caption = (
         "For test images of a tail class t (first name) and its head neighbour h, the margin f_I · (f_Tt - f_Th) decides "
         "between the two at 0. Shown is where that 0 lies between the mean margins of the two classes: one half is "
-        "midway, further right the tail's side is the smaller one. A model that has the means in the wrong order has no point."
+        "midway, further right the tail's side is the smaller one. A model that has the means in the wrong order, "
+        "or both on one side and far off, has no point."
     )
     columns = ("tail", "head", "model", "position", "tail right", "head right")
     return Piece("boundary", "Decision boundary between tail and head", caption, figure, columns, rows, tips), rows

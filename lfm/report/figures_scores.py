@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm.evaluate import GROUPS
-from lfm.report.draw import BLUE, GREY, GROUP_COLOUR, INK, MUTED, PURPLE, Piece, legend_above, panels, style
+from lfm.report.draw import BLUE, GREY, GROUP_COLOUR, INK, MUTED, PURPLE, Piece, legend_above, panels, plain_log, style
 from lfm.report.stats import Interval, calibration, regression
 from lfm.report.text import COLUMNS, percent
 
@@ -85,6 +85,7 @@ def accuracy_by_count(
             x = np.array([count_C[kept].min(), count_C[kept].max()], float)
             axes.plot(x, line.intercept + line.slope * np.log10(x), color=INK, linestyle="--", linewidth=1.2)
         axes.set_xscale("log")
+        plain_log(axes.xaxis)
         axes.set_ylim(-3, 103)
         axes.set_xlabel("training images of the class")
         axes.set_ylabel("accuracy, %")

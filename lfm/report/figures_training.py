@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lfm.report.draw import BLUE, GROUP_COLOUR, ORANGE, Piece, legend_above, panels, style
+from lfm.report.draw import BLUE, GROUP_COLOUR, ORANGE, Piece, legend_above, panels, plain_log, style
 from lfm.report.text import COLUMNS, percent
 from lfm.report.values import Points, Sweep
 
@@ -74,6 +74,7 @@ def sweep(of: Sweep) -> Piece:
                 tips[f"sweep-{column}"] = [f"{of.field} {v:g}, {column}: {percent(s)} %" for v, s in points]
         if of.field == "tau":
             axes.set_xscale("log")
+            plain_log(axes.xaxis)
         axes.set_xlabel(of.field)
         axes.set_ylabel("top-1 accuracy, %")
         legend_above(axes)

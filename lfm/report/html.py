@@ -1,6 +1,7 @@
 """Small pieces of HTML, and the self-contained page around them."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,11 @@ def table(
         for k, name in enumerate(head)
     )
     kind = f' class="sortable" id="{sortable}"' if sortable else ""
-    tall = " tall" if sortable else ""
+    name = "caption-" + (sortable or "-".join(re.findall(r"[a-z]+", caption.lower())[:6]))
     return (
-        f'<div class="scroll{tall}" tabindex=0 role=region aria-label="{text(head[0] or "table")}"><table{kind}>'
-        f"<caption>{caption}</caption><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<p class="quiet caption" id="{name}">{caption}</p>'
+        f'<div class="scroll{" tall" if sortable else ""}" tabindex=0 role=region aria-labelledby="{name}">'
+        f'<table{kind} aria-labelledby="{name}"><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 

@@ -80,7 +80,8 @@ def _span(bounds: Interval | None) -> str:
     return f"{bounds[0]:.1f} to {bounds[1]:.1f}" if bounds else "no class"
 
 
-def _score_cells(scores: Mapping[str, float | None], bounds: Mapping[str, Interval | None]) -> list[str]:
+def score_cells(scores: Mapping[str, float | None], bounds: Mapping[str, Interval | None]) -> list[str]:
+    """Cells of many, medium, few and all, each with its interval if there is one."""
     return [
         cell(number(scores[c]) + (f"<small>{_span(bounds[c])}</small>" if scores[c] is not None and bounds.get(c) else ""))
         for c in COLUMNS
@@ -92,7 +93,7 @@ def _scores(run: Run, published: Sequence[Published], tables: dict[str, Table]) 
     rows = []
 
     def add(name: str, kind: str, weights: str, scores: Mapping[str, Any], bounds: Mapping[str, Any], markup: str) -> None:
-        rows.append(row(markup, [*_score_cells(scores, bounds), cell(text(weights), kind="text")], "ours" if kind == "this run" else ""))
+        rows.append(row(markup, [*score_cells(scores, bounds), cell(text(weights), kind="text")], "ours" if kind == "this run" else ""))
         spans = [value for c in COLUMNS for value in (bounds.get(c) or ("", ""))]
         lines.append([name, kind, weights, *(scores[c] for c in COLUMNS), *spans])
 
@@ -119,7 +120,7 @@ def _scores(run: Run, published: Sequence[Published], tables: dict[str, Table]) 
         shown = {run.before: run.untrained, base.method: base.scores, run.method: run.scores}
         bounds[base.method] = base.intervals(base.predicted_N)
     piece = scored.scores(shown, bounds)
-    content = f"<div class=grid>{figure(piece)}</div>", table(caption, ("method", *COLUMNS, "weights"), rows, words=(5,))
+    content = figure(piece), table(caption, ("method", *COLUMNS, "weights"), rows, words=(5,))
     return part("Scores", "Beside untrained, other runs and published", *content), [piece]
 
 
@@ -164,8 +165,8 @@ def _errors(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Pi
     names = [run.classes[k] for k in near["classes"]]
     shares = {name: _shares(run, predicted_N, near["classes"]) for name, predicted_N in (run.models[0], run.models[-1])}
     pieces.append(method.affinity(names, near["partner"], shares, run.evidence["tau"]))
-    confused = _confused(run, tables)
-    return part("Errors", "Where it goes wrong", _grid(pieces), confused, _worst(run)), pieces
+    beside = f"<div class=grid>{figure(pieces[-1])}{_confused(run, tables)}</div>"
+    return part("Errors", "Where it goes wrong", _grid(pieces[:-1]), beside, _worst(run)), pieces
 
 
 def _shares(run: Run, predicted_N: Any, classes: Sequence[int]) -> Any:
@@ -190,7 +191,7 @@ def _confused(run: Run, tables: dict[str, Table]) -> str:
     tables["confused"] = (("truth", "answer", "images", "percent of the truth", "text cosine", "p_ls"), lines)
     head = ("truth", "taken for", "images", "% of the class", "text cosine", "p_ls, %")
     caption = "The most frequent confusions. p_ls: how often local sampling draws the answer as partner of the truth."
-    return f"<h3>Most frequent confusions</h3>{table(caption, head, rows, words=(1,))}" if rows else ""
+    return f"<div class=card><h3>Most frequent confusions</h3>{table(caption, head, rows, words=(1,))}</div>" if rows else ""
 
 
 def _worst(run: Run) -> str:
@@ -199,7 +200,7 @@ def _worst(run: Run) -> str:
         k = of["class"]
         images = "".join(
             f'<figure><img alt="{text(run.classes[k])} taken for {text(run.classes[i["taken_for"]])}" '
-            f'src="{i["uri"]}" loading=lazy><figcaption>{text(run.classes[i["taken_for"]])}, {100 * i["confidence"]:.0f} %'
+            f'src="{i["uri"]}"><figcaption>{text(run.classes[i["taken_for"]])}, {100 * i["confidence"]:.0f} %'
             f"</figcaption></figure>"
             for i in of["images"]
         )
@@ -264,7 +265,9 @@ def _training(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[
     ]
     caption = "Time in training steps, without scoring and start-up."
     speed = table(caption, ("stage", "epochs", "seconds", "images/s"), rows) if rows else ""
-    return part("Training", "Training", _grid(pieces), speed), pieces
+    card = f"<div class=card><h3>Time</h3>{speed}</div>" if speed else ""
+    content = f"<div class=grid>{''.join(map(figure, pieces))}{card}</div>" if pieces else ""
+    return part("Training", "Training", content), pieces
 
 
 def _problems(run: Run) -> str:

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 DRAWS = 4000
 LEVEL = 95.0
 BINS = 15
-PARTS = 20
+PARTS, LEAST = 20, 9
 Interval = tuple[float, float]
 
 
@@ -140,8 +140,8 @@ def pearson(x_N: Floats, y_N: Floats) -> float | None:
 
 
 def twentieths(x_N: Floats, y_N: Floats) -> list[list[float]]:
-    """[mean x, mean y] of each of up to 20 equal parts of the values, by rising x."""
-    parts = np.array_split(np.argsort(x_N, kind="stable"), min(PARTS, max(1, len(x_N) // 4)))
+    """[mean x, mean y] of each of equal parts of the values, by rising x: 20, or fewer of at least nine values."""
+    parts = np.array_split(np.argsort(x_N, kind="stable"), min(PARTS, max(1, len(x_N) // LEAST)))
     return [[float(x_N[part].mean()), float(y_N[part].mean())] for part in parts if len(part)]
 
 
