@@ -14,7 +14,8 @@ PAPER = "paper"
 
 def report(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="MLflow run id, its first digits, a run's name, latest; or: paper.")
+        list[str],
+        typer.Argument(metavar="RUN...", help="MLflow run id, its first digits, a run's name, latest; or: paper."),
     ],
     compare: Annotated[bool, typer.Option("--compare", help="Hold the runs against the first one.")] = False,
     out: Annotated[

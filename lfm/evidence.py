@@ -159,7 +159,8 @@ def tsne(unit_MD: NDArray[np.float32]) -> list[list[int]]:
     )
     place_M3 = np.asarray(method.fit_transform(unit_MD), dtype=np.float64)
     place_M3 -= (place_M3.max(axis=0) + place_M3.min(axis=0)) / 2
-    return np.asarray((999 * place_M3 / max(np.abs(place_M3).max(), 1e-12)).round().astype(int)).tolist()
+    scaled_M3 = (999 * place_M3 / max(np.abs(place_M3).max(), 1e-12)).round()
+    return [[int(v) for v in place] for place in scaled_M3]
 
 
 def confused(label_N: NDArray[np.int64], predicted_N: NDArray[np.int32], classes: int) -> NDArray[np.int64]:

@@ -118,7 +118,9 @@ def find(selector: str, among: Sequence[Past]) -> Past:
     first = ", ".join(f"{run.run_id[:12]} ({run.name})" for run in (found or among)[:6])
     if found:
         raise InputError(f"{len(found)} runs are called {selector!r}; give an id of {first}")
-    raise InputError(f"no evaluated run {selector!r}; give an id, four or more of its digits, a name or latest: {first}")
+    raise InputError(
+        f"no evaluated run {selector!r}; give an id, four or more of its digits, a name or latest: {first}"
+    )
 
 
 def matching(preset: str, overrides: dict[str, Any], among: Sequence[Past], untrained: bool = False) -> list[Past]:

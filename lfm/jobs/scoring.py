@@ -7,14 +7,15 @@ from typing import Any
 
 from lfm.artifact import MANIFEST, build_once, copy_to, source_hash
 from lfm.config import RunConfig
-from lfm.jobs.reporting import keep_answers, keep_evidence, page_of
+from lfm.jobs.gathering import gather, keep_answers, problems
+from lfm.jobs.reporting import page_of
 from lfm.jobs.step import content, step, told
 from lfm.jobs.training import new_model
 from lfm.progress import say
 
 # The source whose change makes kept scores stale.
 SCORING = (
-    "lfm.evaluate", "lfm.evidence", "lfm.jobs.reporting", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images"
+    "lfm.evaluate", "lfm.evidence", "lfm.jobs.gathering", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images"
 )  # fmt: skip
 EXAMPLE_IMAGES = 2
 
@@ -111,7 +112,9 @@ def _score(
         answers[name] = answer(net, feature_ND, config, temperature)
     (aside / "metrics.json").write_text(json.dumps(found))
     keep_answers(aside, test.label_N.cpu().numpy(), **answers)
-    keep_evidence(aside, config, Path(dataset), Path(text), test, answers, untrained(config))
+    evidence = gather(config, Path(dataset), Path(text), test, answers)
+    evidence |= {"before": untrained(config), "mend": problems(config, Path(dataset), Path(text))}
+    (aside / "evidence.json").write_text(json.dumps(evidence, separators=(",", ":"), allow_nan=False))
 
 
 @step

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lfm.evaluate import GROUPS
-from lfm.report.draw import GROUP_COLOUR, MUTED, Piece, legend_above, panels, style
+from lfm.report.draw import GROUP_COLOUR, MUTED, Piece, Table, legend_above, panels, style
 from lfm.report.figures_scores import flow
 from lfm.report.html import cell, document, figure, number, part, row, table, text
 from lfm.report.page import Report, score_cells
@@ -65,12 +65,17 @@ def compare_page(runs: Sequence[Compared], total_G: Sequence[int], about: Mappin
         bounds = accuracy_intervals(hits(_scores(run), total_G), total_G)
         score_rows.append(row(text(name_of(run)), score_cells(_scores(run), bounds), "ours" if run is base else ""))
         lines.append([name_of(run), *(_scores(run)[c] for c in COLUMNS)])
-    tables = {"compared": (("run", *COLUMNS), lines), "differences": (piece.columns, list(piece.rows))}
+    tables: dict[str, Table] = {
+        "compared": (("run", *COLUMNS), lines),
+        "differences": (piece.columns, [list(line) for line in piece.rows]),
+    }
     caption = f"Top-1 accuracy in percent with 95 % bootstrap intervals over the {sum(total_G):,} test images."
     told = f"Difference to {text(name_of(base))} in points, with 95 % intervals; marked where it excludes 0."
     rows = [row(text(name), [_gain(of[c]) for c in COLUMNS]) for name, of in found.items()]
     sections = part(
-        "Differences", "Differences", f"<div class=grid>{figure(piece)}<div class=card>{table(told, ('run', *COLUMNS), rows)}</div></div>"
+        "Differences",
+        "Differences",
+        f"<div class=grid>{figure(piece)}<div class=card>{table(told, ('run', *COLUMNS), rows)}</div></div>",
     )
     sections |= part("Scores", "Scores", table(caption, ("run", *COLUMNS), score_rows))
     if isinstance(base, Run):
@@ -109,7 +114,9 @@ def forest(found: Mapping[str, Mapping[str, Difference | None]], base: str) -> P
                 rows.append([name, column, of.value, of.low, of.high, "paired" if of.paired else "unpaired"])
             axes.scatter([of.value for _, _, of in points], [y for y, _, _ in points], 26, GROUP_COLOUR[column],
                          label=column, gid=f"gain-{column}", zorder=3)  # fmt: skip
-            tips[f"gain-{column}"] = [f"{name}, {column}: {of.value:+.1f} ({of.low:+.1f} to {of.high:+.1f})" for _, name, of in points]
+            tips[f"gain-{column}"] = [
+                f"{name}, {column}: {of.value:+.1f} ({of.low:+.1f} to {of.high:+.1f})" for _, name, of in points
+            ]
         axes.set_yticks(range(len(found)), [name.replace(", seed", ",\nseed") for name in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
@@ -120,14 +127,21 @@ def forest(found: Mapping[str, Mapping[str, Difference | None]], base: str) -> P
     return Piece("differences", "Differences to the first run", caption, drawing, columns, rows, tips)
 
 
-def _classes(run: Run, base: Run, tables: dict[str, Any]) -> str:
+def _classes(run: Run, base: Run, tables: dict[str, Table]) -> str:
     known = [k for k in range(len(base.classes)) if base.total_C[k]]
     change = {k: run.scores["per_class"][k] - base.scores["per_class"][k] for k in known}
     order = sorted(known, key=lambda k: -change[k])
     tables[f"classes-{run.run_id[:8] or 'run'}"] = (
         ("class", "group", "training images", "base", "run", "change"),
         [
-            [base.classes[k], GROUPS[base.group_C[k]], int(base.count_C[k]), base.scores["per_class"][k], run.scores["per_class"][k], change[k]]
+            [
+                base.classes[k],
+                GROUPS[base.group_C[k]],
+                int(base.count_C[k]),
+                base.scores["per_class"][k],
+                run.scores["per_class"][k],
+                change[k],
+            ]
             for k in order
         ],
     )

@@ -33,14 +33,16 @@ GROUP_COLOUR = {"many": BLUE, "medium": GREEN, "few": ORANGE, "all": INK}
 WIDTH = 4.7
 """Inches: at this width text is as large as the page's on a phone."""
 STYLE: dict[str, Any] = {
-    "axes.facecolor": "none", "axes.edgecolor": MUTED, "axes.grid": True, "axes.labelcolor": INK, "axes.labelsize": 9, "axes.spines.right": False,
-    "axes.spines.top": False, "axes.titlecolor": INK, "axes.titlesize": 9.5, "axes.axisbelow": True,
-    "axes.formatter.use_mathtext": False, "figure.dpi": 100, "font.size": 9, "grid.color": LINE, "grid.linewidth": 0.6,
-    "legend.fontsize": 8.5, "legend.frameon": False, "legend.labelcolor": INK, "lines.linewidth": 1.6,
-    "savefig.facecolor": "none", "svg.fonttype": "none", "text.color": INK, "text.parse_math": False,
+    "axes.facecolor": "none", "axes.edgecolor": MUTED, "axes.grid": True, "axes.labelcolor": INK, "axes.labelsize": 9,
+    "axes.spines.right": False, "axes.spines.top": False, "axes.titlecolor": INK, "axes.titlesize": 9.5,
+    "axes.axisbelow": True, "axes.formatter.use_mathtext": False, "figure.dpi": 100, "font.size": 9, "grid.color": LINE,
+    "grid.linewidth": 0.6, "legend.fontsize": 8.5, "legend.frameon": False, "legend.labelcolor": INK,
+    "lines.linewidth": 1.6, "savefig.facecolor": "none", "svg.fonttype": "none", "text.color": INK, "text.parse_math": False,
     "xtick.color": MUTED, "xtick.labelcolor": INK, "xtick.labelsize": 8.5, "ytick.color": MUTED,
     "ytick.labelcolor": INK, "ytick.labelsize": 8.5,
 }  # fmt: skip
+Table = tuple[Sequence[str], list[list[Any]]]
+"""Columns and rows."""
 FONT = "font-family: system-ui, sans-serif"
 
 
@@ -65,6 +67,11 @@ class Piece:
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     tips: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def short(name: str, most: int) -> str:
+    """A name cut to so many letters."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def panels(rows: int = 1, columns: int = 1, height: float = 2.9, **more: Any) -> tuple[Figure, Any]:

@@ -53,7 +53,9 @@ def scores(methods: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Map
     }
     told = "; ".join(f"{name} " + ", ".join(f"{c} {percent(methods[name][c])}" for c in COLUMNS) for name in names)
     caption = f"Top-1 accuracy in percent: {told}. Bars: 95 % bootstrap intervals over the test images."
-    return Piece("scores", "Accuracy by shot group", caption, figure, ("method", "group", "accuracy", "low", "high"), rows, tips)
+    return Piece(
+        "scores", "Accuracy by shot group", caption, figure, ("method", "group", "accuracy", "low", "high"), rows, tips
+    )
 
 
 def accuracy_by_count(
@@ -93,7 +95,9 @@ def accuracy_by_count(
     caption = "Each point is a class."
     if line:
         told = "" if line.correlation is None else f" (r = {line.correlation:.2f})"
-        caption += f" Ten times the images go with {line.slope:+.1f} points{told}; a method without a long tail's bias is flat."
+        caption += (
+            f" Ten times the images go with {line.slope:+.1f} points{told}; without a bias to the head it is flat."
+        )
     rows = [[classes[k], int(count_C[k]), GROUPS[group_C[k]], accuracy_C[k]] for k in range(len(classes))]
     columns = ("class", "training images", "group", "accuracy")
     return Piece("accuracy-by-count", "Accuracy against class size", caption, figure, columns, rows, tips)
@@ -106,7 +110,7 @@ def flow_shares(
     to_N = np.where(label_N == predicted_N, 0, 1 + group_C[predicted_N])
     size = len(GROUPS) + 1
     count = np.bincount(group_C[label_N] * size + to_N, minlength=len(GROUPS) * size).reshape(-1, size)
-    return 100 * count / np.maximum(count.sum(axis=1, keepdims=True), 1)
+    return np.asarray(100 * count / np.maximum(count.sum(axis=1, keepdims=True), 1))
 
 
 def flow(
@@ -123,7 +127,8 @@ def flow(
     shares = [(name, flow_shares(label_N, predicted_N, group_C)) for name, predicted_N in models]
     heads = ("right", *GROUPS)
     rows: list[list[Any]] = []
-    labels, tips = [], {}
+    labels: list[tuple[float, str]] = []
+    tips: dict[str, list[str]] = {}
     with style():
         figure, axes = panels(height=0.8 + 0.3 * len(there) * len(models))
         y = 0.0
@@ -133,8 +138,10 @@ def flow(
                 for to, head in enumerate(heads):
                     value = float(share[g, to])
                     gid = f"flow{len(tips)}"
-                    axes.barh(y, value, 0.74, left, color=FLOW_COLOURS[head] if to else GREY, alpha=0.9 if to else 0.35,
-                              label=None if labels else ("right" if not to else f"wrong, as {head}"))[0].set_gid(gid)  # fmt: skip
+                    told = f"wrong, as {head}" if to else "right"
+                    shown = {"color": FLOW_COLOURS[head], "alpha": 0.9} if to else {"color": GREY, "alpha": 0.35}
+                    bars = axes.barh(y, value, 0.74, left, label=None if labels else told, **shown)
+                    bars[0].set_gid(gid)
                     tips[gid] = [f"{name}: {value:.1f} % of {GROUPS[g]} {'right' if not to else 'taken for ' + head}"]
                     left += value
                 rows.append([name, GROUPS[g], *(round(float(v), 4) for v in share[g])])
@@ -184,7 +191,9 @@ def reliability(
             axes.plot(x, y, color=GROUP_COLOUR[name], linewidth=2 if name == "all" else 1.3)
             size = [8 + 60 * b.images / here.sum() for b in bins]
             axes.scatter(x, y, size, GROUP_COLOUR[name], label=name, linewidths=0, gid=f"bins-{name}")
-            tips[f"bins-{name}"] = [f"{name}: {b.images} images, sure {b.confidence:.2f}, right {b.accuracy:.2f}" for b in bins]
+            tips[f"bins-{name}"] = [
+                f"{name}: {b.images} images, sure {b.confidence:.2f}, right {b.accuracy:.2f}" for b in bins
+            ]
             rows += [[name, b.low, b.high, b.images, b.confidence, b.accuracy] for b in bins]
         axes.set_xlabel("confidence")
         axes.set_ylabel("share of right answers")
@@ -192,6 +201,8 @@ def reliability(
         axes.set_ylim(-0.02, 1.02)
         legend_above(axes)
     told = ", ".join(f"{name} {percent(error[name])}" for name in COLUMNS)
-    caption = f"Expected calibration error in percent: {told}. Under the dotted line the model is surer than it is right."
+    caption = (
+        f"Expected calibration error in percent: {told}. Under the dotted line the model is surer than it is right."
+    )
     columns = ("group", "above", "up to", "images", "mean confidence", "accuracy")
     return Piece("calibration", "Calibration by shot group", caption, figure, columns, rows, tips), error

@@ -1,6 +1,6 @@
 """Figures of training: curves of both stages, speed, sweeps of alpha and tau."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lfm.report.draw import BLUE, GROUP_COLOUR, ORANGE, Piece, legend_above, panels, plain_log, style
@@ -17,7 +17,8 @@ def curves(found: Mapping[str, Points]) -> Piece | None:
     parts = {what: stages for what, stages in parts.items() if stages}
     if not parts:
         return None
-    rows, tips = [], {}
+    rows: list[list[Any]] = []
+    tips: dict[str, list[str]] = {}
     with style():
         figure, all_axes = panels(len(parts), 1, height=0.7 + 1.5 * len(parts), sharex=True, squeeze=False)
         for axes, (what, stages) in zip(all_axes[:, 0], parts.items(), strict=True):
@@ -79,5 +80,8 @@ def sweep(of: Sweep) -> Piece:
         axes.set_ylabel("top-1 accuracy, %")
         legend_above(axes)
     best = max(of.points, key=lambda point: point[1]["all"] or 0)
-    caption = f"{len(of.points)} runs that differ in {of.field} alone; the best on all images has {of.field} {best[0]:g} ({percent(best[1]['all'])} %)."
+    caption = (
+        f"{len(of.points)} runs that differ in {of.field} alone; the best on all images has {of.field} {best[0]:g} "
+        f"({percent(best[1]['all'])} %)."
+    )
     return Piece(f"sweep-{of.field}", f"Accuracy against {of.field}", caption, figure, (of.field, *COLUMNS), rows, tips)

@@ -19,9 +19,7 @@ def number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or value != value else f"{value:,.{digits}f}"
 
 
-def table(
-    caption: str, head: Sequence[str], rows: Sequence[str], sortable: str = "", words: Sequence[int] = ()
-) -> str:
+def table(caption: str, head: Sequence[str], rows: Sequence[str], sortable: str = "", words: Sequence[int] = ()) -> str:
     """A table that scrolls inside itself where it is too wide.
 
     Args:
@@ -42,7 +40,8 @@ def table(
     return (
         f'<p class="quiet caption" id="{name}">{caption}</p>'
         f'<div class="scroll{" tall" if sortable else ""}" tabindex=0 role=region aria-labelledby="{name}">'
-        f'<table{kind} aria-labelledby="{name}"><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<table{kind} aria-labelledby="{name}"><thead><tr>{cells}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -63,6 +62,11 @@ def figure(piece: Piece) -> str:
         f'<figure id="figure-{piece.name}"><h3>{text(piece.title)}</h3>{inline_svg(piece)}'
         f"<figcaption>{text(piece.caption)}</figcaption></figure>"
     )
+
+
+def grid(pieces: Sequence[Piece]) -> str:
+    """Figures side by side where there is room."""
+    return f"<div class=grid>{''.join(map(figure, pieces))}</div>" if pieces else ""
 
 
 def facts(values: Mapping[str, Any]) -> str:

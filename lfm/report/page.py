@@ -1,26 +1,23 @@
 """One self-contained page of a run, and its pieces as files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lfm.evaluate import GROUPS
 from lfm.report import figures_method as method
 from lfm.report import figures_scores as scored
 from lfm.report import figures_training as trained
-from lfm.report.draw import Piece, write_csv, write_piece
-from lfm.report.html import cell, document, facts, figure, number, part, row, table, text
+from lfm.report.draw import Piece, Table, write_csv, write_piece
+from lfm.report.html import cell, document, facts, figure, grid, number, part, row, table, text
+from lfm.report.page_errors import errors, space
 from lfm.report.published import Published
 from lfm.report.stats import Interval, accuracy_intervals, hits
 from lfm.report.text import COLUMNS
 from lfm.report.values import Other, Run
 
 MOST_OTHERS = 15
-Table = tuple[Sequence[str], list[list[Any]]]
 
 
 @dataclass(frozen=True)
@@ -52,20 +49,23 @@ def run_page(run: Run, published: Sequence[Published] = (), rebuild: str = "") -
     tables: dict[str, Table] = {"classes": class_table(run)}
     first, pieces = _scores(run, published, tables)
     sections = first
-    for make in (_method, _errors, _space, _training):
+    for make in (_method, errors, space, _training):
         found, more = make(run, tables)
         sections |= found
         pieces += more
     sections |= part("Data", "What is wrong with the data", _problems(run))
     sections |= part("Classes", "Each class", _class_markup(run))
-    footer = f"<p>Made by lfm from the run's metrics artifact{f': <code>{text(rebuild)}</code>' if rebuild else ''}.</p>"
+    footer = (
+        f"<p>Made by lfm from the run's metrics artifact{f': <code>{text(rebuild)}</code>' if rebuild else ''}.</p>"
+    )
     return Report(document(run.title, _head(run), sections, footer), pieces, tables)
 
 
 def _head(run: Run) -> str:
     bounds = run.intervals(run.predicted_N)
     tiles = "".join(
-        f'<div class={name}><dt>{name}</dt><dd>{number(run.scores[name])}<small>{_span(bounds[name])}</small></dd></div>'
+        f"<div class={name}><dt>{name}</dt>"
+        f"<dd>{number(run.scores[name])}<small>{_span(bounds[name])}</small></dd></div>"
         for name in ("all", *GROUPS)
     )
     return (
@@ -83,7 +83,10 @@ def _span(bounds: Interval | None) -> str:
 def score_cells(scores: Mapping[str, float | None], bounds: Mapping[str, Interval | None]) -> list[str]:
     """Cells of many, medium, few and all, each with its interval if there is one."""
     return [
-        cell(number(scores[c]) + (f"<small>{_span(bounds[c])}</small>" if scores[c] is not None and bounds.get(c) else ""))
+        cell(
+            number(scores[c])
+            + (f"<small>{_span(bounds[c])}</small>" if scores[c] is not None and bounds.get(c) else "")
+        )
         for c in COLUMNS
     ]
 
@@ -92,8 +95,16 @@ def _scores(run: Run, published: Sequence[Published], tables: dict[str, Table]) 
     lines: list[list[Any]] = []
     rows = []
 
-    def add(name: str, kind: str, weights: str, scores: Mapping[str, Any], bounds: Mapping[str, Any], markup: str) -> None:
-        rows.append(row(markup, [*score_cells(scores, bounds), cell(text(weights), kind="text")], "ours" if kind == "this run" else ""))
+    def add(
+        name: str, kind: str, weights: str, scores: Mapping[str, Any], bounds: Mapping[str, Any], markup: str
+    ) -> None:
+        rows.append(
+            row(
+                markup,
+                [*score_cells(scores, bounds), cell(text(weights), kind="text")],
+                "ours" if kind == "this run" else "",
+            )
+        )
         spans = [value for c in COLUMNS for value in (bounds.get(c) or ("", ""))]
         lines.append([name, kind, weights, *(scores[c] for c in COLUMNS), *spans])
 
@@ -104,7 +115,7 @@ def _scores(run: Run, published: Sequence[Published], tables: dict[str, Table]) 
         bounds = accuracy_intervals(hits(other.scores, run.total_G), run.total_G)
         add(other.name, "other run", weights, other.scores, bounds, f"{text(other.name)}<small>{_other(other)}</small>")
     if published:
-        rows.append(f'<tr class=head><th colspan={len(COLUMNS) + 2} scope=rowgroup>Published, not ours</th></tr>')
+        rows.append(f"<tr class=head><th colspan={len(COLUMNS) + 2} scope=rowgroup>Published, not ours</th></tr>")
     for line in published:
         mark = f"{text(line.method)} <span class=mark>published</span><small>{text(line.source)}</small>"
         add(line.method, f"published, {line.source}", line.weights, line.scores, {}, mark)
@@ -114,12 +125,12 @@ def _scores(run: Run, published: Sequence[Published], tables: dict[str, Table]) 
     if more := len(run.others) - MOST_OTHERS:
         caption += f" {more} more runs of these data are in MLflow." if more > 0 else ""
     shown = {run.before: run.untrained, run.method: run.scores}
-    bounds = {run.before: run.intervals(run.untrained_N), run.method: run.intervals(run.predicted_N)}
+    spans = {run.before: run.intervals(run.untrained_N), run.method: run.intervals(run.predicted_N)}
     if run.baseline:
         base = run.baseline
         shown = {run.before: run.untrained, base.method: base.scores, run.method: run.scores}
-        bounds[base.method] = base.intervals(base.predicted_N)
-    piece = scored.scores(shown, bounds)
+        spans[base.method] = base.intervals(base.predicted_N)
+    piece = scored.scores(shown, spans)
     content = figure(piece), table(caption, ("method", *COLUMNS, "weights"), rows, words=(5,))
     return part("Scores", "Beside untrained, other runs and published", *content), [piece]
 
@@ -139,119 +150,10 @@ def _method(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Pi
     ]
     if found["shifts"]:
         pieces.append(method.own_label(run.classes, run.count_C, stages, found["threshold"]))
-    warning = "".join(f"<p><strong>Stage {s}:</strong> {text(of['collapsing'])}</p>" for s, of in stages.items() if of["collapsing"])
-    return part("Method", "What training sees", warning * found["shifts"], _grid(pieces)), pieces
-
-
-def _grid(pieces: Sequence[Piece]) -> str:
-    return f"<div class=grid>{''.join(map(figure, pieces))}</div>" if pieces else ""
-
-
-def _errors(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
-    group_N = run.group_C[run.label_N]
-    right_N = run.predicted_N == run.label_N
-    reliability, error = scored.reliability(run.confidence_N, right_N, group_N)
-    tables["calibration-error"] = (("group", "expected calibration error, %"), [[k, v] for k, v in error.items()])
-    pieces = [
-        scored.accuracy_by_count(run.classes, run.count_C, run.group_C, run.scores["per_class"]),
-        scored.flow(run.models, run.label_N, run.group_C),
-        reliability,
-    ]
-    similar = run.evidence["similarity"]
-    curve = {run.before: similar["curve"]["untrained"], run.method: similar["curve"]["trained"]}
-    rho = {run.before: similar["rho"]["untrained"], run.method: similar["rho"]["trained"]}
-    pieces.append(method.similarity(curve, rho, similar["pairs"]))
-    near = run.evidence["affinity"]
-    names = [run.classes[k] for k in near["classes"]]
-    shares = {name: _shares(run, predicted_N, near["classes"]) for name, predicted_N in (run.models[0], run.models[-1])}
-    pieces.append(method.affinity(names, near["partner"], shares, run.evidence["tau"]))
-    beside = f"<div class=grid>{figure(pieces[-1])}{_confused(run, tables)}</div>"
-    return part("Errors", "Where it goes wrong", _grid(pieces[:-1]), beside, _worst(run)), pieces
-
-
-def _shares(run: Run, predicted_N: Any, classes: Sequence[int]) -> Any:
-    """Percent of each chosen class's images taken for each chosen class, (K, K)."""
-    place = np.full(len(run.classes), -1)
-    place[list(classes)] = np.arange(len(classes))
-    truth, answer = place[run.label_N], place[predicted_N]
-    inside = (truth >= 0) & (answer >= 0)
-    size = len(classes)
-    count = np.bincount(truth[inside] * size + answer[inside], minlength=size * size).reshape(size, size)
-    return 100 * count / np.maximum(run.total_C[list(classes)], 1)[:, None]
-
-
-def _confused(run: Run, tables: dict[str, Table]) -> str:
-    rows, lines = [], []
-    for of in run.evidence["confused"]:
-        truth, answer = run.classes[of["truth"]], run.classes[of["answer"]]
-        share = 100 * of["images"] / int(run.total_C[of["truth"]])
-        lines.append([truth, answer, of["images"], share, of["cosine"], of["partner"]])
-        cells = [cell(text(answer), kind="text"), cell(f"{of['images']:,}"), cell(number(share)), cell(f"{of['cosine']:.2f}")]
-        rows.append(row(text(truth), [*cells, cell(f"{100 * of['partner']:.1f}")]))
-    tables["confused"] = (("truth", "answer", "images", "percent of the truth", "text cosine", "p_ls"), lines)
-    head = ("truth", "taken for", "images", "% of the class", "text cosine", "p_ls, %")
-    caption = "The most frequent confusions. p_ls: how often local sampling draws the answer as partner of the truth."
-    return f"<div class=card><h3>Most frequent confusions</h3>{table(caption, head, rows, words=(1,))}</div>" if rows else ""
-
-
-def _worst(run: Run) -> str:
-    items = []
-    for of in run.evidence["worst"]:
-        k = of["class"]
-        images = "".join(
-            f'<figure><img alt="{text(run.classes[k])} taken for {text(run.classes[i["taken_for"]])}" '
-            f'src="{i["uri"]}"><figcaption>{text(run.classes[i["taken_for"]])}, {100 * i["confidence"]:.0f} %'
-            f"</figcaption></figure>"
-            for i in of["images"]
-        )
-        told = f"{number(run.scores['per_class'][k])} %, {GROUPS[run.group_C[k]]}, {run.count_C[k]:,} training images"
-        items.append(f"<li class=card><h3>{text(run.classes[k])}</h3><p class=quiet>{told}</p><div>{images}</div></li>")
-    told = "<p class=quiet>Of each, the most confident wrong answers: what the image was taken for, and how sure.</p>"
-    return f"<h3>Worst classes</h3>{told}<ul class=worst>{''.join(items)}</ul>" if items else ""
-
-
-def _space(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
-    found = run.evidence
-    pairs = [(run.classes[t], run.classes[h]) for t, h in found["pairs"]]
-    margins, places = {run.before: found["margins"]["untrained"]}, {run.before: found["embedding"]["untrained"]}
-    base = run.baseline.evidence if run.baseline else {}
-    if run.baseline and base["pairs"] == found["pairs"]:
-        margins[run.baseline.method] = base["margins"]["trained"]
-        if base["embedding"]["class"] == found["embedding"]["class"]:
-            places[run.baseline.method] = base["embedding"]["trained"]
-    margins[run.method], places[run.method] = found["margins"]["trained"], found["embedding"]["trained"]
-    pieces = []
-    if pairs:
-        piece, rows = method.boundaries(pairs, margins)
-        tables["boundary"] = (piece.columns, rows)
-        pieces = [piece, method.margin_histograms(pairs, margins)]
-    cloud = ""
-    if places[run.method]:
-        names = [run.classes[k] for k in found["embedding"]["names"]]
-        piece = method.tsne(names, found["embedding"]["class"], places)
-        cloud = _cloud(piece, names, found["embedding"]["class"], places)
-        content = part("Space", "Images and boundaries", _grid(pieces), cloud)
-        return content, [*pieces, piece]
-    return part("Space", "Images and boundaries", _grid(pieces)), pieces
-
-
-def _cloud(piece: Piece, names: Sequence[str], class_M: Sequence[int], places: Mapping[str, Any]) -> str:
-    tones = ("blue", "orange", "green", "purple", "red")
-    legend = "".join(
-        f'<li><span style="color:var(--{tones[k // 2 % 5]})" aria-hidden=true>{"▲" if k % 2 else "●"}</span> {text(name)}</li>'
-        for k, name in enumerate(names)
+    warning = "".join(
+        f"<p><strong>Stage {s}:</strong> {text(of['collapsing'])}</p>" for s, of in stages.items() if of["collapsing"]
     )
-    canvases = "".join(
-        f'<div><h3>{text(model)}</h3><canvas tabindex=0 role=img data-model="{text(model)}" aria-label="t-SNE of the '
-        f'image features of {text(model)}: {len(places[model])} points; arrow keys turn it"></canvas></div>'
-        for model in places
-    )
-    data = json.dumps({"kind": list(class_M), "places": dict(places)}, separators=(",", ":")).replace("<", "\\u003c")
-    return (
-        f'<figure id="figure-tsne" style="margin-top:1.2rem"><h3>{text(piece.title)}</h3><div class=space>{canvases}</div>'
-        f"<label class=turn>turn <input id=turn type=range min=0 max=360 value=34></label><ul class=legend>{legend}</ul>"
-        f'<figcaption>{text(piece.caption)}</figcaption><script type="application/json" id="cloud">{data}</script></figure>'
-    )
+    return part("Method", "What training sees", warning * found["shifts"], grid(pieces)), pieces
 
 
 def _training(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
@@ -261,7 +163,8 @@ def _training(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[
     times = trained.seconds(run.curves, int(run.count_C.sum()))
     tables["time"] = (("stage", "epochs", "seconds", "images a second"), [list(line) for line in times])
     rows = [
-        row(f"stage {s}", [cell(str(epochs)), cell(number(took)), cell(number(speed, 0))]) for s, epochs, took, speed in times
+        row(f"stage {s}", [cell(str(epochs)), cell(number(took)), cell(number(speed, 0))])
+        for s, epochs, took, speed in times
     ]
     caption = "Time in training steps, without scoring and start-up."
     speed = table(caption, ("stage", "epochs", "seconds", "images/s"), rows) if rows else ""
@@ -284,7 +187,16 @@ def class_table(run: Run) -> Table:
     """Every class: group, images, accuracies, p(Y), own-label mass."""
     stages = run.evidence["stages"]
     first = stages[min(stages)]
-    columns = ["class", "group", "training images", "test images", f"{run.before}, %", f"{run.method}, %", "p(Y)", "own-label mass"]
+    columns = [
+        "class",
+        "group",
+        "training images",
+        "test images",
+        f"{run.before}, %",
+        f"{run.method}, %",
+        "p(Y)",
+        "own-label mass",
+    ]
     rows = [
         [
             name, GROUPS[run.group_C[k]], int(run.count_C[k]), int(run.total_C[k]), run.untrained["per_class"][k],

@@ -129,6 +129,10 @@ def _command(found: Task | None) -> str:
     return f"<code>{text(found.command)}</code>" if found else "not a method of this repository"
 
 
+def _how(found: Task | None) -> str:
+    return cell(f"<details><summary>run</summary>{_command(found)}</details>")
+
+
 def _by_group(n: int, rows: Sequence[Published], ours: Mapping[str, Ours]) -> tuple[str, Any]:
     markup: list[str] = []
     lines: list[list[Any]] = []
@@ -145,9 +149,23 @@ def _by_group(n: int, rows: Sequence[Published], ours: Mapping[str, Ours]) -> tu
             markup.append(row("ours", [cell(""), cell(""), cell(""), cell(""), cell(_command(found), kind="text")]))
         values = [mine.scores[c] for c in COLUMNS] if mine else [None] * len(COLUMNS)
         lines.append(
-            [line.method, line.weights, *(line.scores[c] for c in COLUMNS), *values, mine.seeds if mine else 0, found.command if found else ""]
+            [
+                line.method,
+                line.weights,
+                *(line.scores[c] for c in COLUMNS),
+                *values,
+                mine.seeds if mine else 0,
+                found.command if found else "",
+            ]
         )
-    columns = ["method", "weights", *(f"published {c}" for c in COLUMNS), *(f"ours {c}" for c in COLUMNS), "seeds", "command"]
+    columns = [
+        "method",
+        "weights",
+        *(f"published {c}" for c in COLUMNS),
+        *(f"ours {c}" for c in COLUMNS),
+        "seeds",
+        "command",
+    ]
     caption = f"Top-1 accuracy in percent. Table {n}."
     head = ("method", *COLUMNS, "weights, or the command")
     return table(caption, head, markup, words=(5,)), (columns, lines)
@@ -160,15 +178,17 @@ def _by_imbalance(n: int, rows: Sequence[Published], ours: Mapping[str, Ours]) -
     markup, lines = [], []
     for name, of_method in by_method.items():
         markup.append(row(f"{text(name)} <span class=mark>published</span>", [_value(line.all) for line in of_method]))
-        mine = [(line, found, ours.get(found.command) if found else None) for line in of_method for found in [task(n, line)]]
+        mine = [
+            (line, found, ours.get(found.command) if found else None) for line in of_method for found in [task(n, line)]
+        ]
         if mine[0][1]:
-            cells = [
-                _value(of.scores["all"], of.deviation["all"]) if of else cell(_command(found), kind="text") for _, found, of in mine
-            ]
+            cells = [_value(of.scores["all"], of.deviation["all"]) if of else _how(found) for _, found, of in mine]
             markup.append(row("ours", cells, "ours" if any(of for _, _, of in mine) else ""))
         for line, found, of in mine:
             score = of.scores["all"] if of else None
-            lines.append([name, line.weights, line.data, line.all, score, of.seeds if of else 0, found.command if found else ""])
+            lines.append(
+                [name, line.weights, line.data, line.all, score, of.seeds if of else 0, found.command if found else ""]
+            )
     columns = ["method", "weights", "data@imbalance", "published all", "ours all", "seeds", "command"]
     head = ("method", *TABLE_2_DATA)
     return table(f"Top-1 accuracy of all test images in percent. Table {n}.", head, markup), (columns, lines)

@@ -163,7 +163,9 @@ ELSEWHERE = [
     *_rows("LIFT, ICML 2024", "cifar100@10", OPENAI_16, "LIFT | 84.9"),
     *_rows("VL-LTR", "imagenet-lt", f"{OPENAI_16}, and text from the web", "VL-LTR | 77.2"),
     *_rows("VL-LTR", "places-lt", f"{OPENAI_16}, and text from the web", "VL-LTR | 50.1"),
-    *_rows("RetFormer, CVPR 2026", "imagenet-lt", "CLIP, DataComp, and external data", "RetFormer | 85.0 80.9 76.8 81.9"),
+    *_rows(
+        "RetFormer, CVPR 2026", "imagenet-lt", "CLIP, DataComp, and external data", "RetFormer | 85.0 80.9 76.8 81.9"
+    ),
     *_rows("RetFormer, CVPR 2026", "places-lt", "CLIP, DataComp, and external data", "RetFormer | 52.7 52.1 51.9 52.3"),
 ]
 """Beside the paper: the best of the field."""

@@ -78,7 +78,7 @@ class Run:
     @cached_property
     def total_G(self) -> list[int]:
         """Test images of each group."""
-        return np.bincount(self.group_C[self.label_N], minlength=len(GROUPS)).tolist()
+        return [int(n) for n in np.bincount(self.group_C[self.label_N], minlength=len(GROUPS))]
 
     @cached_property
     def total_C(self) -> NDArray[np.int64]:
@@ -111,9 +111,13 @@ def read_run(folder: Path, **more: Any) -> Run:
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
         evidence = json.loads((folder / "evidence.json").read_text())
-        label_N, predicted_N, confidence_N, untrained_N = (np.load(folder / name, allow_pickle=False) for name in FILES[2:])
+        label_N, predicted_N, confidence_N, untrained_N = (
+            np.load(folder / name, allow_pickle=False) for name in FILES[2:]
+        )
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} holds no metrics a report can be made from ({error}); evaluate the run again") from error
+        raise InputError(
+            f"{folder} holds no metrics a report can be made from ({error}); evaluate the run again"
+        ) from error
     test = metrics["test"]
     names = evidence["groups"]
     return Run(
