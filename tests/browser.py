@@ -20,8 +20,8 @@ MEASURE = """() => ({
   wide: document.documentElement.scrollWidth - window.innerWidth,
   figures: [...document.querySelectorAll('figure[id]')].map((figure) => {
     const parts = [...figure.querySelectorAll('svg, canvas')].map((part) => part.getBoundingClientRect());
-    return {id: figure.id, width: Math.min(...parts.map((p) => p.width)), height: Math.min(...parts.map((p) => p.height)),
-            right: Math.max(...parts.map((p) => p.right))};
+    return {id: figure.id, width: Math.min(...parts.map((p) => p.width)),
+            height: Math.min(...parts.map((p) => p.height)), right: Math.max(...parts.map((p) => p.right))};
   }),
   images: [...document.querySelectorAll('img')].map((image) => image.naturalWidth),
   empty: [...document.querySelectorAll('canvas')].filter((canvas) => {
@@ -43,8 +43,10 @@ CONTRAST = """() => {
     return [255, 255, 255];
   };
   const low = [];
-  for (const element of document.querySelectorAll('p, h1, h2, h3, td, th, dt, dd, figcaption, small, a, code, span, li')) {
-    if (element.ariaHidden || ![...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim())) continue;
+  const texts = 'p, h1, h2, h3, td, th, dt, dd, figcaption, small, a, code, span, li';
+  for (const element of document.querySelectorAll(texts)) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (element.ariaHidden || !own) continue;
     const [a, b] = [light(parse(getComputedStyle(element).color)), light(under(element))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) low.push([element.tagName, element.textContent.slice(0, 30), ratio]);
@@ -81,7 +83,10 @@ def look(page: Path, name: str) -> list[Seen]:
                 view = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
                 errors: list[str] = []
                 requests: list[str] = []
-                view.on("console", lambda told, to=errors: to.append(told.text) if told.type in ("error", "warning") else None)
+                view.on(
+                    "console",
+                    lambda told, to=errors: to.append(told.text) if told.type in ("error", "warning") else None,
+                )
                 view.on("pageerror", lambda error, to=errors: to.append(str(error)))
                 view.on("request", lambda request, to=requests: to.append(request.url))
                 view.goto(page.absolute().as_uri())

@@ -37,5 +37,3 @@ class Reader(HTMLParser):
             self.tables[-1][-1][-1] += data
         elif self.open:
             self.texts[self.open[-1]] = self.texts.get(self.open[-1], "") + data
-
-

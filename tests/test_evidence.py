@@ -107,7 +107,10 @@ def test_affinity_is_local_sampling_among_the_chosen() -> None:
     text_CD = unit(30, 8)
     found = evidence.affinity(text_CD, 0.1, [3, 17])
     rows = local_sampling_rows(text_CD, torch.tensor([3, 17]), 0.1)
-    assert found["partner"] == [[0.0, pytest.approx(rows[0, 17].item(), rel=1e-5)], [pytest.approx(rows[1, 3].item(), rel=1e-5), 0.0]]
+    assert found["partner"] == [
+        [0.0, pytest.approx(rows[0, 17].item(), rel=1e-5)],
+        [pytest.approx(rows[1, 3].item(), rel=1e-5), 0.0],
+    ]
     assert evidence.shown_classes(10, [(1, 2)]) == list(range(10)) and evidence.shown_classes(21, [(1, 2)]) == [1, 2]
 
 
@@ -154,5 +157,7 @@ def test_the_same_number_of_images_of_each_class_is_embedded() -> None:
 def test_metrics_and_answers_agree(tiny_config: RunConfig) -> None:
     label_N = torch.tensor([0, 0, 1, 2])
     of = answered([0, 1, 1, 2])
-    found = metrics(confusion(torch.from_numpy(of.predicted_N).long(), label_N, 3), torch.tensor([200, 50, 5]), tiny_config.shots)
+    found = metrics(
+        confusion(torch.from_numpy(of.predicted_N).long(), label_N, 3), torch.tensor([200, 50, 5]), tiny_config.shots
+    )
     assert found["all"] == 100 * float(np.mean(of.predicted_N == label_N.numpy()))

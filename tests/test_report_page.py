@@ -1,4 +1,4 @@
-"""The page of a run, from metrics artifacts of drawn answers: every number read back, in a real browser, and its size."""
+"""The page of a run, from metrics artifacts of drawn answers: its numbers read back, in a real browser, its size."""
 
 import json
 import re
@@ -65,7 +65,10 @@ def drawn(names: Sequence[str], folder: Path, config: RunConfig, each: int, larg
         answers[name] = Answer(unit_ND, predicted_N, sure_N.astype(np.float32))
         table = confusion(torch.from_numpy(predicted_N).long(), torch.from_numpy(label_N), classes)
         score = metrics(table, torch.tensor(np.asarray(count_C)), config.shots)
-        found["test" if name == "trained" else name] = score | {"classes": list(names), "counts": [int(n) for n in count_C]}
+        found["test" if name == "trained" else name] = score | {
+            "classes": list(names),
+            "counts": [int(n) for n in count_C],
+        }
     (folder / "metrics.json").write_text(json.dumps({"provenance": PROVENANCE, **found}))
     keep_answers(folder, label_N, **answers)
     mend = [{"what": "images that cannot be used", "count": 3, "how": "Mend <them>.", "examples": ["a/b.jpg"]}]
@@ -140,7 +143,9 @@ def test_captions_state_the_numbers_behind_them(small: tuple[Run, Report]) -> No
     assert f"{100 * to_many.sum() / few.sum():.1f} % of the few-shot images" in captions["confusion-flow"]
     assert "3 runs" in captions["sweep-alpha"] and "alpha 0.5 (75.0 %)" in captions["sweep-alpha"]
     for piece in report.pieces:
-        assert piece.caption.replace("&", "&amp;").split(".")[0].replace("<", "&lt;")[:20] in report.html.replace("&#x27;", "'")
+        assert piece.caption.replace("&", "&amp;").split(".")[0].replace("<", "&lt;")[:20] in report.html.replace(
+            "&#x27;", "'"
+        )
 
 
 def test_time_is_what_the_speed_of_each_epoch_says(small: tuple[Run, Report]) -> None:
@@ -156,7 +161,9 @@ def test_the_page_is_one_whole_that_asks_for_nothing(small: tuple[Run, Report]) 
     _, report = small
     reader = Reader(report.html)
     assert not re.search(r"https?:|url\((?!#)|@import", report.html)
-    assert not [1 for _, a in reader.tags for name in ("src", "href") if not (a.get(name) or "#").startswith(("#", "data:"))]
+    assert not [
+        1 for _, a in reader.tags for name in ("src", "href") if not (a.get(name) or "#").startswith(("#", "data:"))
+    ]
     assert reader.texts["h1"] == "fashion-mnist-lt: lfm + ce, seed 0"
     assert [a.get("id") for tag, a in reader.tags if tag == "script"] == ["cloud", None], "ours and no more"
     assert "b" not in {tag for tag, _ in reader.tags}
@@ -214,7 +221,9 @@ def test_a_thousand_classes_and_fifty_thousand_images_make_a_small_page_soon(
     target.write_text(report.html)
     kept = sum(path.stat().st_size for path in folder.iterdir() if path.name != "metrics.json")
     with capsys.disabled():
-        print(f"\n1,000 classes x 50,000 images: page in {took:.1f} s, {target.stat().st_size:,} bytes, evidence {kept:,} bytes")
+        print(
+            f"\n1,000 classes x 50,000 images: page in {took:.1f} s, {target.stat().st_size:,} bytes, evidence {kept:,} bytes"
+        )
     assert target.stat().st_size < 5_000_000
     assert took < 60
     assert len(Reader(report.html).tables[-1]) == 1001
@@ -237,7 +246,9 @@ def test_sorting_and_finding_a_class_in_the_browser(small: tuple[Run, Report], t
         browser = play.chromium.launch(executable_path=program, args=list(QUIET))
         view = browser.new_page()
         view.goto((tmp_path / "report.html").as_uri())
-        names: Any = "[...document.querySelectorAll('#class-table tbody tr:not([hidden]) th')].map((cell) => cell.textContent)"
+        names: Any = (
+            "[...document.querySelectorAll('#class-table tbody tr:not([hidden]) th')].map((cell) => cell.textContent)"
+        )
         view.click("#class-table th:nth-child(6) button")
         by_score = [NASTY[k] for k in np.argsort(run.scores["per_class"], kind="stable")]
         assert view.evaluate(names) == by_score

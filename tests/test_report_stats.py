@@ -74,7 +74,9 @@ def test_the_same_answers_differ_by_nothing_and_pairing_narrows_the_interval() -
     assert loose is not None and tight is not None and not loose.paired
     assert loose.value == pytest.approx(tight.value)
     assert tight.high - tight.low < 0.95 * (loose.high - loose.low)
-    assert loose.high - loose.low == pytest.approx(2 * 1.96 * 100 * np.hypot(right_N.std(), base_N.std()) / 4000**0.5, rel=0.05)
+    assert loose.high - loose.low == pytest.approx(
+        2 * 1.96 * 100 * np.hypot(right_N.std(), base_N.std()) / 4000**0.5, rel=0.05
+    )
 
 
 def test_an_absent_group_has_no_interval_and_hits_come_back_from_percent() -> None:
@@ -100,7 +102,9 @@ def test_the_regression_is_scipys_on_the_logarithm() -> None:
     count, accuracy = rng.integers(1, 2000, 50).astype(float), rng.random(50) * 100
     line, oracle = regression(count, accuracy), scipy_stats.linregress(np.log10(count), accuracy)
     assert line is not None
-    assert (line.slope, line.intercept, line.correlation) == pytest.approx((oracle.slope, oracle.intercept, oracle.rvalue))
+    assert (line.slope, line.intercept, line.correlation) == pytest.approx(
+        (oracle.slope, oracle.intercept, oracle.rvalue)
+    )
     assert regression([5, 5], [1, 2]) is None
 
 

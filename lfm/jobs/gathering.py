@@ -82,7 +82,7 @@ def problems(config: RunConfig, dataset: Path, text: Path) -> list[dict[str, Any
 
 
 def _stage(found: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("gamma", "gamma_effective", "own_label_mass", "seen", "alpha", "collapsing")
+    kept = ("gamma", "gamma_effective", "own_label_mass", "seen", "alpha")
     short = {k: [float(f"{v:.6g}") for v in found[k]] for k in ("own_label_mass", "seen")}
     return {k: found[k] for k in kept} | short
 

@@ -37,7 +37,8 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False, "axes.spines.top": False, "axes.titlecolor": INK, "axes.titlesize": 9.5,
     "axes.axisbelow": True, "axes.formatter.use_mathtext": False, "figure.dpi": 100, "font.size": 9, "grid.color": LINE,
     "grid.linewidth": 0.6, "legend.fontsize": 8.5, "legend.frameon": False, "legend.labelcolor": INK,
-    "lines.linewidth": 1.6, "savefig.facecolor": "none", "svg.fonttype": "none", "text.color": INK, "text.parse_math": False,
+    "lines.linewidth": 1.6, "savefig.facecolor": "none", "svg.fonttype": "none", "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": MUTED, "xtick.labelcolor": INK, "xtick.labelsize": 8.5, "ytick.color": MUTED,
     "ytick.labelcolor": INK, "ytick.labelsize": 8.5,
 }  # fmt: skip

@@ -52,8 +52,8 @@ def boundaries(
     caption = (
         "For test images of a tail class t (first name) and its head neighbour h, the margin f_I · (f_Tt - f_Th) "
         "decides between the two at 0. Shown is where that 0 lies between the mean margins of the two classes: one "
-        "half is midway, further right the tail's side is the smaller one. A model that has the means in the wrong order, "
-        "or both on one side and far off, has no point."
+        "half is midway, further right the tail's side is the smaller one. A model that has the means in the wrong "
+        "order, or both on one side and far off, has no point."
     )
     columns = ("tail", "head", "model", "position", "tail right", "head right")
     return Piece("boundary", "Decision boundary between tail and head", caption, figure, columns, rows, tips), rows

@@ -18,6 +18,7 @@ from lfm.report.text import COLUMNS
 from lfm.report.values import Other, Run
 
 MOST_OTHERS = 15
+NAMED_WEAK = 8
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,23 @@ def _method(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Pi
     ]
     if found["shifts"]:
         pieces.append(method.own_label(run.classes, run.count_C, stages, found["threshold"]))
-    warning = "".join(
-        f"<p><strong>Stage {s}:</strong> {text(of['collapsing'])}</p>" for s, of in stages.items() if of["collapsing"]
-    )
-    return part("Method", "What training sees", warning * found["shifts"], grid(pieces)), pieces
+    return part("Method", "What training sees", _collapsing(run), grid(pieces)), pieces
+
+
+def _collapsing(run: Run) -> str:
+    """The classes under the threshold of own-label mass in each stage, the lowest named."""
+    threshold, told = run.evidence["threshold"], []
+    for stage, of in run.evidence["stages"].items():
+        own = of["own_label_mass"]
+        under = sorted((k for k in range(len(own)) if own[k] < threshold), key=lambda k: own[k])
+        if under and run.evidence["shifts"]:
+            names = ", ".join(f"{text(run.classes[k])} ({own[k]:.2f})" for k in under[:NAMED_WEAK])
+            told.append(
+                f"<p><strong>Stage {stage}: {len(under):,} of {len(own):,} classes are about to collapse</strong>, "
+                f"with own-label mass under {threshold:g}; the lowest: {names}. Lower stage{stage}.alpha (auto finds the "
+                "largest safe one) or raise mixup.tau.</p>"
+            )
+    return "".join(told)
 
 
 def _training(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
