@@ -34,7 +34,7 @@ HEAD_RATIO = 2.0
 ALL_SHOWN = 20
 """Up to so many classes, figures of class against class show all; of more, those of the pairs."""
 MARGIN_IMAGES = 200
-EMBEDDED_IMAGES = 600
+EMBEDDED_IMAGES = 400
 PERPLEXITY, ITERATIONS, TSNE_SEED = 30.0, 1000, 1
 RANKED_CLASSES = 1000
 CONFUSED = 20
@@ -152,7 +152,7 @@ def tsne(unit_MD: NDArray[np.float32]) -> list[list[int]]:
     """t-SNE in three dimensions, 1,000 iterations, seed 1 (Fig. 3), scaled to whole numbers of -999 to 999."""
     from sklearn.manifold import TSNE
 
-    if len(unit_MD) < 5:
+    if len(unit_MD) < 5 or np.ptp(unit_MD, axis=0).max() < 1e-6:  # nothing to tell apart
         return []
     method = TSNE(
         3, perplexity=min(PERPLEXITY, (len(unit_MD) - 1) / 3), max_iter=ITERATIONS, init="pca", random_state=TSNE_SEED

@@ -222,7 +222,8 @@ def test_a_thousand_classes_and_fifty_thousand_images_make_a_small_page_soon(
     kept = sum(path.stat().st_size for path in folder.iterdir() if path.name != "metrics.json")
     with capsys.disabled():
         print(
-            f"\n1,000 classes x 50,000 images: page in {took:.1f} s, {target.stat().st_size:,} bytes, evidence {kept:,} bytes"
+            f"\n1,000 classes x 50,000 images: page in {took:.1f} s, {target.stat().st_size:,} bytes, "
+            f"evidence {kept:,} bytes"
         )
     assert target.stat().st_size < 5_000_000
     assert took < 60
