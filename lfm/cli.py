@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lfm import __version__, cli_cluster, cli_models
+from lfm import __version__, cli_cluster, cli_models, cli_report
 from lfm.artifact import home
 from lfm.cli_options import HomeOption, PresetArgument, SetOption
 from lfm.cli_options import check_file as _check_file
@@ -264,6 +264,9 @@ def report_(
     page.write_text(html, encoding="utf-8", errors="backslashreplace")  # a file name may be no Unicode
     values.write_text(json.dumps(found, indent=1))
     typer.echo(f"{preset}\n{data_summary(found)}\n\nPage: {page}\nJSON: {values}")
+
+
+app.command()(_examples(cli_report.report))
 
 
 @app.command()

@@ -62,7 +62,8 @@ def _own_share(images: Images) -> tuple[Tensor, ...]:
     return order.tensor_split(max(1, -(-len(images) // (state.num_processes * size))))
 
 
-def _autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """The precision of a run, to be entered."""
     return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config.train.precision, device))
 
 
@@ -70,7 +71,7 @@ def _autocast(config: RunConfig, device: torch.device) -> torch.autocast:
 def image_features(model: LFM, images: Images, config: RunConfig) -> Tensor:
     """What the frozen encoder makes of this process's share of a split, before W_I. (N, D)."""
     model.eval()
-    with _autocast(config, images.device):
+    with autocast(config, images.device):
         return torch.cat([model.image(images.exact(index)) for index in _own_share(images)])
 
 
@@ -85,7 +86,7 @@ def predict_split(model: LFM, images: Images, config: RunConfig, features: Tenso
         features: of `image_features`, if the encoder has not changed since.
     """
     model.eval()
-    with _autocast(config, images.device):
+    with autocast(config, images.device):
         if features is None:
             return predict(model, map(images.exact, _own_share(images)))
         return predict(model.head, features.split(EVAL_BATCH))

@@ -30,7 +30,7 @@ from lfm.data.table import COLUMNS, Table, describe
 from lfm.jobs.audit import to_mend
 from lfm.presets import load
 from lfm.report import data_page, data_summary, headline
-from tests.test_report import Reader
+from tests.reader import Reader
 
 CLASSES = ("red <b>fox</b>", "n01440764", "Red <B>foxes</B>", "grey & wolf")
 NO_SUBSET = DataConfig(name="custom", profile="as-is")

@@ -1,7 +1,6 @@
-"""Tables and the page, read back: every number is that of the metrics, every name arrives as it was."""
+"""Plain tables and the picture of the data, read back: every number is that of the metrics."""
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from lfm.config import ShotsConfig
 from lfm.evaluate import metrics
-from lfm.report import histogram, page, percent, picture, table
+from lfm.report import histogram, percent, picture, table
 
 NASTY = ["<script>alert('x')</script>", 'a "quoted" & <b>bold</b> name', "T-shirt/top", "café ☕", "plain"]
 COUNTS = [900, 300, 150, 101, 5]
@@ -26,39 +25,6 @@ def scored(seed: int, classes: list[str] = NASTY, counts: list[int] = COUNTS) ->
 
 def shown(value: float | None) -> str:
     return "-" if value is None else str(round(value, 1))
-
-
-class Reader(HTMLParser):
-    """What a browser would see: tables as rows of cell texts, all other text, all tags with their attributes."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tables: list[list[list[str]]] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, str] = {}
-        self.open: list[str] = []
-        self.feed(content)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, "tags are not nested"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-        else:
-            self.texts[self.open[-1]] = self.texts.get(self.open[-1], "") + data
 
 
 # --- plain text ---
@@ -106,58 +72,6 @@ def test_of_many_classes_the_first_and_the_last_are_shown(classes: int, most: in
     assert [row.split()[0] for row in rows if row.startswith("class")] == names[:half] + names[-half:]
     assert rows[half].split()[:2] == ["...", str(classes - 2 * half)] and len(rows) == 2 * half + 1
     assert [row.split()[1] for row in rows if row.startswith("class")][-1] == str(classes - 1)
-
-
-# --- the page ---
-
-PROVENANCE = {"data": "fashion-mnist, imbalance 100", "shots": "many > 100, few < 20", "<seed>": "0 & 1"}
-
-
-def read_page(methods: dict[str, dict[str, Any]]) -> tuple[str, Reader]:
-    content = page("lfm + ce <on> data", methods, PROVENANCE)
-    return content, Reader(content)
-
-
-def test_the_page_shows_the_metrics_of_every_method_and_each_class_of_the_last() -> None:
-    methods = {"untrained": scored(0), "lfm + ce <i>": scored(1)}
-    _, reader = read_page(methods)
-    shots, classes = reader.tables
-    assert shots[0] == ["", "many", "medium", "few", "all"]
-    assert shots[1:] == [
-        [name, *(shown(found[c]) for c in ("many", "medium", "few", "all"))] for name, found in methods.items()
-    ]
-    assert shots[1][2] == shots[2][2] == "-"
-    last = methods["lfm + ce <i>"]
-    assert [row[:3] for row in classes[1:]] == [
-        [name, str(count), shown(score)] for name, count, score in zip(NASTY, COUNTS, last["per_class"], strict=True)
-    ]
-    widths = [attributes["style"] for tag, attributes in reader.tags if tag == "div"]
-    assert widths == [f"width:{shown(score)}%" for score in last["per_class"]]
-
-
-def test_names_are_text_and_never_markup() -> None:
-    content, reader = read_page({"ce": scored(3)})
-    assert [row[0] for row in reader.tables[1][1:]] == NASTY
-    assert "<script" not in content and "<b>" not in content and "<i>" not in content
-    assert {tag for tag, _ in reader.tags}.isdisjoint({"script", "b", "i", "on", "seed"})
-    assert reader.texts["h1"] == reader.texts["title"] == "lfm + ce <on> data"
-    footer = reader.texts["footer"]
-    for name, fact in PROVENANCE.items():
-        assert f"{name}: {fact}" in footer
-
-
-def test_the_page_asks_nothing_of_the_network() -> None:
-    content, reader = read_page({"ce": scored(3)})
-    assert not re.search(r"https?:|//|url\(|@import", content.replace("<!doctype", "")), "no address of any kind"
-    for tag, attributes in reader.tags:
-        assert tag not in ("script", "link", "img", "iframe") and not attributes.keys() & {"src", "href", "srcset"}
-
-
-def test_a_class_without_test_images_has_a_dash_and_no_bar() -> None:
-    found = metrics(torch.tensor([[3, 1], [0, 0]]), torch.tensor([500, 5]), ShotsConfig())
-    _, reader = read_page({"ce": found | {"classes": ["a", "b"], "counts": [500, 5]}})
-    assert [row[:3] for row in reader.tables[1][1:]] == [["a", "500", "75.0"], ["b", "5", "-"]]
-    assert [attributes["style"] for tag, attributes in reader.tags if tag == "div"] == ["width:75.0%", "width:0.0%"]
 
 
 # --- the picture ---

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lfm.artifact import copy_to, source_hash
+from lfm.artifact import MANIFEST, copy_to, source_hash
 from lfm.config import RunConfig
+from lfm.jobs.gathering import gather, keep_answers, problems
+from lfm.jobs.reporting import page_of
 from lfm.jobs.step import content, step, told
 from lfm.jobs.training import new_model
 from lfm.progress import say
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from lfm.jobs.champion import Champion
 
 # The source whose change makes kept scores stale.
-SCORING = ("lfm.evaluate", "lfm.report", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images")
+SCORING = (
+    "lfm.evaluate", "lfm.evidence", "lfm.jobs.gathering", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images"
+)  # fmt: skip
 EXAMPLE_IMAGES = 2
 SHOWN_CLASSES = 50
 PREDICTIONS, CHAMPION_PREDICTIONS = "predictions.npy", "champion_predictions.npy"
@@ -73,11 +77,16 @@ def evaluate(
         for prefix in ("test", "untrained", "champion"):
             run.log({f"{prefix}/{k}": v for k, v in group_scores(found.get(prefix, {})).items()}, 0)
         run.tags({f"lfm.{k}": v for k, v in provenance.items()})
+        for path in sorted(folder.iterdir()):
+            if path.name != MANIFEST:
+                run.file(path)
         copy_to(folder, Path(out))
+        # Not kept in the store: the page also shows the runs beside this one, and those come and go.
+        page = Path(out) / "report.html"
+        page.write_text(page_of(folder, run.parent).html, encoding="utf-8")
         Path(page_out).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "report.html", page_out)
-        run.file(folder / "report.html")
-        run.file(folder / "metrics.json")
+        shutil.copyfile(page, page_out)
+        run.file(page)
     tracking.end_variant()
 
 
@@ -146,33 +155,38 @@ def _score(
 
     from lfm.data import open_split, read_info
     from lfm.evaluate import shot_group
+    from lfm.evidence import answer
     from lfm.model import load_weights
-    from lfm.report import page
-    from lfm.score import pick_device, predict_split, score
+    from lfm.score import image_features, pick_device, score
 
-    device = pick_device(config.train.device)
-    test = open_split(Path(dataset), "test", device)
+    test = open_split(Path(dataset), "test", pick_device(config.train.device))
     train_label_N = open_split(Path(dataset), "train").label_N
     info = read_info(Path(dataset))
     groups = shot_group(torch.tensor(info["counts"]), config.shots)
     names = {"classes": info["classes"], "counts": info["counts"], "groups": groups}
+    temperature = json.loads((Path(model) / "info.json").read_text())["temperature"]
     found: dict[str, Any] = {"provenance": provenance}
 
-    def keep(name: str, predicted_N: Any, file: str = "") -> None:
-        found[name] = score(predicted_N, test, train_label_N, config, len(groups)) | names
-        if file:
-            np.save(aside / file, predicted_N.cpu().numpy().astype(np.int32))
+    def counted(predicted_N: Any) -> dict[str, Any]:
+        return score(predicted_N, test, train_label_N, config, len(groups)) | names
 
-    net = new_model(config, dataset, text, backbone).to(device)
-    keep("untrained", predict_split(net, test, config))
-    load_weights(net, Path(model) / "model.safetensors")
-    keep("test", predict_split(net, test, config), PREDICTIONS)
+    net = new_model(config, dataset, text, backbone).to(test.device)
+    answers = {}
+    for name in ("untrained", "trained"):
+        if name == "trained":
+            load_weights(net, Path(model) / "model.safetensors")
+        answers[name] = answer(net, image_features(net, test, config), config, temperature)
+        predicted_N = torch.from_numpy(answers[name].predicted_N).long().to(test.device)
+        found["test" if name == "trained" else name] = counted(predicted_N)
     if champion:
-        keep("champion", champion.predict(test, config), CHAMPION_PREDICTIONS)
-        found["champion"]["version"] = champion.version
+        predicted_N = champion.predict(test, config)
+        found["champion"] = counted(predicted_N) | {"version": champion.version}
+        np.save(aside / CHAMPION_PREDICTIONS, predicted_N.cpu().numpy().astype(np.int32))
     (aside / "metrics.json").write_text(json.dumps(found))
-    title = f"{config.preset}: {config.method}"
-    (aside / "report.html").write_text(page(title, methods_of(config, found), provenance))
+    keep_answers(aside, test.label_N.cpu().numpy(), **answers)
+    evidence = gather(config, Path(dataset), Path(text), test, answers)
+    evidence |= {"before": untrained(config), "mend": problems(config, Path(dataset), Path(text))}
+    (aside / "evidence.json").write_text(json.dumps(evidence, separators=(",", ":"), allow_nan=False))
 
 
 @step

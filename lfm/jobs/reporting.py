@@ -1,0 +1,192 @@
+"""Reports, made from metrics artifacts and MLflow at any time and without a GPU."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lfm.report.page import Report
+    from lfm.report.values import Other, Run, Sweep
+    from lfm.runs import Past
+
+SHOWN_DIFFERENCES = 3
+SWEEPS = {"alpha": ("stage1.alpha", "stage2.alpha"), "tau": ("mixup.tau",)}
+SAME = (
+    "data.name",
+    "data.profile",
+    "data.imbalance",
+    "data.max_per_class",
+    "data.test_per_class",
+    "shots.many",
+    "shots.few",
+)
+USED = {"stage1.alpha_used", "stage2.alpha_used"}
+
+
+def page_of(folder: Path, run_id: str) -> "Report":
+    """The page of a run from its metrics artifact and MLflow.
+
+    Args:
+        folder: the artifact.
+        run_id: of the pipeline run.
+    """
+    from lfm import runs
+    from lfm.report.page import run_page
+    from lfm.report.published import for_data
+
+    with tempfile.TemporaryDirectory() as place:
+        among = runs.evaluated()
+        past = runs.find(run_id, among)
+        beside = [run for run in among if run.experiment == past.experiment]
+        run = _read(folder, past, beside, Path(place))
+    data = {k: past.params[f"data.{k}"] for k in ("name", "profile", "imbalance")}
+    return run_page(run, for_data(data), f"lfm report {past.run_id[:12]}")
+
+
+def report_run(selector: str) -> tuple["Report", "Past"]:
+    """The page of a run, made again from MLflow.
+
+    Args:
+        selector: id, beginning of an id, name, or `latest`.
+
+    Raises:
+        InputError: no such run, or it is of a version that kept less.
+    """
+    from lfm import runs
+    from lfm.report.values import FILES
+
+    past = runs.find(selector, runs.evaluated())
+    with tempfile.TemporaryDirectory() as place:
+        return page_of(runs.download(past, FILES, Path(place)), past.run_id), past
+
+
+def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
+    """The page of several runs, held against the first, and the rows of its differences.
+
+    Raises:
+        InputError: no such run, fewer than two, or runs that were not scored on the same data.
+    """
+    from lfm import runs
+    from lfm.config import InputError
+    from lfm.report.compare import compare_page
+
+    among = runs.evaluated()
+    chosen = [runs.find(selector, among) for selector in selectors]
+    if len({run.run_id for run in chosen}) < 2:
+        raise InputError("--compare needs two or more different runs, as in lfm report --compare RUN RUN")
+    for run in chosen[1:]:
+        if other := sorted(f for f in run.differs(chosen[0]) if f in SAME):
+            raise InputError(f"run {run.run_id[:12]} was not scored on the same data: {', '.join(other)} differ")
+    with tempfile.TemporaryDirectory() as place:
+        found = [_compared(run, Path(place) / run.run_id) for run in chosen]
+    whole = next((run for run in found if not hasattr(run, "name")), None)
+    if whole is None:
+        raise InputError("none of these runs kept its answers; they are of an older version: run one of them again")
+    about = {k: whole.provenance[k] for k in ("data", "split", "shots")}
+    report = compare_page(found, whole.total_G, about)
+    return report, report.tables["differences"][1]
+
+
+def _compared(past: "Past", place: Path) -> Any:
+    from lfm import runs
+    from lfm.config import InputError
+    from lfm.report.values import FILES, Other, read_run
+
+    try:
+        return read_run(runs.download(past, FILES, place), run_id=past.run_id)
+    except InputError:  # of an older version: its scores alone
+        return Other(past.method, past.scores(), past.run_id, past.seed, past.method)
+
+
+def report_paper() -> "Report":
+    """The paper's tables, filled from all runs in MLflow."""
+    from lfm import runs
+    from lfm.report.paper import Ours, paper_page, tasks
+
+    among = runs.evaluated()
+    ours = {}
+    for task in tasks():
+        found = runs.matching(task.preset, dict(task.overrides), among, task.untrained)
+        if found:
+            ours[task.command] = Ours.of([run.scores("untrained" if task.untrained else "test") for run in found])
+    return paper_page(ours)
+
+
+def _read(folder: Path, past: "Past", beside: Sequence["Past"], place: Path) -> "Run":
+    from lfm import runs
+    from lfm.config import InputError
+    from lfm.report.values import FILES, read_run
+
+    baseline = None
+    found = next((run for run in beside if _is_baseline(run, past)), None)
+    if found:
+        try:
+            baseline = read_run(runs.download(found, FILES, place), run_id=found.run_id)
+        except InputError:  # of an older version; its scores are in the table all the same
+            baseline = None
+    return read_run(
+        folder,
+        run_id=past.run_id,
+        curves=runs.curves(past.run_id),
+        others=others(past, beside),
+        baseline=baseline,
+        sweeps=sweeps(past, beside),
+    )
+
+
+def _is_baseline(run: "Past", past: "Past") -> bool:
+    """Plain cross-entropy on the same data, weights and seed."""
+    sections = ("data.", "model.", "text.", "shots.", "seed")
+    return (
+        run.finished
+        and run.method == "ce" != past.method
+        and not any(field.startswith(sections) for field in run.differs(past))
+    )
+
+
+def others(past: "Past", beside: Sequence["Past"]) -> list["Other"]:
+    """The finished runs on the same data, the newest of each configuration, those of the same seed first.
+
+    Args:
+        past: the run of the page.
+        beside: of the experiment, newest first.
+    """
+    from lfm.report.values import Other
+
+    kept: dict[str, Other] = {}
+    for run in beside:
+        fields = run.differs(past)
+        if not run.finished or run.run_id == past.run_id or any(f.startswith(("data.", "shots.")) for f in fields):
+            continue
+        name = run.method + _differences(run, fields - USED - {"seed", "mixup.name", "loss.name"})
+        key = json.dumps({k: v for k, v in run.science().items() if k not in USED}, sort_keys=True)
+        if fields - USED:
+            kept.setdefault(key, Other(name, run.scores(), run.run_id, run.seed, run.method))
+    return sorted(kept.values(), key=lambda other: other.seed != past.seed)
+
+
+def _differences(run: "Past", fields: set[str]) -> str:
+    told = [f"{field}={run.params[field]}" for field in sorted(fields)]
+    more = f", {len(told) - SHOWN_DIFFERENCES} more" if len(told) > SHOWN_DIFFERENCES else ""
+    return f" · {', '.join(told[:SHOWN_DIFFERENCES])}{more}" if told else ""
+
+
+def sweeps(past: "Past", beside: Sequence["Past"]) -> list["Sweep"]:
+    """Alpha and tau, each from the runs that differ from this one in nothing else."""
+    from lfm.report.values import Sweep
+
+    found: list[Sweep] = []
+    if not past.method.startswith("lfm"):
+        return found
+    for field, names in SWEEPS.items():
+        points: dict[float, dict[str, float | None]] = {}
+        for run in beside:
+            same = not run.differs(past) - USED - set(names)
+            if same and (run.finished or run.run_id == past.run_id):
+                value = run.params.get("stage1.alpha_used", "") if field == "alpha" else run.params["mixup.tau"]
+                points.setdefault(float(value or run.params["stage1.alpha"]), run.scores())
+        if len(points) > 1:
+            found.append(Sweep(field, sorted(points.items())))
+    return found

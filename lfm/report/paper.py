@@ -1,0 +1,194 @@
+"""The paper's Tables 1 to 5: ours beside published, and the command that fills an empty cell."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from lfm.report.html import cell, document, number, part, row, table, text
+from lfm.report.page import Report
+from lfm.report.published import TABLE_1, TABLE_2, TABLE_2_DATA, TABLE_3, TABLE_4, TABLE_5, Published
+from lfm.report.text import COLUMNS
+
+PLAIN = {"mixup.name": "none"}
+METHODS: dict[str, dict[str, Any]] = {
+    "zero-shot": {},
+    "CE": PLAIN,
+    **{name: PLAIN | {"loss.name": name.lower()} for name in ("BalCE", "Focal", "LDAM", "MMS")},
+    "LFM + CE": {},
+    "LFM + MMS": {"loss.name": "mms"},
+    "Mixup": {"mixup.name": "mixup"},
+    "Remix": {"mixup.name": "remix"},
+    "LFM": {},
+}
+PRESETS = {"cifar10": "cifar10-lt", "cifar100": "cifar100-lt", "imagenet-lt": "imagenet-lt", "places-lt": "places-lt"}
+PLACES = {"imagenet-lt": ("LISTS", "IMAGENET"), "places-lt": ("LISTS", "PLACES365")}
+TITLES = {
+    1: ("CIFAR100-LT, imbalance 100, ViT-B/32", TABLE_1),
+    2: ("CIFAR10-LT and CIFAR100-LT, all images, by imbalance factor", TABLE_2),
+    3: ("ImageNet-LT, ViT-B/16", TABLE_3),
+    4: ("Places-LT, ViT-B/16", TABLE_4),
+    5: ("Mixup techniques, CIFAR100-LT, imbalance 100, CE, ViT-B/16", TABLE_5),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to run for a row.
+
+    Args:
+        preset: its name.
+        overrides: of its fields.
+        untrained: the row is of the model before training.
+    """
+
+    preset: str
+    overrides: Mapping[str, Any]
+    untrained: bool = False
+
+    @property
+    def command(self) -> str:
+        """That fills the row."""
+        sets = dict(self.overrides)
+        if self.untrained:
+            sets |= {"stage1.epochs": 0, "stage2.epochs": 0}
+        lists = PLACES.get(self.preset)
+        if lists:
+            sets |= {"data.source": lists[0], "data.images": lists[1]}
+        return shlex.join(["lfm", "run", self.preset, *(p for k, v in sets.items() for p in ("--set", f"{k}={v}"))])
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our runs of a task: mean scores and their deviation over seeds."""
+
+    scores: Mapping[str, float | None]
+    deviation: Mapping[str, float | None]
+    seeds: int
+
+    @classmethod
+    def of(cls, runs: Sequence[Mapping[str, float | None]]) -> "Ours":
+        """From the scores of each seed."""
+        columns = {c: [value for run in runs if (value := run[c]) is not None] for c in COLUMNS}
+        return cls(
+            {c: mean(values) if values else None for c, values in columns.items()},
+            {c: stdev(values) if len(values) > 1 else None for c, values in columns.items()},
+            len(runs),
+        )
+
+
+def task(table_number: int, line: Published) -> Task | None:
+    """What would be run for a published row; nothing for a method that is not of this repository."""
+    if line.method not in METHODS:
+        return None
+    name, _, imbalance = line.data.partition("@")
+    changes = dict(METHODS[line.method])
+    if imbalance and imbalance != "100":
+        changes["data.imbalance"] = int(imbalance)
+    if table_number == 5:
+        changes["model.tower"] = "ViT-B-16"
+    return Task(PRESETS[name], changes, line.method == "zero-shot")
+
+
+def tasks() -> list[Task]:
+    """Every different task of the five tables."""
+    found = {t.command: t for n, (_, rows) in TITLES.items() for line in rows if (t := task(n, line))}
+    return list(found.values())
+
+
+def paper_page(ours: Mapping[str, Ours]) -> Report:
+    """The page.
+
+    Args:
+        ours: command of a task -> our runs of it; absent where nothing was run.
+    """
+    sections: dict[str, str] = {}
+    tables: dict[str, Any] = {}
+    for n, (title, rows) in TITLES.items():
+        make = _by_imbalance if n == 2 else _by_group
+        markup, lines = make(n, rows, ours)
+        tables[f"table-{n}"] = lines
+        sections |= part(f"Table {n}", f"Table {n}: {title}", markup)
+    filled = sum(t.command in ours for t in tasks())
+    header = (
+        f"<p>Published numbers beside our runs in MLflow: {filled} of {len(tasks())} rows that this repository can run "
+        "are filled. An empty one shows the command that fills it; LISTS, IMAGENET and PLACES365 are your folders. "
+        "Ours is the mean over seeds, with the deviation where there are several.</p><p class=quiet>Compare only what "
+        "began from the same weights; the paper scores ImageNet-LT and Places-LT on validation images, we on test.</p>"
+    )
+    return Report(document("The paper's tables", header, sections, "<p>Made by lfm report paper.</p>"), (), tables)
+
+
+def _value(value: float | None, deviation: float | None = None) -> str:
+    spread = f"<small>± {deviation:.1f}</small>" if deviation is not None else ""
+    return cell(number(value) + spread if value is not None else "")
+
+
+def _command(found: Task | None) -> str:
+    return f"<code>{text(found.command)}</code>" if found else "not a method of this repository"
+
+
+def _how(found: Task | None) -> str:
+    return cell(f"<details><summary>run</summary>{_command(found)}</details>")
+
+
+def _by_group(n: int, rows: Sequence[Published], ours: Mapping[str, Ours]) -> tuple[str, Any]:
+    markup: list[str] = []
+    lines: list[list[Any]] = []
+    for line in rows:
+        found = task(n, line)
+        mine = ours.get(found.command) if found else None
+        name = f"{text(line.method)} <span class=mark>published</span>"
+        markup.append(row(name, [*(_value(line.scores[c]) for c in COLUMNS), cell(text(line.weights), kind="text")]))
+        if mine:
+            told = f"ours, {mine.seeds} seed{'s' * (mine.seeds > 1)}"
+            cells = [_value(mine.scores[c], mine.deviation[c]) for c in COLUMNS]
+            markup.append(row(f"{text(line.method)}, {told}", [*cells, cell(_command(found), kind="text")], "ours"))
+        elif found:
+            markup.append(row("ours", [cell(""), cell(""), cell(""), cell(""), cell(_command(found), kind="text")]))
+        values = [mine.scores[c] for c in COLUMNS] if mine else [None] * len(COLUMNS)
+        lines.append(
+            [
+                line.method,
+                line.weights,
+                *(line.scores[c] for c in COLUMNS),
+                *values,
+                mine.seeds if mine else 0,
+                found.command if found else "",
+            ]
+        )
+    columns = [
+        "method",
+        "weights",
+        *(f"published {c}" for c in COLUMNS),
+        *(f"ours {c}" for c in COLUMNS),
+        "seeds",
+        "command",
+    ]
+    caption = f"Top-1 accuracy in percent. Table {n}."
+    head = ("method", *COLUMNS, "weights, or the command")
+    return table(caption, head, markup, words=(5,)), (columns, lines)
+
+
+def _by_imbalance(n: int, rows: Sequence[Published], ours: Mapping[str, Ours]) -> tuple[str, Any]:
+    by_method: dict[str, list[Published]] = {}
+    for line in rows:
+        by_method.setdefault(line.method, []).append(line)
+    markup, lines = [], []
+    for name, of_method in by_method.items():
+        markup.append(row(f"{text(name)} <span class=mark>published</span>", [_value(line.all) for line in of_method]))
+        mine = [
+            (line, found, ours.get(found.command) if found else None) for line in of_method for found in [task(n, line)]
+        ]
+        if mine[0][1]:
+            cells = [_value(of.scores["all"], of.deviation["all"]) if of else _how(found) for _, found, of in mine]
+            markup.append(row("ours", cells, "ours" if any(of for _, _, of in mine) else ""))
+        for line, found, of in mine:
+            score = of.scores["all"] if of else None
+            lines.append(
+                [name, line.weights, line.data, line.all, score, of.seeds if of else 0, found.command if found else ""]
+            )
+    columns = ["method", "weights", "data@imbalance", "published all", "ours all", "seeds", "command"]
+    head = ("method", *TABLE_2_DATA)
+    return table(f"Top-1 accuracy of all test images in percent. Table {n}.", head, markup), (columns, lines)

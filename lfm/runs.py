@@ -1,0 +1,168 @@
+"""Past runs, read back from MLflow: which there are, how they differ, their curves and files."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lfm.config import InputError, flatten
+from lfm.presets import load
+from lfm.tracking import connect
+
+GROUPS = ("many", "medium", "few", "all")
+# What changes neither the weights nor what they are scored on.
+ELSEWHERE = {
+    "fidelity", "preset", "data.source", "data.images", "data.class_names", "data.verify", "data.decode",
+    "data.decode_gb", "data.on_bad_image", "data.max_bad", "data.max_megapixels",
+}  # fmt: skip
+CURVES = ("stage1/", "stage2/")
+
+
+@dataclass(frozen=True)
+class Past:
+    """A pipeline run that was evaluated.
+
+    Args:
+        run_id: in MLflow.
+        name: there.
+        experiment: its id.
+        finished: whether it ended well.
+        began: milliseconds since 1970.
+        params: the configuration, as text.
+        tags: provenance.
+        metrics: the last value of each.
+    """
+
+    run_id: str
+    name: str
+    experiment: str
+    finished: bool
+    began: int
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+    @property
+    def method(self) -> str:
+        """As in tables."""
+        return self.tags.get("lfm.method", self.name)
+
+    @property
+    def seed(self) -> str:
+        """Of the run."""
+        return self.params.get("seed", "")
+
+    def scores(self, prefix: str = "test") -> dict[str, float | None]:
+        """many, medium, few, all in percent; None for an absent group."""
+        return {name: self.metrics.get(f"{prefix}/{name}") for name in GROUPS}
+
+    def science(self) -> dict[str, str]:
+        """The fields that decide what was learnt and on what it was scored."""
+        return {k: v for k, v in self.params.items() if k not in ELSEWHERE and not k.startswith("train.")}
+
+    def differs(self, other: "Past") -> set[str]:
+        """Fields of `science` that differ; one that only one of the two knows does not."""
+        ours, theirs = self.science(), other.science()
+        return {k for k in ours.keys() & theirs.keys() if ours[k] != theirs[k]}
+
+
+def evaluated(experiments: Sequence[str] = ()) -> list[Past]:
+    """All evaluated pipeline runs, the newest first.
+
+    Args:
+        experiments: ids; empty: all.
+
+    Raises:
+        InputError: the tracking server does not answer.
+    """
+    client = connect()
+    where = list(experiments) or [e.experiment_id for e in client.search_experiments()]
+    found: list[Past] = []
+    token = None
+    while where:
+        page = client.search_runs(
+            where, "metrics.`test/all` >= 0", order_by=["attributes.start_time DESC"], page_token=token
+        )
+        # A step's run has either the scores or the parameters; the pipeline's has both.
+        found += [_past(run) for run in page if "preset" in run.data.params]
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def _past(run: Any) -> Past:
+    info, data = run.info, run.data
+    return Past(
+        info.run_id, info.run_name, info.experiment_id, info.status == "FINISHED", info.start_time,
+        dict(data.params), dict(data.tags), dict(data.metrics),
+    )  # fmt: skip
+
+
+def find(selector: str, among: Sequence[Past]) -> Past:
+    """The run with this id, beginning of an id, or name; `latest` is the newest one that finished.
+
+    Raises:
+        InputError: there is none, or several begin so.
+    """
+    if not among:
+        raise InputError("there are no evaluated runs yet; make one, as in lfm run fashion-mnist-lt")
+    if selector == "latest":
+        return next((run for run in among if run.finished), among[0])
+    named = [run for run in among if selector in (run.run_id, run.name)]
+    begun = [run for run in among if run.run_id.startswith(selector)] if len(selector) >= 4 else []
+    found = named or begun
+    if len(found) == 1:
+        return found[0]
+    first = ", ".join(f"{run.run_id[:12]} ({run.name})" for run in (found or among)[:6])
+    if found:
+        raise InputError(f"{len(found)} runs are called {selector!r}; give an id of {first}")
+    raise InputError(
+        f"no evaluated run {selector!r}; give an id, four or more of its digits, a name or latest: {first}"
+    )
+
+
+def matching(preset: str, overrides: dict[str, Any], among: Sequence[Past], untrained: bool = False) -> list[Past]:
+    """The newest finished run of each seed that has exactly this configuration.
+
+    Args:
+        preset: its name.
+        overrides: of its fields.
+        among: newest first.
+        untrained: the scores before training are wanted, so only data, model, text and shots must agree.
+    """
+    wanted = {k: str(v) for k, v in flatten(load(preset, overrides)).items()}
+    sections = ("data.", "model.", "text.", "shots.")
+    found: dict[str, Past] = {}
+    for run in among:
+        keys = [k for k in run.science() if k in wanted and k != "seed" and (not untrained or k.startswith(sections))]
+        if run.finished and all(run.params[k] == wanted[k] for k in keys):
+            found.setdefault(run.seed, run)
+    return list(found.values())
+
+
+def curves(run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Every curve of both stages: name -> (epoch, value)."""
+    client = connect()
+    names = [name for name in client.get_run(run_id).data.metrics if name.startswith(CURVES)]
+    return {name: sorted({(p.step, p.value) for p in client.get_metric_history(run_id, name)}) for name in names}
+
+
+def download(run: Past, names: Sequence[str], folder: Path) -> Path:
+    """The files of a run's artifacts.
+
+    Raises:
+        InputError: one is missing.
+    """
+    client = connect()
+    there = {item.path for item in client.list_artifacts(run.run_id)}
+    if missing := [name for name in names if name not in there]:
+        raise InputError(
+            f"run {run.run_id[:12]} ({run.name}) has no {', '.join(missing)}: it is of an older version; run it again"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in names:
+        client.download_artifacts(run.run_id, name, str(folder))
+    return folder

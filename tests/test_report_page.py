@@ -1,0 +1,266 @@
+"""The page of a run, from metrics artifacts of drawn answers: its numbers read back, in a real browser, its size."""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F  # noqa: N812
+
+from lfm.backbone import Preprocess
+from lfm.config import InputError, RunConfig
+from lfm.data import Images
+from lfm.data.longtail import profile
+from lfm.evaluate import confusion, metrics
+from lfm.evidence import Answer
+from lfm.jobs.gathering import gather, keep_answers
+from lfm.presets import load
+from lfm.report.page import Report, run_page
+from lfm.report.published import for_data
+from lfm.report.values import Other, Run, Sweep, read_run
+from tests.browser import check
+from tests.reader import Reader
+
+NASTY = ["<script>alert('x')</script>", 'a "quoted" & <b>bold</b> name', "T-shirt/top", "café ☕", "$x^2$", "plain"]
+PROVENANCE = {
+    "data": "imagenet-lt, imbalance 256", "split": "test", "shots": "many > 100, few < 20",
+    "weights": "ViT-B-16 openai", "<seed>": "0 & 1", "commit": "0123456789ab",
+}  # fmt: skip
+CURVES = {
+    "stage1/loss": [(1, 2.0), (2, 1.5), (3, 1.25)], "stage1/images_per_second": [(1, 100.0), (2, 200.0), (3, 400.0)],
+    "stage1/val/all": [(3, 50.0)], "stage2/loss": [(1, 1.1)], "stage2/images_per_second": [(1, 1000.0)],
+}  # fmt: skip
+SCORES: dict[str, float | None] = {"many": 81.5, "medium": 60.25, "few": None, "all": 70.125}
+ALPHA = Sweep("alpha", [(0.0, SCORES), (0.5, {**SCORES, "all": 75.0}), (1.0, SCORES)])
+
+
+def drawn(names: Sequence[str], folder: Path, config: RunConfig, each: int, largest: int = 1280) -> Path:
+    """A metrics artifact of answers that are wrong more often for rare classes, and for those alike in text."""
+    classes, rng = len(names), np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+    text_CD = F.normalize(torch.randn(classes, 32, generator=generator) + 1, dim=1)
+    count_C = profile(largest, 256, classes, "exponential")
+    folder.mkdir()
+    (folder / "info.json").write_text(json.dumps({"classes": list(names), "counts": [int(n) for n in count_C]}))
+    save_file({"text_CD": text_CD}, folder / "text.safetensors")
+    label_N = rng.permutation(np.repeat(np.arange(classes), each))
+    near_C = (text_CD @ text_CD.T - 2 * torch.eye(classes)).argmax(dim=1).numpy()
+    pixels = torch.randint(0, 255, (64, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    to = Preprocess(0, (0.5,), (0.5,), "bicubic", "squash")
+    images = Images(lambda index: pixels[index % 64], (3, 32, 32), torch.from_numpy(label_N), to, held=True)
+    answers, found = {}, {}
+    for name, skill in (("untrained", 0.3), ("trained", 0.9)):
+        right_N = rng.random(len(label_N)) < skill * (1 - 0.5 * label_N / classes)
+        other_N = np.where(rng.random(len(label_N)) < 0.6, near_C[label_N], rng.integers(0, classes, len(label_N)))
+        predicted_N = np.where(right_N, label_N, other_N).astype(np.int32)
+        noise_ND = torch.randn(len(label_N), 32, generator=generator)
+        unit_ND = F.normalize(skill * 4 * text_CD[torch.from_numpy(label_N)] + 0.5 * noise_ND, dim=1)
+        sure_N = np.where(right_N, rng.random(len(label_N)) ** 0.3, rng.random(len(label_N)))
+        answers[name] = Answer(unit_ND, predicted_N, sure_N.astype(np.float32))
+        table = confusion(torch.from_numpy(predicted_N).long(), torch.from_numpy(label_N), classes)
+        score = metrics(table, torch.tensor(np.asarray(count_C)), config.shots)
+        found["test" if name == "trained" else name] = score | {
+            "classes": list(names),
+            "counts": [int(n) for n in count_C],
+        }
+    (folder / "metrics.json").write_text(json.dumps({"provenance": PROVENANCE, **found}))
+    keep_answers(folder, label_N, **answers)
+    mend = [{"what": "images that cannot be used", "count": 3, "how": "Mend <them>.", "examples": ["a/b.jpg"]}]
+    kept = gather(config, folder, folder, images, answers) | {"before": "zero-shot", "mend": mend}
+    (folder / "evidence.json").write_text(json.dumps(kept, allow_nan=False))
+    return folder
+
+
+def page(folder: Path, published: bool = True) -> tuple[Run, Report]:
+    others = [Other("ce <plain>", SCORES, "0123456789abcdef", "0", "ce")]
+    run = read_run(folder, run_id="ffff", curves=CURVES, others=others, sweeps=[ALPHA])
+    rows = for_data({"name": "imagenet-lt", "profile": "as-is", "imbalance": "100"}) if published else []
+    return run, run_page(run, rows, "lfm report ffff")
+
+
+def shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f}"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Report]:
+    folder = drawn(NASTY, tmp_path_factory.mktemp("small") / "metrics", load("fashion-mnist-lt"), 50)
+    return page(folder)
+
+
+def test_the_score_table_is_the_metrics_and_published_rows_are_marked(small: tuple[Run, Report]) -> None:
+    run, report = small
+    rows = Reader(report.html).tables[0]
+    columns = ("many", "medium", "few", "all")
+    assert rows[0] == ["method", *columns, "weights"]
+    assert rows[1][:5] == ["lfm + ce", *(shown(run.scores[c]) for c in columns)]
+    assert rows[2][:5] == ["zero-shot", *(shown(run.untrained[c]) for c in columns)]
+    assert rows[3][:5] == ["ce <plain>", "81.5", "60.2", "–", "70.1"]
+    published = for_data({"name": "imagenet-lt", "profile": "as-is", "imbalance": "100"})
+    assert [row[:6] for row in rows[5:]] == [
+        [f"{line.method} published", *(shown(line.scores[c]) for c in columns), line.weights] for line in published
+    ]
+
+
+def test_the_class_table_is_the_metrics_class_by_class(small: tuple[Run, Report]) -> None:
+    run, report = small
+    rows = Reader(report.html).tables[-1]
+    assert rows[0] == [
+        "class", "group", "training images", "test images", "zero-shot, %", "lfm + ce, %", "p(Y)", "own-label mass"
+    ]  # fmt: skip
+    assert [row[0] for row in rows[1:]] == NASTY, "names are text and never markup"
+    for k, row in enumerate(rows[1:]):
+        assert row[2:6] == [
+            f"{run.count_C[k]:,}", "50", shown(run.untrained["per_class"][k]), shown(run.scores["per_class"][k])
+        ]  # fmt: skip
+        assert row[6] == f"{run.evidence['stages']['1']['seen'][k]:.4f}"
+
+
+def test_the_answers_kept_are_those_the_metrics_count(small: tuple[Run, Report]) -> None:
+    run, _ = small
+    for scores, predicted_N in ((run.scores, run.predicted_N), (run.untrained, run.untrained_N)):
+        table = np.zeros((6, 6), int)
+        np.add.at(table, (run.label_N, predicted_N), 1)
+        assert table.tolist() == scores["confusion"]
+        low, high = run.intervals(predicted_N)["all"] or (0, 0)
+        assert low < scores["all"] < high
+
+
+def test_captions_state_the_numbers_behind_them(small: tuple[Run, Report]) -> None:
+    run, report = small
+    captions = {piece.name: piece.caption for piece in report.pieces}
+    stage = run.evidence["stages"]["1"]
+    assert f"gamma' = {stage['gamma_effective']:.2f}" in captions["class-probability"]
+    assert f"{run.evidence['similarity']['rho']['trained']:.2f}" in captions["similarity"]
+    few = run.group_C[run.label_N] == 2
+    to_many = few & (run.predicted_N != run.label_N) & (run.group_C[run.predicted_N] == 0)
+    assert f"{100 * to_many.sum() / few.sum():.1f} % of the few-shot images" in captions["confusion-flow"]
+    assert "3 runs" in captions["sweep-alpha"] and "alpha 0.5 (75.0 %)" in captions["sweep-alpha"]
+    for piece in report.pieces:
+        assert piece.caption.replace("&", "&amp;").split(".")[0].replace("<", "&lt;")[:20] in report.html.replace(
+            "&#x27;", "'"
+        )
+
+
+def test_time_is_what_the_speed_of_each_epoch_says(small: tuple[Run, Report]) -> None:
+    run, report = small
+    images = int(run.count_C.sum())
+    assert report.tables["time"][1] == [
+        [1, 3, pytest.approx(images * (1 / 100 + 1 / 200 + 1 / 400)), pytest.approx(3 / (1 / 100 + 1 / 200 + 1 / 400))],
+        [2, 1, pytest.approx(images / 1000), pytest.approx(1000)],
+    ]
+
+
+def test_the_page_is_one_whole_that_asks_for_nothing(small: tuple[Run, Report]) -> None:
+    _, report = small
+    reader = Reader(report.html)
+    assert not re.search(r"https?:|url\((?!#)|@import", report.html)
+    assert not [
+        1 for _, a in reader.tags for name in ("src", "href") if not (a.get(name) or "#").startswith(("#", "data:"))
+    ]
+    assert reader.texts["h1"] == "fashion-mnist-lt: lfm + ce, seed 0"
+    assert [a.get("id") for tag, a in reader.tags if tag == "script"] == ["cloud", None], "ours and no more"
+    assert "b" not in {tag for tag, _ in reader.tags}
+    ids = [a["id"] for _, a in reader.tags if "id" in a]
+    assert len(ids) == len(set(ids)), "an id is there but once"
+    assert all(a.get("aria-label") for tag, a in reader.tags if tag in ("svg", "canvas"))
+    assert all(a.get("alt") for tag, a in reader.tags if tag == "img")
+    assert {a["aria-labelledby"] for tag, a in reader.tags if tag == "table"} <= set(ids)
+    assert report.html.count("<title>") > 100, "values under the mouse"
+
+
+def test_the_pieces_are_written_as_svg_png_and_csv(small: tuple[Run, Report], tmp_path: Path) -> None:
+    run, report = small
+    report.write(tmp_path)
+    names = {piece.name for piece in report.pieces}
+    assert {path.stem for path in (tmp_path / "figures").glob("*.svg")} == names
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == names
+    assert {path.stem for path in (tmp_path / "tables").iterdir()} == names | set(report.tables)
+    head, *lines = (tmp_path / "tables" / "accuracy-by-count.csv").read_text().splitlines()
+    assert head == "class,training images,group,accuracy"
+    assert [float(line.rsplit(",", 1)[1]) for line in lines] == pytest.approx(run.scores["per_class"])
+    assert (tmp_path / "report.html").read_text() == report.html
+    assert all(path.stat().st_size > 2000 for path in (tmp_path / "figures").iterdir())
+
+
+def test_the_same_values_give_the_same_page(small: tuple[Run, Report], tmp_path: Path) -> None:
+    _, report = small
+    assert page(drawn(NASTY, tmp_path / "metrics", load("fashion-mnist-lt"), 50))[1].html == report.html
+
+
+def test_an_artifact_that_kept_less_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(InputError, match="evaluate the run again"):
+        read_run(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(small: tuple[Run, Report], tmp_path: Path) -> None:
+    _, report = small
+    (tmp_path / "report.html").write_text(report.html)
+    check(tmp_path / "report.html", "drawn", figures=len(report.pieces))
+
+
+@pytest.mark.slow
+def test_a_thousand_classes_and_fifty_thousand_images_make_a_small_page_soon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"class {k} of the many" for k in range(1000)]
+    config = load("imagenet-lt")
+    folder = drawn(names, tmp_path / "metrics", config, 50)
+    began = time.perf_counter()
+    _, report = page(folder)
+    took = time.perf_counter() - began
+    target = tmp_path / "report.html"
+    target.write_text(report.html)
+    kept = sum(path.stat().st_size for path in folder.iterdir() if path.name != "metrics.json")
+    with capsys.disabled():
+        print(
+            f"\n1,000 classes x 50,000 images: page in {took:.1f} s, {target.stat().st_size:,} bytes, "
+            f"evidence {kept:,} bytes"
+        )
+    assert target.stat().st_size < 5_000_000
+    assert took < 60
+    assert len(Reader(report.html).tables[-1]) == 1001
+    check(target, "thousand", figures=len(report.pieces))
+
+
+def test_sorting_and_finding_a_class_in_the_browser(small: tuple[Run, Report], tmp_path: Path) -> None:
+    import shutil
+
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no Chromium here")
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser import QUIET
+
+    run, report = small
+    (tmp_path / "report.html").write_text(report.html)
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=program, args=list(QUIET))
+        view = browser.new_page()
+        view.goto((tmp_path / "report.html").as_uri())
+        names: Any = (
+            "[...document.querySelectorAll('#class-table tbody tr:not([hidden]) th')].map((cell) => cell.textContent)"
+        )
+        view.click("#class-table th:nth-child(6) button")
+        by_score = [NASTY[k] for k in np.argsort(run.scores["per_class"], kind="stable")]
+        assert view.evaluate(names) == by_score
+        view.click("#class-table th:nth-child(6) button")
+        assert sorted(view.evaluate(names)) == sorted(NASTY) and view.evaluate(names)[0] == by_score[-1]
+        view.fill("input[type=search]", "shirt")
+        assert view.evaluate(names) == ["T-shirt/top"]
+        picture = "document.querySelector('canvas').toDataURL()"
+        before = view.evaluate(picture)
+        view.focus("canvas")
+        view.keyboard.press("ArrowLeft")
+        view.wait_for_timeout(100)
+        assert view.evaluate(picture) != before, "the arrow keys turn the points"
+        browser.close()

@@ -1,0 +1,125 @@
+"""Past runs read back from a real MLflow store: which is meant, what differs, which fill the paper's tables."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lfm import runs
+from lfm.config import InputError, flatten
+from lfm.jobs.reporting import others, report_paper, sweeps
+from lfm.presets import load
+from lfm.report.published import TABLE_1
+from lfm.tracking import connect
+from tests.reader import Reader
+
+Logged = Callable[..., str]
+
+
+@pytest.fixture
+def logged(home: Path) -> Logged:
+    """Logs a run as the pipeline does: the parent has parameters and scores, its evaluation the scores alone."""
+    client = connect()
+    experiments: dict[str, str] = {}
+    clock = iter(range(1, 1000))
+
+    def log(preset: str, score: float, status: str = "FINISHED", **changes: Any) -> str:
+        config = load(preset, {name.replace("__", "."): value for name, value in changes.items()})
+        experiment = experiments.get(preset) or client.create_experiment(preset)
+        experiments[preset] = experiment
+        began = next(clock)
+        run_id = ""
+        for name, tags in (("parent", {}), ("evaluate", {"mlflow.parentRunId": "the parent's"})):
+            run = client.create_run(
+                experiment, began, tags | {"lfm.method": config.method}, f"{config.method}, seed {config.seed}"
+            )
+            if name == "parent":
+                run_id = run.info.run_id
+                for k, v in flatten(config).items():
+                    client.log_param(run_id, k, v)
+                client.log_param(run_id, "stage1.alpha_used", config.stage1.alpha)
+            for prefix, offset in (("test", 0.0), ("untrained", -5.0)):
+                for group, extra in (("many", 5.0), ("medium", 0.0), ("all", 1.0)):
+                    client.log_metric(run.info.run_id, f"{prefix}/{group}", score + extra + offset)
+            client.set_terminated(run.info.run_id, status)
+        return run_id
+
+    return log
+
+
+def test_a_run_is_found_by_id_beginning_name_and_latest(logged: Logged) -> None:
+    first = logged("fashion-mnist-lt", 60, mixup__name="none")
+    second = logged("fashion-mnist-lt", 70)
+    logged("fashion-mnist-lt", 80, "FAILED", seed=3)
+    among = runs.evaluated()
+    assert len(among) == 3, "the steps' own runs are left out"
+    assert runs.find("latest", among).run_id == second, "the newest that finished"
+    assert runs.find("ce, seed 0", among).run_id == runs.find(first[:9], among).run_id == first
+    assert runs.find(second, among).scores() == {"many": 75.0, "medium": 70.0, "few": None, "all": 71.0}
+
+
+def test_a_run_that_is_not_there_or_meant_twice_is_refused(logged: Logged) -> None:
+    with pytest.raises(InputError, match="no evaluated runs yet"):
+        runs.find("latest", runs.evaluated())
+    first, second = logged("fashion-mnist-lt", 60), logged("fashion-mnist-lt", 61)
+    among = runs.evaluated()
+    with pytest.raises(InputError, match=rf"2 runs are called 'lfm \+ ce, seed 0'; give an id of {second[:12]}"):
+        runs.find("lfm + ce, seed 0", among)
+    for unknown in ("zzzz", first[:3], ""):
+        with pytest.raises(InputError, match="no evaluated run"):
+            runs.find(unknown, among)
+    with pytest.raises(InputError, match=r"has no metrics\.json.*older version; run it again"):
+        runs.download(among[0], ("metrics.json",), Path("never"))
+
+
+def test_sweeps_are_the_runs_that_differ_in_one_field_alone(logged: Logged) -> None:
+    ours = logged("fashion-mnist-lt", 70)  # alpha .5, tau .25
+    for alpha, score in ((0.0, 60), (1.0, 65)):
+        logged("fashion-mnist-lt", score, stage1__alpha=alpha, stage2__alpha=alpha)
+    logged("fashion-mnist-lt", 10, stage1__alpha=2.0, stage2__alpha=2.0, loss__name="mms")
+    logged("fashion-mnist-lt", 11, stage1__alpha=1.5, stage2__alpha=1.5, seed=1)
+    logged("fashion-mnist-lt", 12, "FAILED", stage1__alpha=1.7, stage2__alpha=1.7)
+    logged("fashion-mnist-lt", 66, mixup__tau=0.05, train__processes=2)
+    among = runs.evaluated()
+    alpha_, tau = sweeps(runs.find(ours, among), among)
+    assert [(value, scores["all"]) for value, scores in alpha_.points] == [(0.0, 61.0), (0.5, 71.0), (1.0, 66.0)]
+    assert [(value, scores["all"]) for value, scores in tau.points] == [(0.05, 67.0), (0.25, 71.0)]
+    plain = logged("fashion-mnist-lt", 50, mixup__name="none")
+    assert sweeps(runs.find(plain, runs.evaluated()), runs.evaluated()) == []
+
+
+def test_the_runs_beside_one_are_those_on_the_same_data_once_each(logged: Logged) -> None:
+    ours = logged("fashion-mnist-lt", 70)
+    logged("fashion-mnist-lt", 50, mixup__name="none")
+    newer = logged("fashion-mnist-lt", 51, mixup__name="none")
+    logged("fashion-mnist-lt", 52, mixup__name="none", seed=1)
+    logged("fashion-mnist-lt", 66, mixup__tau=0.05)
+    logged("fashion-mnist-lt", 99, data__imbalance=10)
+    logged("fashion-mnist-lt", 71)  # the same as ours
+    among = runs.evaluated()
+    found = others(runs.find(ours, among), among)
+    assert [(other.name, other.seed, other.scores["medium"]) for other in found] == [
+        ("lfm + ce · mixup.tau=0.05", "0", 66.0), ("ce", "0", 51.0), ("ce", "1", 52.0)
+    ]  # fmt: skip
+    assert found[1].run_id == newer
+
+
+def test_the_papers_tables_are_filled_by_the_runs_there_are(logged: Logged) -> None:
+    logged("cifar100-lt", 70, mixup__name="none", data__source="/somewhere", train__device="cpu")
+    logged("cifar100-lt", 76)
+    logged("cifar100-lt", 78, seed=1)
+    logged("cifar100-lt", 10, mixup__tau=1.0)  # another method's setting fills nothing
+    report = report_paper()
+    _, rows = report.tables["table-1"]
+    ours = {row[0]: row[6:11] for row in rows}
+    assert ours["CE"] == [75.0, 70.0, None, 71.0, 1]
+    assert ours["LFM + CE"] == [82.0, 77.0, None, 78.0, 2]
+    assert (
+        ours["zero-shot"][:2] == [pytest.approx(65 - 50, abs=70), pytest.approx(0, abs=70)]
+        and ours["zero-shot"][4] == 2
+    )
+    assert ours["MMS"] == [None] * 4 + [0]
+    assert [row[2:6] for row in rows] == [[r.many, r.medium, r.few, r.all] for r in TABLE_1]
+    (line,) = [row for row in Reader(report.html).tables[0] if row[0] == "LFM + CE, ours, 2 seeds"]
+    assert line[1:5] == ["82.0", "77.0", "", "78.0"]
