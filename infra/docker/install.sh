@@ -11,5 +11,5 @@ if [ -f /run/secrets/ca ]; then
   export SSL_CERT_FILE=/run/secrets/ca
 fi
 # No dependencies: the lock has them all, but for those that it leaves out on purpose.
-exec /installer/bin/uv pip install --python /opt/lfm/bin/python --no-cache --compile-bytecode \
+exec /mnt/bin/uv pip install --python /opt/lfm/bin/python --no-cache --compile-bytecode \
   --require-hashes --no-deps -r "$1"
