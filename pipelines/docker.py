@@ -33,6 +33,8 @@ CERTIFICATES = ("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CE
 """Variables that name a file with the authorities to trust, as behind a company's proxy."""
 TMP = "/tmp"  # noqa: S108  the only place in the container, beside the mounts, that can be written to
 SECONDS_TO_STOP = 30
+# KFP's command is a shell that waits for Python: as process 1 it takes no signal, and does not pass it on.
+TERMINATE = "kill -TERM 1 $(cat /proc/1/task/1/children)"
 
 
 @contextmanager
@@ -61,7 +63,6 @@ def docker_steps(image: str, config: RunConfig) -> Iterator[local.DockerRunner]:
         tmpfs={TMP: "rw,exec,nosuid,mode=1777"},
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
-        init=True,
         labels={LABEL: os.environ.get("LFM_PIPELINE_RUN", "")},
         device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpus else [],
     )
@@ -134,8 +135,8 @@ def _run(container: Container) -> int:
             print(ended_by(code - 128))  # noqa: T201
         return code
     except BaseException:
-        with suppress(DockerException):  # every process, not the shell around them alone: training writes a checkpoint
-            container.exec_run(["sh", "-c", f"kill -{signal.SIGTERM.value} -1"])
+        with suppress(Exception):  # whatever fails now, what interrupted is to be shown
+            container.exec_run(["sh", "-c", TERMINATE])  # training writes a checkpoint then
             container.wait(timeout=SECONDS_TO_STOP)
         raise
     finally:

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -10,6 +11,7 @@ from typing import NamedTuple, NoReturn
 import docker
 import pytest
 from docker.errors import DockerException
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 SOMEBODY = 12345
@@ -38,7 +40,10 @@ def base_image() -> Mapping[str, str]:
     """The variable that makes a build stand on Debian's own packages; nothing, where a registry must be reached."""
     if "BASE_IMAGE" in os.environ or os.getuid() != 0:
         return {}
-    done = subprocess.run([ROOT / "infra/docker/base.sh"], stdout=subprocess.PIPE, text=True, timeout=300, check=True)
+    with FileLock(Path(tempfile.gettempdir()) / "lfm-base.lock"):  # once, however many test processes there are
+        done = subprocess.run(
+            [ROOT / "infra/docker/base.sh"], stdout=subprocess.PIPE, text=True, timeout=300, check=True
+        )
     return {"BASE_IMAGE": done.stdout.strip()}
 
 

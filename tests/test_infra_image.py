@@ -183,8 +183,9 @@ def served(daemon: docker.DockerClient, home: Path) -> Iterator[Container]:
 
 def wait_until_healthy(container: Container, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
+    container.reload()
     while container.attrs["State"]["Health"]["Status"] != "healthy":
-        assert time.monotonic() < deadline and container.status != "exited", container.logs().decode()
+        assert time.monotonic() < deadline and container.status == "running", container.logs().decode()
         time.sleep(1)
         container.reload()
 
