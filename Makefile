@@ -38,7 +38,7 @@ ui: setup ## Open the MLflow UI on the runs
 bench: setup ## Every hot part beside the reference way of working (10 minutes on 2 idle cores)
 	@$(BIN)/python benchmarks/speed.py --out docs/performance.md
 
-image: ## Build the container image of this commit (BASE_IMAGE=..., TARGET=serve for the one that serves)
+image: ## Build the container image of this commit (TARGET=serve or mlflow for the others, BASE_IMAGE=...)
 	@infra/docker/build.sh $(TARGET)
 
 lint: setup ## Format check, lint, types, import rules, unused dependencies
@@ -58,6 +58,7 @@ lock: $(UV) ## Resolve the dependencies again into requirements/*.txt
 	$(LOCK) --all-extras --group dev pyproject.toml requirements/build.in -o requirements/all.txt
 	$(LOCK) --all-extras -c requirements/all.txt pyproject.toml requirements/build.in -o requirements/run.txt
 	$(LOCK) --no-emit-package triton -c requirements/run.txt requirements/serve.in -o requirements/serve.txt
+	$(LOCK) -c requirements/run.txt requirements/server.in -o requirements/server.txt
 	echo uv | $(LOCK) - -o requirements/uv.txt
 
 clean: ## Remove the environment and build outputs (not .lfm: your data and runs)

@@ -203,17 +203,18 @@ def test_the_image_for_serving_is_slim_and_answers_as_the_predictor_does(
     wait_until_healthy(served)
     images = np.load(next((home / "store/dataset").glob("*/test_images.npy")), mmap_mode="r")[:20]
     port = served.attrs["NetworkSettings"]["Ports"]["8080/tcp"][0]["HostPort"]
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/invocations",
-        json.dumps({"inputs": images.tolist()}).encode(), {"Content-Type": "application/json"},
-    )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        answer = json.load(reply)["predictions"]
+    answer = json.loads(ask(port, {"inputs": images.tolist()}))["predictions"]
     expected = Predictor(next((home / "mlartifacts").rglob("model.safetensors")).parent).predict(np.array(images))
     assert [row["label"] for row in answer] == list(expected.label)
     assert [row["probability"] for row in answer] == pytest.approx(list(expected.probability), abs=1e-5)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(
-            urllib.request.Request(request.full_url, b"{}", dict(request.header_items())), timeout=60
-        )
+        ask(port, {})
     assert refused.value.code == 400
+
+
+def ask(port: str, body: Any) -> str:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return str(reply.read(), "utf-8")

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Build the image of this commit: lfm:COMMIT, or with the argument `serve` lfm-serve:COMMIT. Prints its name last.
+# Build an image of this commit and print its name last: lfm:COMMIT, or with an argument `serve` lfm-serve:COMMIT, with
+# `mlflow` lfm-mlflow:COMMIT.
 #
 # BASE_IMAGE   what it stands on; default: the Dockerfile's
 # LFM_COMMIT   the commit, where git cannot tell
@@ -38,8 +39,8 @@ registry_settings() {
 target=${1:-lfm}
 case $target in
   lfm) name=lfm ;;
-  serve) name=lfm-serve ;;
-  *) fail "no such image: $target; there are lfm and serve" ;;
+  serve | mlflow) name=lfm-$target ;;
+  *) fail "no such image: $target; there are lfm, serve and mlflow" ;;
 esac
 commit=${LFM_COMMIT:-$(git describe --always --dirty --abbrev=12 --exclude='*')}
 docker=$(with_buildkit)
