@@ -19,8 +19,8 @@ SOMEBODY = 12345
 
 
 def missing(what: str) -> NoReturn:
-    """Skip the test with a loud message; fail in CI, where everything must be there."""
-    if os.environ.get("LFM_CI"):
+    """Skip the test with a loud message; fail in CI, unless its machine refuses a daemon (.ci/run says so)."""
+    if os.environ.get("LFM_CI") and not os.environ.get("LFM_WITHOUT_CONTAINERS"):
         pytest.fail(f"CI must have it: {what}")
     pytest.skip(f"NOT TESTED, for want of it: {what}")
 
