@@ -25,7 +25,7 @@ def evaluate(
     config: dict[str, Any], dataset: str, text: str, backbone: str, model: str, out: str, page_out: str
 ) -> None:
     """Score the untrained and the trained model on the test images: metrics as JSON, and a page to look at."""
-    from lfm import tracking
+    from lfm import runs, tracking
     from lfm.data import read_info
     from lfm.report import table
 
@@ -68,7 +68,7 @@ def evaluate(
         copy_to(folder, Path(out))
         # Not kept in the store: the page also shows the runs beside this one, and those come and go.
         page = Path(out) / "report.html"
-        page.write_text(page_of(folder, run.parent).html, encoding="utf-8")
+        page.write_text(page_of(folder, runs.read(run.parent, run_config)).html, encoding="utf-8")
         Path(page_out).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, page_out)
         run.file(page)
