@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lfm.config import InputError, flatten
+from lfm.config import InputError, RunConfig, flatten
 from lfm.presets import load
 from lfm.tracking import connect
 
@@ -98,6 +98,17 @@ def _past(run: Any) -> Past:
         info.run_id, info.run_name, info.experiment_id, info.status == "FINISHED", info.start_time,
         dict(data.params), dict(data.tags), dict(data.metrics),
     )  # fmt: skip
+
+
+def read(run_id: str, config: RunConfig) -> Past:
+    """A pipeline run that may still be running.
+
+    Args:
+        run_id: in MLflow.
+        config: its configuration, should its parameters stand elsewhere.
+    """
+    past = _past(connect().get_run(run_id))
+    return replace(past, params={k: str(v) for k, v in flatten(config).items()} | past.params)
 
 
 def find(selector: str, among: Sequence[Past]) -> Past:

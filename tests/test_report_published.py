@@ -54,7 +54,8 @@ def test_each_command_of_the_papers_tables_is_a_run_of_the_paper() -> None:
 def test_ours_stand_beside_published_and_empty_cells_have_their_command() -> None:
     command = "lfm run cifar100-lt"
     seeds: list[dict[str, float | None]] = [
-        {"many": 80.0, "medium": 70.0, "few": None, "all": 76.0}, {"many": 82.0, "medium": 72.0, "few": None, "all": 77.0}
+        {"many": 80.0, "medium": 70.0, "few": None, "all": 76.0},
+        {"many": 82.0, "medium": 72.0, "few": None, "all": 77.0}
     ]  # fmt: skip
     report = paper_page({command: Ours.of(seeds)})
     reader = Reader(report.html)

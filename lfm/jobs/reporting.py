@@ -25,22 +25,19 @@ SAME = (
 USED = {"stage1.alpha_used", "stage2.alpha_used"}
 
 
-def page_of(folder: Path, run_id: str) -> "Report":
+def page_of(folder: Path, past: "Past") -> "Report":
     """The page of a run from its metrics artifact and MLflow.
 
     Args:
         folder: the artifact.
-        run_id: of the pipeline run.
+        past: the run.
     """
     from lfm import runs
     from lfm.report.page import run_page
     from lfm.report.published import for_data
 
     with tempfile.TemporaryDirectory() as place:
-        among = runs.evaluated()
-        past = runs.find(run_id, among)
-        beside = [run for run in among if run.experiment == past.experiment]
-        run = _read(folder, past, beside, Path(place))
+        run = _read(folder, past, runs.evaluated([past.experiment]), Path(place))
     data = {k: past.params[f"data.{k}"] for k in ("name", "profile", "imbalance")}
     return run_page(run, for_data(data), f"lfm report {past.run_id[:12]}")
 
@@ -59,7 +56,7 @@ def report_run(selector: str) -> tuple["Report", "Past"]:
 
     past = runs.find(selector, runs.evaluated())
     with tempfile.TemporaryDirectory() as place:
-        return page_of(runs.download(past, FILES, Path(place)), past.run_id), past
+        return page_of(runs.download(past, FILES, Path(place)), past), past
 
 
 def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:

@@ -36,7 +36,7 @@ def evaluate(
 
     Leaves metrics as JSON, what the champion and the trained model predicted for each image, and a page to look at.
     """
-    from lfm import tracking
+    from lfm import runs, tracking
     from lfm.data import read_info
     from lfm.jobs.champion import present_champion
     from lfm.report import table
@@ -83,7 +83,7 @@ def evaluate(
         copy_to(folder, Path(out))
         # Not kept in the store: the page also shows the runs beside this one, and those come and go.
         page = Path(out) / "report.html"
-        page.write_text(page_of(folder, run.parent).html, encoding="utf-8")
+        page.write_text(page_of(folder, runs.read(run.parent, run_config)).html, encoding="utf-8")
         Path(page_out).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, page_out)
         run.file(page)

@@ -164,8 +164,8 @@ def _collapsing(run: Run) -> str:
             names = ", ".join(f"{text(run.classes[k])} ({own[k]:.2f})" for k in under[:NAMED_WEAK])
             told.append(
                 f"<p><strong>Stage {stage}: {len(under):,} of {len(own):,} classes are about to collapse</strong>"
-                f", with own-label mass under {threshold:g}; the lowest: {names}. Lower stage{stage}.alpha (auto finds the "
-                "largest safe one) or raise mixup.tau.</p>"
+                f", with own-label mass under {threshold:g}; the lowest: {names}. Lower stage{stage}.alpha (auto finds "
+                "the largest safe one) or raise mixup.tau.</p>"
             )
     return "".join(told)
 
