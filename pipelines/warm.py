@@ -50,7 +50,7 @@ def warm_steps(*more: str) -> Iterator[None]:
         if process.exitcode and process.exitcode < 0:
             name = signal.Signals(-process.exitcode).name
             memory = ", most likely for want of memory: lower the batch or image size" if name == "SIGKILL" else ""
-            sys.stdout.write(f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to go on\n")
+            sys.stdout.write(f"\n{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to go on\n")
         return process.exitcode or 0
 
     theirs = subprocess_task_handler.run_local_subprocess
