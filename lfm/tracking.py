@@ -50,6 +50,7 @@ class Tracker:
 
     def __init__(self, client: MlflowClient, parent: str, child: str) -> None:
         self.client, self.parent, self.child = client, parent, child
+        self._sent: dict[str, set[int]] = {}
 
     def params(self, values: Mapping[str, Any], on_parent: bool = False) -> None:
         """Log parameters; the same value again is fine, as after a retry."""
@@ -63,11 +64,23 @@ class Tracker:
             self.client.log_batch(run, tags=[RunTag(k, str(v)) for k, v in values.items()])
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log a point of each curve on both the step and the pipeline run."""
+        """Log a point of each curve on both the step and the pipeline run.
+
+        A retried step sends its curves again: the pipeline run, which has the points of the first try, takes only new
+        ones.
+        """
         now = get_current_time_millis()
         points = [Metric(k, float(v), now, step) for k, v in values.items()]
-        for run in (self.child, self.parent):
-            self.client.log_batch(run, metrics=points)
+        self.client.log_batch(self.child, metrics=points)
+        self.client.log_batch(self.parent, metrics=[point for point in points if self._is_new(point)])
+
+    def _is_new(self, point: Metric) -> bool:
+        """Whether the pipeline run lacks this point; from here on it has it."""
+        if point.key not in self._sent:
+            self._sent[point.key] = {p.step for p in self.client.get_metric_history(self.parent, point.key)}
+        new = point.step not in self._sent[point.key]
+        self._sent[point.key].add(point.step)
+        return new
 
     def text(self, content: str, name: str) -> None:
         """Keep a text file among the pipeline run's artifacts."""

@@ -48,7 +48,7 @@ def warm_steps(*more: str) -> Iterator[None]:
                 process.terminate()
                 process.join()
         if process.exitcode and process.exitcode < 0:
-            sys.stdout.write(f"{ended_by(-process.exitcode)}\n")
+            sys.stdout.write(f"\n{ended_by(-process.exitcode)}\n")
         return process.exitcode or 0
 
     theirs = subprocess_task_handler.run_local_subprocess
