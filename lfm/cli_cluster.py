@@ -1,15 +1,15 @@
 """`lfm compile`, `submit`, `upload`, `schedule`: the commands that need a Kubeflow cluster."""
 
-import importlib
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lfm.cli_options import PresetArgument, SetOption, check_file, examples
-from lfm.config import InputError, parse_overrides, unknown
+from lfm.config import InputError, RunConfig, parse_overrides, unknown
 from lfm.presets import PRESETS, load
 
 RUNNERS = ("local", "docker", "kfp")
@@ -34,8 +34,8 @@ def add_to(app: typer.Typer) -> None:
         app.command()(examples(command))
 
 
-def runner_for(name: str, image: str) -> Callable[[], Any]:
-    """What makes the runner of `kfp.local`.
+def runner_for(name: str, image: str) -> Callable[[RunConfig], AbstractContextManager[Any]]:
+    """What the steps of a run on this machine run in (`pipelines.run.Runner`).
 
     Args:
         name: local or docker.
@@ -55,9 +55,9 @@ def runner_for(name: str, image: str) -> Callable[[], Any]:
     if image:
         os.environ["LFM_IMAGE"] = image  # before the components are imported, which carry it
     from lfm import revision
+    from pipelines.docker import docker_steps
 
-    docker = importlib.import_module("pipelines.docker")  # its own dependency is optional
-    return lambda: docker.docker_runner(revision.image())
+    return lambda config: docker_steps(revision.image(), config)
 
 
 def submit_run(preset: str, overrides: dict[str, Any], host: str, image: str) -> None:

@@ -8,7 +8,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,17 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-Runner = Callable[[], Any]
+Runner = Callable[[RunConfig], AbstractContextManager[Any]]
+"""Takes the configuration; while it is entered, `kfp.local` runs steps with the runner that it gives."""
 
 
-def in_processes() -> Any:
-    """The runner that makes each step a process of this environment."""
+@contextmanager
+def in_processes(config: RunConfig) -> Iterator[Any]:
+    """Each step is a process of this environment."""
     from kfp import local
 
-    return local.SubprocessRunner(use_venv=False)
+    with warm_steps(*(["open_clip"] if uses_open_clip(config.model) else [])):
+        yield local.SubprocessRunner(use_venv=False)
 
 
 def run_local(
@@ -103,7 +106,7 @@ def run_local(
         config: checked already; names the pipeline.
         overrides: what was changed from the preset.
         verbose: show everything, also what the libraries say.
-        runner: makes the runner of `kfp.local`, once LFM_HOME and LFM_PIPELINE_RUN are set.
+        runner: what steps run in; entered once LFM_HOME and LFM_PIPELINE_RUN are set.
 
     Raises:
         InputError: a step found something that the user can mend.
@@ -145,9 +148,8 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
     with log_path.open("w") as log, _environment(**variables):
         output, printer = StepOutput(sys.stdout, log, verbose), builtins.print
         try:
-            local.init(runner=runner(), pipeline_root=str(root))
-            more = ["open_clip"] if uses_open_clip(config.model) else []
-            with redirect_stdout(output), warm_steps(*more):
+            with redirect_stdout(output), runner(config) as chosen:
+                local.init(runner=chosen, pipeline_root=str(root))
                 pipeline()
         except BaseException as error:
             _close(key)
