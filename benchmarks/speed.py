@@ -27,11 +27,11 @@ from torch.nn import functional as F  # noqa: N812
 from lfm.backbone import DEFAULT, build_image_tower
 from lfm.config import ShotsConfig
 from lfm.data import Images
+from lfm.data.feed import mixed_images
 from lfm.evaluate import confusion, metrics
 from lfm.mixup import PairSampler, PartnerSampler
 from lfm.model import LFM
 from lfm.score import use_bf16
-from lfm.train import mixed_images
 
 TAU, DIM = 0.05, 512
 

@@ -19,6 +19,7 @@ from lfm.artifact import MANIFEST
 from lfm.backbone import Preprocess, build_image_tower
 from lfm.config import InputError, RunConfig, StageConfig
 from lfm.data import Images
+from lfm.data.feed import mixed_images
 from lfm.mixup import PairBatch
 from lfm.model import LFM, conv4
 from lfm.presets import load
@@ -27,7 +28,6 @@ from lfm.train import (
     NonFiniteLossError,
     Stage,
     learning_rate,
-    mixed_images,
     pair_sampler,
 )
 

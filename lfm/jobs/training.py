@@ -20,7 +20,10 @@ SHOWN_CLASSES = 20
 FOLLOW_SECONDS = 1.0
 
 # The source whose change makes a kept model stale.
-METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images")
+METHOD = (
+    "lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.score",
+    "lfm.data.images", "lfm.data.feed", "lfm.data.resample",
+)  # fmt: skip
 
 
 @step
@@ -71,7 +74,7 @@ def train_stage(
 
 def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, backbone: str, before: str) -> dict[str, Any]:
     """All that a stage's weights depend on."""
-    train = config.train.model_dump(include={"device", "processes", "precision", "flip"})
+    train = config.train.model_dump(include={"device", "processes", "precision", "flip", "resize"})
     return {
         "stage": stage,
         "values": config.stage(stage).model_dump(),
@@ -261,7 +264,7 @@ def train(
     if before:
         load_weights(model, Path(before) / "model.safetensors")
     model.to(device)
-    images, val = (open_split(Path(dataset), split, device) for split in ("train", "val"))
+    images, val = (open_split(Path(dataset), split, device, config.train.resize) for split in ("train", "val"))
     Stage(stage, config, model, images, val, checkpoints, log, alpha).run()
     if os.environ.get("RANK", "0") != "0":
         return
