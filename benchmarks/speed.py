@@ -31,10 +31,10 @@ from benchmarks.training import BATCH, SMALL, TOWER, loop_row, step_row, validat
 from lfm.backbone import DEFAULT
 from lfm.config import ShotsConfig
 from lfm.data import Images
+from lfm.data.feed import mixed_images
 from lfm.evaluate import accuracy, hits, shot_group, top_class
 from lfm.mixup import PairSampler, PartnerSampler, local_sampling_rows
 from lfm.score import use_bf16
-from lfm.train import mixed_images
 
 TAU = 0.05
 

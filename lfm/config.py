@@ -229,6 +229,9 @@ class TrainConfig(Section):
     """auto: bf16 where the hardware multiplies it natively, else fp32."""
     flip: bool = True
     """Flip each image left-right with probability one half."""
+    resize: Literal["fast", "exact"] = "fast"
+    """How training images get to the tower's size. fast: the same kernel without PIL's rounding, small images after
+    mixing; exact: each image as evaluation resizes it, to the last bit, before mixing."""
     validate_every: int = Field(5, ge=0)
     """Epochs between scores on the validation images; 0: never."""
     checkpoint_minutes: float = Field(1.0, gt=0)

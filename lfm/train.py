@@ -9,9 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +24,10 @@ from torch import Tensor, nn
 from lfm.checkpoint import Checkpoints, like, whole
 from lfm.config import InputError, RunConfig, StageConfig, flatten
 from lfm.data import Images
+from lfm.data.feed import fetched_ahead, mixed_images
 from lfm.fit import find_batch_size, recompute_activations, seconds_or_nothing, share
 from lfm.losses import Classes, make_loss, soft
-from lfm.mixup import PairBatch, PairSampler, mix
+from lfm.mixup import PairBatch, PairSampler
 from lfm.model import LFM
 from lfm.progress import bar, say
 from lfm.score import image_features, score_split, summed, use_bf16
@@ -37,7 +36,6 @@ LOOK_EVERY = 20
 """Steps between looks at what only a wait for the device, or for other processes, can tell."""
 COMPILE_STEPS = 1000
 """Fewer steps on a GPU do not pay for the minutes of compiling."""
-FETCH_AHEAD = 3
 Log = Callable[[Mapping[str, float], int], None]
 
 
@@ -109,7 +107,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.values, self.device = self.config.stage(self.number), self.train.device
-        fields = ("seed", "model.", "text.", "mixup.", "loss.", f"stage{self.number}.", "train.flip", "train.precision")
+        of_train = ("train.flip", "train.precision", "train.resize")
+        fields = ("seed", "model.", "text.", "mixup.", "loss.", f"stage{self.number}.", *of_train)
         made_with = {k: v for k, v in flatten(self.config).items() if k.startswith(fields)} | {"alpha": self.alpha}
         self.checkpoints = Checkpoints(self.folder, self.config.train.keep_checkpoints, made_with, self.written)
 
@@ -425,62 +424,3 @@ def pair_sampler(
         remix_kappa=mixup.remix_kappa,
         remix_tau=mixup.remix_tau,
     )
-
-
-WHOLE = slice(None)
-
-
-def positions(batch: PairBatch, rows: slice = WHOLE) -> Tensor:
-    """The images some rows of a batch need: all first ones, then all partners, if any will show. (B,) or (2 B,)."""
-    return batch.index_B2[rows, : _pair(batch)].T.flatten()
-
-
-def _pair(batch: PairBatch) -> int:
-    return 1 if bool((batch.lambda_x_B == 1).all()) else 2  # nothing of the partners: do not touch their pixels
-
-
-def mixed_images(
-    images: Images,
-    batch: PairBatch,
-    flip: bool,
-    pixels: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-    rows: slice = WHOLE,
-) -> Tensor:
-    """The pairs of a batch: flipped, mixed, normalised, resized. (B, channels, side, side), channels last.
-
-    Args:
-        images: the split.
-        batch: of its pairs.
-        flip: each image left-right with probability one half.
-        pixels: those of `positions(batch)`, uint8, if they were fetched ahead.
-        dtype: in which images are resized on the device; where they are not, the result is float32.
-        rows: of the batch; what is drawn for a row is the same whichever others are asked for.
-    """
-    pair = _pair(batch)
-    x = images.unit(images.fetch(positions(batch, rows)) if pixels is None else pixels)
-    if flip:
-        flip_PB = torch.rand(pair * len(batch.index_B2), generator=batch.rng).view(pair, -1)[:, rows] < 0.5
-        x = torch.where(flip_PB.flatten().to(images.device)[:, None, None, None], x.flip(3), x)
-    if pair == 2:
-        first, partner = x.chunk(2)
-        x = mix(first, partner, batch.lambda_x_B[rows].to(images.device))
-    return images.finish(x, dtype)
-
-
-def fetched_ahead(
-    images: Images, batches: Iterable[PairBatch], rows: Callable[[PairBatch], slice] = lambda _: WHOLE
-) -> Iterator[tuple[PairBatch, Tensor | None]]:
-    """The batches with the pixels of some rows, those of the next few being fetched meanwhile where that takes time."""
-    if images.held:
-        yield from ((batch, None) for batch in batches)
-        return
-    with ThreadPoolExecutor(1, "fetch") as pool:
-        ahead: deque[tuple[PairBatch, Future[Tensor]]] = deque()
-        for batch in batches:
-            ahead.append((batch, pool.submit(images.fetch, positions(batch, rows(batch)))))
-            if len(ahead) > FETCH_AHEAD:
-                ready, pixels = ahead.popleft()
-                yield ready, pixels.result()
-        for ready, pixels in ahead:
-            yield ready, pixels.result()

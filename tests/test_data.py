@@ -68,6 +68,13 @@ def encoded(image: Image.Image, kind: str = "png", **options: object) -> bytes:
     return out.getvalue()
 
 
+def finished(split: Images, pixels: torch.Tensor) -> torch.Tensor:
+    """The fast way to the tower's input, in float32."""
+    out = split.empty(len(pixels), torch.float32)
+    split.finish(pixels.float(), out)
+    return out
+
+
 def files(folder: Path, data: list[bytes], classes: int = 2, test: int = 2) -> Source:
     """The first `test` images are test images; labels go round."""
     folder.mkdir(exist_ok=True)
@@ -506,7 +513,7 @@ def test_decoded_pixels_are_open_clips_to_the_last_bit(
         )
         assert split.held == (decode_when == "once")
         assert torch.allclose(split.exact(torch.arange(4)), expected, atol=1e-6)
-        assert torch.allclose(split.finish(split.unit(split.fetch(torch.tensor([2])))), expected[2:3], atol=1e-6)
+        assert torch.allclose(finished(split, split.fetch(torch.tensor([2]))), expected[2:3], atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
@@ -529,18 +536,8 @@ def test_small_images_resized_on_the_device_are_open_clips_within_one_grey_level
     order = torch.arange(len(split))
     levels = (split.exact(order) - expected).mul(std * 255).abs()
     assert levels.max() < 1e-3, "not even one: PIL's arithmetic to the last bit"
-    fast = (split.finish(split.unit(split.fetch(order))) - expected).mul(std * 255).abs()
+    fast = (finished(split, split.fetch(order)) - expected).mul(std * 255).abs()
     assert fast[:10].mean() < 0.5, "photos; noise overshoots and PIL clamps it between its passes"
-
-
-def test_mixing_before_resizing_is_the_same_as_after(tmp_path: Path) -> None:
-    to = replace(CLIP, size=96)
-    source = files(tmp_path / "raw", [encoded(photo(k, 32, 32)) for k in range(8)])
-    split = open_split(made(tmp_path / "data", source, AS_IS, to=to), "train")
-    x = split.unit(split.fetch(torch.arange(6)))
-    first = split.finish(0.3 * x[:3] + 0.7 * x[3:])
-    after = 0.3 * split.finish(x[:3]) + 0.7 * split.finish(x[3:])
-    assert torch.allclose(first, after, atol=1e-5)
 
 
 def test_how_pixels_are_kept_follows_their_size_and_the_limit(tmp_path: Path) -> None:
@@ -610,18 +607,17 @@ def test_colour_images_keep_their_channels_and_grey_ones_among_them_get_three(tm
         assert np.array_equal(split.fetch(torch.tensor([k]))[0].numpy(), expected)
 
 
-def test_batches_are_in_the_unit_interval_and_normalise_to_mean_0_and_deviation_1(
-    small_fashion: Path, tmp_path: Path
-) -> None:
+def test_the_training_pixels_normalise_to_mean_0_and_deviation_1(small_fashion: Path, tmp_path: Path) -> None:
     folder = made(tmp_path / "data", read_fashion(small_fashion).source())
     split = open_split(folder, "train")
     index_B = torch.tensor([5, 0, 5])
-    x = split.unit(split.fetch(index_B))
-    raw = np.load(folder / "train_images.npy")
+    x = finished(split, split.fetch(index_B))
+    raw, info = np.load(folder / "train_images.npy"), read_info(folder)["preprocess"]
     assert x.shape == (3, 1, 28, 28) and x.dtype == torch.float32
     for place, index in enumerate(index_B.tolist()):
         for row, column in ((0, 0), (14, 14), (20, 9)):
-            assert float(x[place, 0, row, column]) == pytest.approx(raw[index, row, column] / 255, abs=1e-7)
+            expected = (raw[index, row, column] / 255 - info["mean"][0]) / info["std"][0]
+            assert float(x[place, 0, row, column]) == pytest.approx(expected, abs=1e-6)
     whole = split.exact(torch.arange(len(raw))).double()
     assert float(whole.mean()) == pytest.approx(0, abs=1e-5)
     assert float(whole.std(correction=0)) == pytest.approx(1, abs=1e-5)
@@ -652,15 +648,17 @@ def test_joined_collections_are_one_after_the_other() -> None:
 
 
 def test_fetching_ahead_gives_the_same_batches(tmp_path: Path) -> None:
+    from lfm.data.feed import fetched_ahead, mixed_images
     from lfm.mixup import PairBatch
-    from lfm.train import fetched_ahead, mixed_images
 
     data = [encoded(photo(k, 80, 70), "jpeg") for k in range(20)]
     splits: list[Images] = []
     for when in ("once", "each-time"):
         config = AS_IS.model_copy(update={"decode": when})
         to = replace(CLIP, size=40)
-        splits.append(open_split(made(tmp_path / when, files(tmp_path / f"raw-{when}", data), config, to=to), "train"))
+        folder = made(tmp_path / when, files(tmp_path / f"raw-{when}", data), config, to=to)
+        splits.append(open_split(folder, "train", resize="exact"))
+    splits.append(open_split(folder, "train"))
 
     def batches() -> list[PairBatch]:
         rng = np.random.default_rng(0)
@@ -675,12 +673,16 @@ def test_fetching_ahead_gives_the_same_batches(tmp_path: Path) -> None:
             for k in range(9)
         ]
 
-    held, ahead = (
+    held, ahead, fast = (
         [mixed_images(split, batch, True, pixels) for batch, pixels in fetched_ahead(split, batches())]
         for split in splits
     )
-    assert len(held) == len(ahead) == 9
+    assert len(held) == len(ahead) == len(fast) == 9
     assert all(torch.equal(a, b) for a, b in zip(held, ahead, strict=True))
+    levels = (torch.cat(fast) - torch.cat(held)).mul(255 * torch.tensor(CLIP.std)[:, None, None]).abs()
+    assert 0 < levels.max() < 2.01, "torch's 8-bit kernels, which nearly always round as PIL does"
+    assert levels.mean() < 0.05
+    assert torch.equal(splits[1].exact(torch.arange(18)), splits[2].exact(torch.arange(18))), "evaluation: PIL's"
 
 
 def test_an_image_that_goes_bad_later_is_named(tmp_path: Path) -> None:

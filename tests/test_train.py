@@ -22,6 +22,7 @@ from lfm.artifact import MANIFEST
 from lfm.backbone import Preprocess, build_image_tower
 from lfm.config import InputError, RunConfig, StageConfig
 from lfm.data import Images
+from lfm.data.feed import mixed_images
 from lfm.fit import blocks, find_batch_size, recompute_activations
 from lfm.mixup import PairBatch
 from lfm.model import LFM, conv4
@@ -31,7 +32,6 @@ from lfm.train import (
     NonFiniteLossError,
     Stage,
     learning_rate,
-    mixed_images,
     pair_sampler,
 )
 

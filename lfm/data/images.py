@@ -1,75 +1,34 @@
-"""From a data set artifact to a tower's input: the fast path.
+"""A split of a data set artifact, and the way from its pixels to a tower's input.
 
-Small images lie on the device as uint8 and are resized there, after mixing: resizing and normalising are linear, so the
-order does not matter. Large ones come from a memory map of decoded pixels, or are decoded by a pool of threads.
+Small images lie on the device as uint8 and are resized there. Large ones come from a memory map of decoded pixels, or
+are decoded by a pool of threads.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from lfm.backbone import Preprocess
 from lfm.data.artifact import read_info
 from lfm.data.decode import decode, fitted, pixels_of
+from lfm.data.resample import Resampling, crop, resized
 from lfm.data.source import SPLITS
 from lfm.data.table import Table, open_table
 
-PIL_ONE = 1 << 22
-"""What PIL's resampling counts as 1 in its whole numbers."""
 DEVICE_SHARE = 0.25
 """A split whose pixels take up to this share of a GPU's memory lies there whole."""
-
-
-def resize_rows(length: int, to: int, interpolation: str) -> Tensor:
-    """The resampling of one axis as a matrix: PIL's antialiased kernels, in its arithmetic.
-
-    Args:
-        length: of the axis.
-        to: its length after resizing.
-        interpolation: bicubic (a = -1/2) or bilinear.
-
-    Returns:
-        (to, length) float64, rows of sum 1.
-    """
-    scale = length / to
-    wide = max(scale, 1.0)  # of the kernel: it grows when shrinking, which is the antialiasing
-    reach = wide * (2 if interpolation == "bicubic" else 1)
-    center = (torch.arange(to, dtype=torch.float64) + 0.5) * scale
-    place = torch.arange(length)
-    first = (center - reach + 0.5).long().clamp(min=0)[:, None]
-    last = (center + reach + 0.5).long().clamp(max=length)[:, None]
-    x = ((place + 0.5 - center[:, None]) / wide).abs()
-    if interpolation == "bicubic":
-        near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-        weight = torch.where(x < 1, near, torch.where(x < 2, far, 0))
-    else:
-        weight = (1 - x).clamp(min=0)
-    weight = weight * ((place >= first) & (place < last))
-    return weight / weight.sum(dim=1, keepdim=True)
-
-
-def _operators(height: int, width: int, to: Preprocess) -> tuple[Tensor, Tensor] | None:
-    """Row and column matrices for resize and centre crop, or nothing where neither changes the image."""
-    size = to.size
-    if not size or (height, width) == (size, size):
-        return None
-    tall, wide = (size, size) if to.resize_mode == "squash" else _shortest(height, width, size)
-    top, left = round((tall - size) / 2), round((wide - size) / 2)
-    return (
-        resize_rows(height, tall, to.interpolation)[top : top + size],
-        resize_rows(width, wide, to.interpolation)[left : left + size],
-    )
-
-
-def _shortest(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width when the shorter side becomes `size`."""
-    return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+PIECE = 8
+"""Images that a CPU works on at a time: what they become on the way stays in its cache."""
 
 
 @dataclass
@@ -77,11 +36,13 @@ class Images:
     """A split, asked for by positions. Tensors are on `device`.
 
     Args:
-        fetch: positions (B,) on the CPU -> (B, channels, H, W) uint8.
+        fetch: positions (B,) on the CPU -> (B, channels, H, W) uint8, channels innermost in memory.
         shape: (channels, H, W) of what `fetch` gives.
         label_N: (N,) int64, on the device.
         to: the tower's preprocessing.
         held: all pixels lie on the device: fetching ahead gains nothing.
+        resize: of training images, as `train.resize`.
+        fetch_fast: like `fetch` within two grey levels, if there is a faster way; for training.
     """
 
     fetch: Callable[[Tensor], Tensor]
@@ -89,18 +50,18 @@ class Images:
     label_N: Tensor
     to: Preprocess
     held: bool
+    resize: str = "fast"
+    fetch_fast: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        self.device = self.label_N.device
-        operators = _operators(*self.shape[1:], self.to)
-        self._rows: Tensor | None = None
-        self._columns: Tensor | None = None
-        if operators:
-            self._exact = [(m * PIL_ONE).round_().to(self.device) for m in operators]
-            self._rows, self._columns = (m.float().to(self.device) for m in operators)
-        self._mean, self._std = (
-            torch.tensor(v, dtype=torch.float32, device=self.device)[:, None, None] for v in (self.to.mean, self.to.std)
-        )
+        self.device, size = self.label_N.device, self.to.size
+        native = not size or self.shape[1:] == (size, size)
+        self._resampling = None if native else Resampling(self.shape, self.to, self.device)
+        channels, _, width = self.shape
+        mean, std = (torch.tensor(v).expand(channels) for v in (self.to.mean, self.to.std))
+        # A value for each number of a row of pixels: several times as fast as one for each channel.
+        self._scale, self._shift = (v.repeat(width).to(self.device) for v in (1 / (255 * std), -mean / std))
+        self._mean, self._std = (v.repeat(size or width).to(self.device) for v in (mean, std))
 
     def __len__(self) -> int:
         return len(self.label_N)
@@ -110,40 +71,80 @@ class Images:
         """Pixels of the tower's input on its longer side."""
         return self.to.size or max(self.shape[1:])
 
-    def unit(self, pixels: Tensor) -> Tensor:
-        """uint8 -> [0, 1], float32, on the device."""
-        return pixels.to(self.device, non_blocking=True).float().div_(255)
+    def fetch_training(self, index_B: Tensor) -> Tensor:
+        """The pixels to train on."""
+        return (self.fetch_fast or self.fetch)(index_B) if self.resize == "fast" else self.fetch(index_B)
 
-    def finish(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normalise, resize and crop images in [0, 1], mixed or not. (B, channels, side, side), channels last.
+    def empty(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Room for the tower's input, (count, channels, side, side), channels last."""
+        height, width = (self.to.size, self.to.size) if self._resampling else self.shape[1:]
+        return torch.empty(
+            (count, self.shape[0], height, width),
+            dtype=dtype,
+            device=self.device,
+            memory_format=torch.channels_last,
+        )
+
+    @property
+    def resized(self) -> bool:
+        """Whether images are smaller or larger than the tower's input until they are finished."""
+        return self._resampling is not None
+
+    def pieces(self, count: int, split: bool = True) -> Iterator[slice]:
+        """Which images to work on together: all, or on a CPU, where asked to split, a few."""
+        size = PIECE if split and self.device.type == "cpu" else max(count, 1)
+        return (slice(begin, begin + size) for begin in range(0, count, size))
+
+    def finish(self, x: Tensor, out: Tensor) -> None:
+        """Normalise, resize and crop images, mixed or not, without PIL's rounding.
 
         Each row of a resampling sums to 1, so normalising first is the same, on fewer pixels.
 
         Args:
-            x: (B, channels, H, W) float32.
-            dtype: of the two products that resize, and of the result where there are any.
+            x: (B, channels, H, W) float32 grey levels, 0 to 255.
+            out: of `empty`, filled; the products that resize are made in its dtype.
         """
-        x = (x - self._mean) / self._std
-        if self._rows is not None and self._columns is not None:
-            x = self._rows.to(dtype) @ (x.to(dtype) @ self._columns.to(dtype).T)
-        return x.contiguous(memory_format=torch.channels_last)
+        levels, out = torch.addcmul(self._shift, _interleaved(x), self._scale), _interleaved(out)
+        if self._resampling:
+            self._resampling.linear(levels.to(out.dtype), out)
+        else:
+            out.copy_(levels)
 
-    def exact(self, index_B: Tensor) -> Tensor:
+    def finish_exactly(self, pixels: Tensor) -> Tensor:
         """The tower's input, the same to the last bit as open_clip's evaluation transform gives.
 
-        PIL multiplies whole numbers and rounds after each of its two passes; float64 holds these numbers exactly.
+        Args:
+            pixels: (B, channels, H, W) uint8.
+
+        Returns:
+            (B, channels, side, side) float32, channels last.
         """
-        pixels = self.fetch(index_B)
-        if self._rows is None:
-            return self.finish(self.unit(pixels))
-        rows, columns = self._exact
-        x = (pixels.to(self.device).double() @ columns.T).div_(PIL_ONE).add_(0.5).floor_().clamp_(0, 255)
-        x = (rows @ x).div_(PIL_ONE).add_(0.5).floor_().clamp_(0, 255).float().div_(255)
-        return ((x - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+        done = self.empty(len(pixels), torch.float32)
+        for here in self.pieces(len(pixels)):
+            x = _interleaved(pixels[here].to(self.device, non_blocking=True).float())
+            bands = self._resampling.exact(x) if self._resampling else [(slice(None), x)]
+            for rows, grey in bands:  # one at a time, while it is in the cache
+                torch.div(grey.div_(255).sub_(self._mean), self._std, out=_interleaved(done[here])[:, rows])
+        return done
+
+    def exact(self, index_B: Tensor) -> Tensor:
+        """`finish_exactly` of the images at some positions."""
+        return self.finish_exactly(self.fetch(index_B))
 
 
-def open_split(folder: Path, split: str, device: torch.device | str = "cpu") -> Images:
+def _interleaved(x: Tensor) -> Tensor:
+    """(B, channels, H, W) -> (B, H, W channels); nothing moves where the channels are innermost already."""
+    return x.permute(0, 2, 3, 1).flatten(2)
+
+
+def open_split(folder: Path, split: str, device: torch.device | str = "cpu", resize: str = "fast") -> Images:
     """A split of a data set artifact.
+
+    Args:
+        folder: of the artifact.
+        split: train, val or test.
+        device: where its tensors go.
+        resize: of training images, as `train.resize`.
 
     Raises:
         InputError: the folder is no data set artifact, or one without pixels.
@@ -154,14 +155,34 @@ def open_split(folder: Path, split: str, device: torch.device | str = "cpu") -> 
     label_N = torch.from_numpy(np.load(folder / f"{split}_labels.npy", allow_pickle=False)).to(device)
     if info["pixels"] == "encoded":
         decoder = _Decoder(open_table(folder, split), to, info["max_megapixels"])
-        return Images(decoder, (3, to.size, to.size), label_N, to, held=False)
+        shape = (3, to.size, to.size)
+        return Images(
+            partial(decoder, fit=_fitted_as_pil), shape, label_N, to, False, resize, partial(decoder, fit=_fitted_fast)
+        )
     pixels = torch.from_numpy(np.load(folder / f"{split}_images.npy", mmap_mode="c", allow_pickle=False))
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     held = device.type == "cpu" or pixels.numel() < DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory
     if held:
         pixels = pixels.to(device)
-    shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
-    return Images(lambda index_B: pixels[index_B.to(pixels.device)], shape, label_N, to, held)
+    shape = (pixels.shape[3], pixels.shape[1], pixels.shape[2])
+    return Images(partial(_rows_of, pixels), shape, label_N, to, held, resize)
+
+
+def _rows_of(pixels: Tensor, index_B: Tensor) -> Tensor:
+    # index_select copies whole images at a time; indexing goes pixel by pixel.
+    return pixels.index_select(0, index_B.to(pixels.device)).permute(0, 3, 1, 2)
+
+
+def _fitted_as_pil(image: Image.Image, to: Preprocess) -> NDArray[np.uint8]:
+    return pixels_of(fitted(image, to))
+
+
+def _fitted_fast(image: Image.Image, to: Preprocess) -> NDArray[np.uint8]:
+    """`fitted` with torch's 8-bit kernels, five times as fast; a few pixels in a thousand differ by one or two."""
+    size = resized(image.height, image.width, to)
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    x = F.interpolate(x, size, mode=to.interpolation, antialias=True)[0].permute(1, 2, 0)
+    return x[crop(*size, to.size)].numpy()
 
 
 class _Decoder:
@@ -171,9 +192,8 @@ class _Decoder:
         self.table, self.to, self.limit = table, to, max_megapixels
         self.pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
 
-    def _one(self, i: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        return pixels_of(fitted(decode(self.table.encoded(i), self.table.name(i), self.limit), self.to))
+    def __call__(self, index_B: Tensor, fit: Callable[[Image.Image, Preprocess], NDArray[np.uint8]]) -> Tensor:
+        def one(i: int) -> NDArray[np.uint8]:
+            return fit(decode(self.table.encoded(i), self.table.name(i), self.limit), self.to)
 
-    def __call__(self, index_B: Tensor) -> Tensor:
-        images = np.stack(list(self.pool.map(self._one, index_B.tolist())))
-        return torch.from_numpy(images).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.stack(list(self.pool.map(one, index_B.tolist())))).permute(0, 3, 1, 2)

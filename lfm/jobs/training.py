@@ -22,7 +22,10 @@ SHOWN_CLASSES, SHOWN_IMAGES = 20, 8
 FOLLOW_SECONDS = 1.0
 
 # The source whose change makes a kept model stale.
-METHOD = ("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.fit", "lfm.score", "lfm.data.images")
+METHOD = (
+    "lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.fit", "lfm.score",
+    "lfm.data.images", "lfm.data.feed", "lfm.data.resample",
+)  # fmt: skip
 
 
 @step
@@ -81,7 +84,8 @@ def train_stage(
 
 def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, backbone: str, before: str) -> dict[str, Any]:
     """All that a stage's weights depend on."""
-    train = config.train.model_dump(include={"device", "processes", "precision", "flip", "compile", "shard"})
+    fields = {"device", "processes", "precision", "flip", "resize", "compile", "shard"}
+    train = config.train.model_dump(include=fields)
     return {
         "stage": stage,
         "values": config.stage(stage).model_dump(),
@@ -272,7 +276,7 @@ def train(
     if before:
         load_weights(model, Path(before) / "model.safetensors")
     model.to(device)
-    images, val = (open_split(Path(dataset), split, device) for split in ("train", "val"))
+    images, val = (open_split(Path(dataset), split, device, config.train.resize) for split in ("train", "val"))
     first = os.environ.get("RANK", "0") == "0"
     mirror = None
     if remote and first:
