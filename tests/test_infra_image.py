@@ -147,7 +147,7 @@ def home(built: Built, fashion_folder: Path, tmp_path_factory: pytest.TempPathFa
             **os.environ, "LFM_HOME": str(folder), "LFM_PIPELINE_RUN": "first",
             "PYTHONPATH": str(ROOT), "HOME": str(folder),
         },
-        cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+        cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0 and "RESULT models:/fashion-mnist-lt/1" in done.stdout, done.stdout
     return folder
