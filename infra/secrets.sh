@@ -20,9 +20,12 @@ database=$(secret)
 new=$folder.new # complete or absent
 rm -rf "$new"
 mkdir -p "$new"
+# The last two: files go through the server. It would send clients to the S3 server, whose address they may not reach.
 cat >"$new/clients.env" <<EOF
 MLFLOW_TRACKING_USERNAME=admin
 MLFLOW_TRACKING_PASSWORD=$password
+MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD=false
+MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD=false
 EOF
 cat >"$new/mlflow.env" <<EOF
 PGPASSWORD=$database

@@ -126,7 +126,7 @@ def home(built: Built, fashion_folder: Path, tmp_path_factory: pytest.TempPathFa
     done = subprocess.run(
         [*as_somebody(), *command, *sets],
         env={**os.environ, "LFM_HOME": str(folder), "PYTHONPATH": str(ROOT), "HOME": str(folder)},
-        cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+        cwd=folder.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0 and "Registered model  models:/fashion-mnist-lt/1" in done.stdout, done.stdout
     return folder

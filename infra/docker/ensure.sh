@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A Docker daemon that answers, and debootstrap: installed from Debian and started where that needs doing. For CI, as
+# A Docker daemon that answers, compose and debootstrap: installed from Debian and started where that needs doing. For CI, as
 # root. Prints the process id of a daemon that it started: whoever called it ends it.
 set -euo pipefail
 log=/var/log/lfm-dockerd.log
 
 answers() { docker info >/dev/null 2>&1; }
 
-if ! command -v dockerd >/dev/null || ! command -v debootstrap >/dev/null; then
+if ! command -v dockerd >/dev/null || ! command -v debootstrap >/dev/null || ! command -v docker-compose >/dev/null; then
   export DEBIAN_FRONTEND=noninteractive
   apt-get -qq update
-  apt-get -qq install --no-install-recommends --yes debootstrap docker.io iptables >&2
+  apt-get -qq install --no-install-recommends --yes debootstrap docker-compose docker.io iptables >&2
 fi
 answers && exit 0
 
