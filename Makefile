@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 RUN ?=
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
+TARGET ?= lfm
 
-.PHONY: help setup demo bench test lint ui lock clean
+.PHONY: help setup demo bench test lint ui image lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -36,6 +38,9 @@ ui: setup ## Open the MLflow UI on the runs
 bench: setup ## Every hot part beside the reference way of working (10 minutes on 2 idle cores)
 	@$(BIN)/python benchmarks/speed.py --out docs/performance.md
 
+image: ## Build the container image of this commit (TARGET=serve or mlflow for the others, BASE_IMAGE=...)
+	@infra/docker/build.sh $(TARGET)
+
 lint: setup ## Format check, lint, types, import rules, unused dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -50,9 +55,11 @@ test: lint ## Lint, types, import rules, then every test with coverage
 	$(BIN)/coverage report
 
 lock: $(UV) ## Resolve the dependencies again into requirements/*.txt
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	  --all-extras --group dev pyproject.toml requirements/build.in -o requirements/all.txt
-	echo uv | $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header - -o requirements/uv.txt
+	$(LOCK) --all-extras --group dev pyproject.toml requirements/build.in -o requirements/all.txt
+	$(LOCK) --all-extras -c requirements/all.txt pyproject.toml requirements/build.in -o requirements/run.txt
+	$(LOCK) --no-emit-package triton -c requirements/run.txt requirements/serve.in -o requirements/serve.txt
+	$(LOCK) -c requirements/run.txt requirements/server.in -o requirements/server.txt
+	echo uv | $(LOCK) - -o requirements/uv.txt
 
 clean: ## Remove the environment and build outputs (not .lfm: your data and runs)
 	rm -rf $(VENV) build

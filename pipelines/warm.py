@@ -48,9 +48,7 @@ def warm_steps(*more: str) -> Iterator[None]:
                 process.terminate()
                 process.join()
         if process.exitcode and process.exitcode < 0:
-            name = signal.Signals(-process.exitcode).name
-            memory = ", most likely for want of memory: lower the batch or image size" if name == "SIGKILL" else ""
-            print(f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to go on")  # noqa: T201
+            print(ended_by(-process.exitcode))  # noqa: T201
         return process.exitcode or 0
 
     theirs = subprocess_task_handler.run_local_subprocess
@@ -59,6 +57,13 @@ def warm_steps(*more: str) -> Iterator[None]:
         yield
     finally:
         subprocess_task_handler.run_local_subprocess = theirs
+
+
+def ended_by(number: int) -> str:
+    """What the user is told of a step that a signal ended."""
+    name = signal.Signals(number).name
+    memory = ", most likely for want of memory: lower the batch or image size" if name == "SIGKILL" else ""
+    return f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to go on"
 
 
 def _split(full_command: Sequence[str]) -> tuple[str, list[str]]:

@@ -1,0 +1,154 @@
+"""Local steps in the real image: everything that `kfp.local.DockerRunner` needs to run our pipelines.
+
+A container sees LFM_HOME, what the configuration reads, and the caller's variables, at the same places and under the
+same names as a process of the caller would, so the result of a step does not depend on the runner. Otherwise it is
+shut in as on a cluster: the caller's user and no other, a read-only root file system, no capabilities.
+"""
+
+import codecs
+import io
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import DockerException, ImageNotFound
+from docker.models.containers import Container
+from docker.types import DeviceRequest, Mount
+from kfp import local
+from kfp.local import docker_task_handler
+
+from lfm.artifact import home
+from lfm.config import InputError, RunConfig, flatten
+from pipelines.warm import ended_by
+
+LABEL = "lfm.pipeline_run"
+PASSED = ("AWS_", "HF_", "LFM_", "MLFLOW_", "OMP_NUM_THREADS")
+"""The variables, by their beginnings, that reach a step."""
+OF_THE_IMAGE = ("LFM_COMMIT", "LFM_IMAGE")
+CERTIFICATES = ("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+"""Variables that name a file with the authorities to trust, as behind a company's proxy."""
+TMP = "/tmp"  # noqa: S108  the only place in the container, beside the mounts, that can be written to
+SECONDS_TO_STOP = 30
+# KFP's command is a shell that waits for Python: as process 1 it takes no signal, and does not pass it on.
+TERMINATE = "kill -TERM 1 $(cat /proc/1/task/1/children)"
+
+
+@contextmanager
+def docker_steps(image: str, config: RunConfig) -> Iterator[local.DockerRunner]:
+    """Run the steps of `kfp.local` as containers of this image.
+
+    Args:
+        image: name and tag; the steps run in it whatever image their components name.
+        config: what it reads from disk is shown to the steps, read-only.
+
+    Yields:
+        The runner for `kfp.local.init`.
+
+    Raises:
+        InputError: no Docker daemon answers, the image is not there, or a place cannot be shown to a container.
+    """
+    gpus = _check(image)
+    runner = local.DockerRunner(
+        environment=_environment(),
+        mounts=_mounts(config),
+        working_dir=str(Path.cwd()),
+        user=f"{os.getuid()}:{os.getgid()}",
+        network_mode="host",  # a server on this machine's loopback address is reached as by any process here
+        shm_size="8g",  # a limit, not a reservation; the images of several loading processes pass through it
+        read_only=True,
+        tmpfs={TMP: "rw,exec,nosuid,mode=1777"},
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        labels={LABEL: os.environ.get("LFM_PIPELINE_RUN", "")},
+        device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpus else [],
+    )
+
+    # KFP's own function loses the exit code of a step that ends fast (its container is removed before it is asked for)
+    # and then reports success, breaks where a chunk of output ends inside a letter, and leaves the container running
+    # when it is interrupted itself.
+    def run(client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:
+        return _run(client.containers.create(chosen, command, volumes=volumes, **arguments))
+
+    chosen, theirs = image, docker_task_handler.run_docker_container
+    docker_task_handler.run_docker_container = run
+    try:
+        yield runner
+    finally:
+        docker_task_handler.run_docker_container = theirs
+
+
+def _check(image: str) -> bool:
+    """Whether the daemon can give containers GPUs; an error if there is no daemon or no image."""
+    try:
+        client = docker.from_env()
+        try:
+            client.images.get(image)
+            return "nvidia" in client.info().get("Runtimes", {})
+        finally:
+            client.close()
+    except ImageNotFound as error:
+        raise InputError(f"the image {image} is not on this machine; build it with: make image") from error
+    except DockerException as error:
+        raise InputError(
+            f"no Docker daemon answers ({error}); start it, and let your user reach its socket (group docker)"
+        ) from error
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in CERTIFICATES or (name.startswith(PASSED) and name not in OF_THE_IMAGE)
+    }
+
+
+def _mounts(config: RunConfig) -> list[Mount]:
+    """LFM_HOME and MLflow's file to write, what the configuration names and the certificates to read; same paths."""
+    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
+    written = {home()}
+    if tracking.startswith("sqlite:///"):
+        written.add(Path(tracking.removeprefix("sqlite:///")).absolute().parent)
+    named = (Path(value).absolute() for value in flatten(config).values() if isinstance(value, str) and value)
+    # Beside a list of images lie the images.
+    read = {place.parent if place.is_file() else place for place in named if place.exists()}
+    read |= {Path(os.environ[name]).absolute() for name in CERTIFICATES if os.environ.get(name)}
+    for place in written | read:
+        if place in (Path("/"), Path(TMP)):
+            raise InputError(f"{place} cannot be shown to a container; move what the run needs to a folder of its own")
+    return [Mount(str(place), str(place), type="bind") for place in sorted(written)] + [
+        Mount(str(place), str(place), type="bind", read_only=True) for place in sorted(read - written)
+    ]
+
+
+def _run(container: Container) -> int:
+    """Start a container, print its lines as they come, remove it; its exit code."""
+    try:
+        container.start()
+        for line in _lines(container.logs(stream=True, follow=True)):
+            print(line, end="")  # noqa: T201  what kfp.local does too
+        code = int(container.wait()["StatusCode"])
+        if code - 128 in signal.valid_signals():
+            print(ended_by(code - 128))  # noqa: T201
+        return code
+    except BaseException:
+        with suppress(Exception):  # whatever fails now, what interrupted is to be shown
+            container.exec_run(["sh", "-c", TERMINATE])  # training writes a checkpoint then
+            container.wait(timeout=SECONDS_TO_STOP)
+        raise
+    finally:
+        container.remove(force=True)
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Text line by line, where chunks may end inside a line or a letter; a redrawn progress bar is a line."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(errors="replace"), translate=True)
+    rest = ""
+    for chunk in chunks:
+        *lines, rest = (rest + decoder.decode(chunk)).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield f"{rest}\n"
