@@ -1,6 +1,7 @@
 """Who starts the nodes of a TrainJob: Kubeflow Trainer on a cluster, or the SDK's container backend on this machine."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -132,6 +133,8 @@ class Containers:
         for path in (work, work / "ranks.json", work / ".profile", *_below(work, "out", "checkpoints", "curves.jsonl")):
             with suppress(PermissionError):  # written by a container: open to all already
                 path.chmod(path.stat().st_mode | (0o777 if path.is_dir() else 0o666))
+        for path in _below(work, "inputs"):
+            _let_read(path)
         # The SDK mounts what this name leads to, and no other folder: let it be ours, so that checkpoints stay.
         place = self._place(name)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +142,7 @@ class Containers:
         threads = {k: v for k, v in os.environ.items() if k == "OMP_NUM_THREADS"}
         trainer = CustomTrainer(
             func=_train_here,
-            func_args={"path": str(WORKSPACE / "ranks.json")},
+            func_args={"path": str(WORKSPACE / "ranks.json"), "out": str(WORKSPACE / "out")},
             image=self.image,
             num_nodes=nodes,
             resources_per_node={"gpu": per_node},  # it only counts processes by this
@@ -163,10 +166,27 @@ class Containers:
         return Path.home() / ".kubeflow" / "trainer" / "containers" / name
 
 
-def _train_here(path: str) -> None:
-    from lfm.jobs.rank import main  # the SDK sends this function's source: it must stand alone
+def _train_here(path: str, out: str) -> None:
+    import os  # the SDK sends this function's source: it must stand alone
+    from pathlib import Path
+
+    from lfm.jobs.rank import main
 
     main(path)
+    for file in Path(out).iterdir() if os.environ["RANK"] == "0" else ():  # weights are written for their owner alone
+        file.chmod(0o666)
+
+
+def _let_read(path: Path) -> None:
+    """Let the container's user read it. A file that is the store's too, by a hard link, stays as it is there."""
+    mode = path.stat().st_mode
+    if path.is_dir():
+        path.chmod(mode | 0o555)
+    elif not mode & 0o004:
+        aside = path.with_name(f"{path.name}.open")
+        shutil.copyfile(path, aside)
+        aside.chmod(0o644)
+        aside.replace(path)
 
 
 def choose() -> Backend:
