@@ -223,8 +223,11 @@ class TrainConfig(Section):
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    nodes: int = Field(1, ge=1)
+    """Machines that share each batch; more than one: Kubeflow Trainer starts them (docs/nodes.md)."""
     processes: int = Field(1, ge=0)
-    """Processes that share each batch; 0: one for every GPU. The batches are the same whatever their number."""
+    """Processes of each machine that share each batch; 0: one for every GPU. The batches are the same whatever their
+    number."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the hardware multiplies it natively, else fp32."""
     flip: bool = True

@@ -4,6 +4,7 @@ The loop knows neither MLflow nor Kubeflow: it takes a `log(metrics, step)` call
 """
 
 import math
+import os
 import shutil
 import signal
 import threading
@@ -173,6 +174,8 @@ class Stage:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        # Accelerate that does not find the other processes trains alone, and says nothing.
+        assert self.world == int(os.environ.get("WORLD_SIZE", "1")), f"{self.world} processes take part"
         self._lay_out()
         self.trained = self.model.train_stage(self.number)
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.values.optimizer]

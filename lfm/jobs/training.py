@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from lfm.store import Mirror, build_once, fetch_checkpoints, shared
 
 SHOWN_CLASSES, SHOWN_IMAGES = 20, 8
 FOLLOW_SECONDS = 1.0
+
+# The fields of `train` that weights depend on, if only by rounding.
+WEIGHED = {"device", "nodes", "processes", "precision", "flip", "resize", "compile", "shard"}
 
 # The source whose change makes a kept model stale.
 METHOD = (
@@ -64,8 +67,12 @@ def train_stage(
                 "alpha": alpha,
                 "remote": remote,
             }
-            count = process_count(run_config)
-            if count == 1:
+            count, nodes = process_count(run_config), run_config.train.nodes
+            if nodes > 1:
+                from lfm.jobs.nodes import train_on_nodes  # which starts this file's `train` elsewhere
+
+                train_on_nodes(nodes, count, curves, arguments)
+            elif count == 1:
                 train(log=curves.log, **arguments)
             else:
                 train_together(count, curves, arguments)
@@ -84,8 +91,7 @@ def train_stage(
 
 def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, backbone: str, before: str) -> dict[str, Any]:
     """All that a stage's weights depend on."""
-    fields = {"device", "processes", "precision", "flip", "resize", "compile", "shard"}
-    train = config.train.model_dump(include=fields)
+    train = config.train.model_dump(include=WEIGHED)
     return {
         "stage": stage,
         "values": config.stage(stage).model_dump(),
@@ -259,8 +265,12 @@ def train(
     log: Callable[[Any, int], None],
     alpha: float,
     remote: str | None = None,
+    processes: int = 1,
 ) -> None:
-    """Train one stage and write the model artifact: weights, and all that a predictor needs to know."""
+    """Train one stage and write the model artifact: weights, and all that a predictor needs to know.
+
+    This process is one of `processes`, all told; a launcher that started another number is a mistake of ours.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -269,6 +279,8 @@ def train(
     from lfm.score import pick_device
     from lfm.train import NonFiniteLossError, Stage
 
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    assert started == processes, f"{started} processes were started, {processes} were asked for"
     device = pick_device(config.train.device)
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -338,7 +350,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def process_count(config: RunConfig) -> int:
-    """How many processes train: as asked, or one for every GPU."""
+    """How many processes train, on each machine: as asked, or one for every GPU."""
     if config.train.processes:
         return config.train.processes
     import torch
@@ -357,13 +369,32 @@ def train_together(count: int, curves: "Curves", told: dict[str, Any]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     path = curves.path.with_name("ranks.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {k: str(v) if isinstance(v, Path) else v for k, v in told.items() if k != "config"}
-    path.write_text(json.dumps({**content, "config": told["config"].model_dump(), "curves": str(curves.path)}))
+    write_ranks(path, {**told, "curves": curves.path, "processes": count})
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0", max_restarts=0,
     )  # fmt: skip
+    try:
+        with following(curves):
+            elastic_launch(launch, sys.executable)("-u", "-m", "lfm.jobs.rank", str(path))
+    except ChildFailedError as error:
+        told_why = {failure.exitcode for failure in error.failures.values()} & {InputError.exit_code, 143}
+        if told_why:
+            raise SystemExit(told_why.pop()) from None
+        raise
+
+
+def write_ranks(path: Path, told: Mapping[str, Any]) -> None:
+    """Write what `lfm.jobs.rank` needs: the arguments of `train`, where the curves go, and the version to be."""
+    content = {k: str(v) if isinstance(v, Path) else v for k, v in told.items()}
+    content |= {"config": told["config"].model_dump(), "code": source_hash(*METHOD)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@contextlib.contextmanager
+def following(curves: Curves) -> Iterator[None]:
+    """Send the points that other processes write, as they come."""
     done = threading.Event()
 
     def follow() -> None:
@@ -373,12 +404,7 @@ def train_together(count: int, curves: "Curves", told: dict[str, Any]) -> None:
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        elastic_launch(launch, sys.executable)("-u", "-m", "lfm.jobs.rank", str(path))
-    except ChildFailedError as error:
-        told_why = {failure.exitcode for failure in error.failures.values()} & {InputError.exit_code, 143}
-        if told_why:
-            raise SystemExit(told_why.pop()) from None
-        raise
+        yield
     finally:
         done.set()
         thread.join()
