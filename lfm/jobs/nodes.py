@@ -144,7 +144,7 @@ def _fail(backend: Backend, job: Any, errors: dict[str, None]) -> NoReturn:
     lines = [line for log in logs.values() for line in log]
     errors.update(dict.fromkeys(line for line in lines if line.startswith(ERROR_MARK)))
     codes = {int(code) for line in lines for code in re.findall(r"exitcode\s*: (\d+) ", line)}
-    for line in errors:
+    for line in list(errors)[:1]:  # the others tell the same, each with the images of its share
         print(line, file=sys.stderr, flush=True)  # noqa: T201
     if told_why := codes & {InputError.exit_code, 143}:
         raise SystemExit(min(told_why))
