@@ -121,6 +121,7 @@ def run(
     typer.echo(f"\nTop-1 accuracy, % ({', '.join(f'{k}: {v}' for k, v in provenance.items())})\n")
     typer.echo(table(methods))
     typer.echo(f"\nRegistered model  {uri}")
+    typer.echo(f"Page              {result.metrics / 'report.html'}")
     typer.echo(f"Compare the runs  {'make ui' if Path('Makefile').is_file() else 'lfm ui'}")
     typer.echo(f"Took              {seconds:.0f} s; everything is in {home()}")
     if json_:
