@@ -31,7 +31,8 @@ LOST_SECONDS = 300.0
 """Longest time without an answer about a job that runs."""
 END_SECONDS = 30.0
 """Longest wait for the last words of the other nodes once a job is over, and for a removed job to be gone."""
-LAST_LINES = 20
+LAST_LINES = 60
+"""Enough for the traceback above what torchrun says of it."""
 ENDED = ("Complete", "Failed")
 WAITING = (None, "Pending", "Created", "Unknown")
 
@@ -48,7 +49,7 @@ def train_on_nodes(nodes: int, per_node: int, curves: Curves, told: dict[str, An
     Raises:
         InputError: no cluster, no SDK, a job that is refused or does not start.
         SystemExit: a process ended with an error that the user can mend, or by SIGTERM; or this one did.
-        RuntimeError: a node failed otherwise; the last lines of each are printed.
+        RuntimeError: a node failed otherwise; the last lines of those not heard so far are printed.
     """
     backend = choose()
     work = curves.path.parent
@@ -150,9 +151,10 @@ def _fail(backend: Backend, job: Any, errors: dict[str, None]) -> NoReturn:
         raise SystemExit(min(told_why))
     if errors:
         raise SystemExit(InputError.exit_code)
+    logs.pop("node-0", None)  # passed on as it came
     for node, log in logs.items():
         print("\n".join([f"the last lines of {node}:", *log[-LAST_LINES:]]), file=sys.stderr, flush=True)  # noqa: T201
-    raise RuntimeError(f"{job.name}: training failed on a node; its last lines are above")
+    raise RuntimeError(f"{job.name}: training failed on a node; the nodes' last lines are above")
 
 
 @contextmanager
