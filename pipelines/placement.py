@@ -72,6 +72,7 @@ def _pod(task: Any, settings: ClusterSettings) -> None:
 
 def _train_on(task: Any, gpus: Any, settings: ClusterSettings) -> None:
     k8s = kubernetes()
+    task.set_env_variable("LFM_IMAGE", settings.image)  # what other machines run, if training takes several
     if settings.accelerator:
         task.set_accelerator_type(settings.accelerator).set_accelerator_limit(gpus)
     if settings.shared_memory:

@@ -134,6 +134,7 @@ def test_the_settings_of_a_cluster_reach_the_pods(cluster_file: Path, tmp_path: 
         assert (claim.constant, claim.mount_path) == ("lfm-data", "/lfm")
         environment = {v["name"]: v["value"] for v in found.containers[name]["env"]}
         assert environment["LFM_HOME"] == "/lfm"
+        assert environment.get("LFM_IMAGE") == ("registry.example/lfm:abc" if NEEDS[name].gpu else None)
         assert pod.pod_metadata.labels["team"] == "vision" and pod.image_pull_secret[0].secret_name == "registry"
         assert bool(pod.tolerations) == bool(pod.node_selector.labels) == bool(pod.empty_dir_mounts) == NEEDS[name].gpu
         assert found.containers[name]["image"] == "registry.example/lfm:abc"
@@ -149,6 +150,12 @@ def test_the_settings_of_a_cluster_reach_the_pods(cluster_file: Path, tmp_path: 
     assert resources["accelerator"]["resourceCount"] == "{{$.inputs.parameters['pipelinechannel--gpus']}}"
     assert resources["resourceCpuRequest"] == "16" and resources["resourceMemoryLimit"] == "64Gi"
     assert "accelerator" not in found.containers["prepare-data"]["resources"]
+
+
+def test_every_pipeline_compiles_with_the_settings_of_the_manifests(tmp_path: Path) -> None:
+    found = compiled(tmp_path, "train", "fashion-mnist-lt", read_settings(Path("infra/cluster.yaml")))
+    (claim,) = found.pods["train-stage1"].pvc_mount
+    assert (claim.constant, claim.mount_path) == ("lfm-data", "/data")
 
 
 def test_a_local_run_carries_nothing_of_a_cluster() -> None:
