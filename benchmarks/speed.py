@@ -18,65 +18,18 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from benchmarks import reference as usual
+from benchmarks.inputs import jpeg_input_row, small_images, small_input_row
 from benchmarks.measure import Row, row, seconds, unit_rows
 from benchmarks.training import BATCH, SMALL, TOWER, loop_row, step_row, validation_row
-from lfm.backbone import DEFAULT
 from lfm.config import ShotsConfig
-from lfm.data import Images
-from lfm.data.feed import mixed_images
 from lfm.evaluate import accuracy, hits, shot_group, top_class
-from lfm.mixup import PairSampler, PartnerSampler, local_sampling_rows
-from lfm.score import use_bf16
+from lfm.mixup import PartnerSampler, local_sampling_rows
 
 TAU = 0.05
-
-
-# --- the reference way of working ---
-
-
-def reference_input(pixels: np.ndarray[Any, Any], pairs: Sequence[tuple[int, int, float]]) -> Tensor:
-    """Mixed images: each of the two is resized by PIL, made a tensor, normalised; then they are mixed."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (DEFAULT.mean, DEFAULT.std))
-
-    def one(i: int) -> Tensor:
-        resized = Image.fromarray(pixels[i]).resize((224, 224), Image.Resampling.BICUBIC)
-        return (torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 - mean) / std
-
-    return torch.stack([lam * one(i) + (1 - lam) * one(j) for i, j, lam in pairs])
-
-
-# --- the parts ---
-
-
-def small_images(n: int, device: torch.device) -> Images:
-    """Images of CIFAR's size on their way to a tower of 224 pixels."""
-    pixels = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    label_N = torch.arange(n) % 100
-    held = pixels.to(device).permute(0, 3, 1, 2)
-    return Images(lambda i: held[i.to(device)], (3, 32, 32), label_N.to(device), DEFAULT, held=True)
-
-
-def input_row(device: torch.device, at_least: float) -> Row:
-    """Mixed images a second, ready for the tower."""
-    images = small_images(10_000, device)
-    sampler = PairSampler(
-        images.label_N.cpu(), unit_rows(100), name="lfm", alpha=1.0, tau=TAU, batch_size=256, seed=0, stage=1
-    )
-    dtype = torch.bfloat16 if use_bf16("auto", device) else torch.float32
-    steps = iter(range(10**9))
-    ours = seconds(lambda: mixed_images(images, sampler.batch(0, next(steps) % 39), True, dtype=dtype), at_least)
-    pixels = images.fetch(torch.arange(64)).permute(0, 2, 3, 1).cpu().numpy()
-    pairs = [(k, (7 * k) % 64, 0.3) for k in range(32)]
-    reference = seconds(lambda: reference_input(pixels, pairs), at_least)
-    return row("input, CIFAR sizes", 32 / reference, 256 / ours, "mixed images/s", 50)
 
 
 def partner_row(classes: int, goal: float | None, at_least: float, path: Path | None) -> Row:
@@ -120,11 +73,14 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     if options.reference and not options.reference.is_dir():
         parser.error(f"--reference {options.reference} is no folder; give a clone of the authors' repository")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    at_least = 0.0 if options.quick else 3.0
+    at_least, jpegs = (0.0, 200) if options.quick else (3.0, 400)
     theirs, name = options.reference, SMALL if options.quick else TOWER
     steps, rounds = (4, 1) if options.quick else (200, 3) if device.type == "cuda" else (6, 5)
     parts: list[Callable[[], Row]] = [
-        lambda: input_row(device, at_least),
+        lambda: small_input_row("fast", 50, device, at_least, theirs),
+        lambda: small_input_row("exact", 2.8, device, at_least, theirs),
+        lambda: jpeg_input_row("once", 10, jpegs, at_least),
+        lambda: jpeg_input_row("each-time", 2.5, jpegs, at_least),
         *(lambda c=c: partner_row(c, 1000, at_least, theirs) for c in (100, 1000, 8142)),
         *([] if options.quick else [lambda: partner_row(100_000, None, at_least, theirs)]),
         lambda: accuracy_row(device, 1000 if options.quick else 50_000, at_least, theirs),

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
-from benchmarks import measure, reference, speed
+from benchmarks import inputs, measure, reference, speed
 from lfm.config import ShotsConfig
 from lfm.evaluate import accuracy, hits, shot_group
 
@@ -127,12 +128,13 @@ def test_the_authors_functions_are_timed_where_their_repository_is(
     score, source = reference.way("accuracy", repository, stand_in, logits_NC, label_N, ["many", "medium", "few"])
     groups, share = score()
     assert groups == ["many", "med", "many"] and share.item() == pytest.approx(2 / 3) and source == "authors' code"
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    half = np.random.default_rng(0).integers(0, 256, (4, 32, 16, 3), dtype=np.uint8)
+    pixels = np.concatenate([half, half[:, :, ::-1]], axis=2)  # alike in the mirror: the stand-in flips
     pairs = [(0, 1, 0.5), (2, 3, 0.5)]
     mix, source = reference.way("input", repository, stand_in, pixels, pairs)
     x, y = mix()
     assert source == "authors' code" and y.tolist() == [1 + 2, 3 + 4]
-    assert torch.allclose(x, speed.reference_input(pixels, pairs), atol=1e-5)
+    assert torch.allclose(x, inputs.reference_input(lambda i: Image.fromarray(pixels[i]), pairs), atol=1e-5)
     assert capsys.readouterr().out == ""
 
 
