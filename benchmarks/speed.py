@@ -16,18 +16,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from lfm.backbone import DEFAULT, build_image_tower
-from lfm.config import ShotsConfig
-from lfm.data import Images
-from lfm.data.feed import mixed_images
+from lfm.config import DataConfig, ShotsConfig
+from lfm.data import Images, Source, add_pixels, open_split, write
+from lfm.data.decode import fitted
+from lfm.data.feed import fetched_ahead, mixed_images
+from lfm.data.source import TEST, TRAIN, Files
 from lfm.evaluate import confusion, metrics
 from lfm.mixup import PairSampler, PartnerSampler
 from lfm.model import LFM
@@ -84,13 +87,14 @@ def reference_partner(text_CD: Tensor, i: int, rng: np.random.Generator) -> int:
     return int(rng.choice(len(weights), p=[w / total for w in weights]))
 
 
-def reference_input(pixels: np.ndarray[Any, Any], pairs: Sequence[tuple[int, int, float]]) -> Tensor:
-    """Mixed images: each of the two is resized by PIL, made a tensor, normalised; then they are mixed."""
+def reference_input(image_of: Callable[[int], Image.Image], pairs: Sequence[tuple[int, int, float]]) -> Tensor:
+    """Mixed images: each of the two is flipped, resized by PIL, made a tensor, normalised; then they are mixed."""
     mean, std = (torch.tensor(v)[:, None, None] for v in (DEFAULT.mean, DEFAULT.std))
+    rng = np.random.default_rng(0)
 
     def one(i: int) -> Tensor:
-        resized = Image.fromarray(pixels[i]).resize((224, 224), Image.Resampling.BICUBIC)
-        return (torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 - mean) / std
+        image = ImageOps.mirror(image_of(i)) if rng.random() < 0.5 else image_of(i)
+        return (torch.from_numpy(np.array(fitted(image, DEFAULT))).permute(2, 0, 1).float() / 255 - mean) / std
 
     return torch.stack([lam * one(i) + (1 - lam) * one(j) for i, j, lam in pairs])
 
@@ -109,27 +113,68 @@ def reference_accuracy(logits_NC: Tensor, label_N: Tensor, count_C: Tensor) -> d
 # --- the parts ---
 
 
-def small_images(n: int, device: torch.device) -> Images:
+def small_images(n: int, device: torch.device, resize: str = "fast") -> Images:
     """Images of CIFAR's size on their way to a tower of 224 pixels."""
     pixels = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    label_N = torch.arange(n) % 100
-    held = pixels.to(device).permute(0, 3, 1, 2)
-    return Images(lambda i: held[i.to(device)], (3, 32, 32), label_N.to(device), DEFAULT, held=True)
+    held, label_N = pixels.to(device), torch.arange(n) % 100
+
+    def fetch(index_B: Tensor) -> Tensor:
+        return held.index_select(0, index_B.to(device)).permute(0, 3, 1, 2)
+
+    return Images(fetch, (3, 32, 32), label_N.to(device), DEFAULT, True, resize)
 
 
-def input_row(device: torch.device, at_least: float) -> Row:
-    """Mixed images a second, ready for the tower."""
-    images = small_images(10_000, device)
+def input_row(part: str, images: Images, image_of: Callable[[int], Image.Image], goal: float, at_least: float) -> Row:
+    """Mixed images a second, ready for the tower, in the paper's batches of 32; pairs are drawn before, for both."""
     sampler = PairSampler(
-        images.label_N.cpu(), unit_rows(100), name="lfm", alpha=1.0, tau=TAU, batch_size=256, seed=0, stage=1
+        images.label_N.cpu(), unit_rows(100), name="lfm", alpha=1.0, tau=TAU, batch_size=32, seed=0, stage=1
     )
-    dtype = torch.bfloat16 if use_bf16("auto", device) else torch.float32
-    steps = iter(range(10**9))
-    ours = seconds(lambda: mixed_images(images, sampler.batch(0, next(steps) % 39), True, dtype=dtype), at_least)
-    pixels = images.fetch(torch.arange(64)).permute(0, 2, 3, 1).cpu().numpy()
-    pairs = [(k, (7 * k) % 64, 0.3) for k in range(32)]
-    reference = seconds(lambda: reference_input(pixels, pairs), at_least)
-    return row("input, CIFAR sizes", 32 / reference, 256 / ours, "mixed images/s", 50)
+    batches = [sampler.batch(0, step) for step in range(min(9, sampler.steps_per_epoch))]
+    dtype = torch.bfloat16 if use_bf16("auto", images.device) else torch.float32
+
+    def ours() -> None:
+        for batch, pixels in fetched_ahead(images, batches):
+            mixed_images(images, batch, True, pixels, dtype)
+
+    pairs = [(i, j, 0.3) for i, j in batches[0].index_B2.tolist()]
+    reference = seconds(lambda: reference_input(image_of, pairs), at_least)
+    count = sum(len(batch.index_B2) for batch in batches)
+    return row(part, len(pairs) / reference, count / seconds(ours, at_least), "mixed images/s", goal)
+
+
+def small_input_row(resize: str, goal: float, device: torch.device, at_least: float) -> Row:
+    """Images that lie in memory and are resized on the device."""
+    images = small_images(10_000, device, resize)
+    pixels = images.fetch(torch.arange(10_000)).permute(0, 2, 3, 1).cpu().numpy()
+    part = {"fast": "input, CIFAR sizes", "exact": "input, CIFAR sizes, exact resize"}[resize]
+    return input_row(part, images, lambda i: Image.fromarray(pixels[i]), goal, at_least)
+
+
+def photo(rng: np.random.Generator) -> Image.Image:
+    """A picture of ImageNet's usual size: gradients and noise."""
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), np.int16)
+    noise = rng.integers(-12, 12, smooth.shape, dtype=np.int16)
+    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+
+
+def jpeg_input_row(decode: Literal["once", "each-time"], goal: float, count: int, at_least: float) -> Row:
+    """JPEGs of ImageNet's sizes, from a memory map of pixels decoded once, or decoded each time from the table."""
+    rng, config = np.random.default_rng(0), DataConfig(name="custom", profile="as-is", decode=decode)
+    with TemporaryDirectory() as place:
+        raw, table, folder, work = (Path(place, name) for name in ("raw", "table", "data", "work"))
+        for made in (raw, table, folder):
+            made.mkdir()
+        paths = [str(raw / f"{k:04d}.jpg") for k in range(count)]
+        for path in paths:
+            photo(rng).save(path, quality=90)
+        classes = tuple(f"class {k}" for k in range(100))
+        split_N = np.array([TRAIN] * (count - 100) + [TEST] * 100, np.int8)
+        write(table, Source(Files(paths), np.arange(count) % 100, split_N, classes, "made here"), config, 0, work)
+        add_pixels(folder, table, DEFAULT, config, work)
+        part = f"input, JPEG at ImageNet sizes, {'decoded once' if decode == 'once' else 'raw'}"
+        images = open_split(folder, "train")  # on the CPU: decoding is its work
+        return input_row(part, images, lambda i: Image.open(paths[i]).convert("RGB"), goal, at_least)
 
 
 def partner_row(classes: int, goal: float, at_least: float) -> Row:
@@ -204,9 +249,12 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--out", type=Path, default=None, help="also write the table as Markdown")
     options = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    at_least = 0.0 if options.quick else 3.0
+    at_least, jpegs = (0.0, 200) if options.quick else (3.0, 400)
     parts: list[Callable[[], Row]] = [
-        lambda: input_row(device, at_least),
+        lambda: small_input_row("fast", 50, device, at_least),
+        lambda: small_input_row("exact", 2.8, device, at_least),
+        lambda: jpeg_input_row("once", 10, jpegs, at_least),
+        lambda: jpeg_input_row("each-time", 2.5, jpegs, at_least),
         *(lambda c=c: partner_row(c, 1000, at_least) for c in (100, 1000)),
         lambda: accuracy_row(device, at_least),
     ]

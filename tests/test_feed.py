@@ -100,6 +100,16 @@ def test_a_row_is_the_same_whichever_others_are_asked_for(side: int, channels: i
         assert torch.allclose(mixed_images(split, pairs(), flip=True, rows=rows), whole[rows], atol=1e-5)
 
 
+@pytest.mark.parametrize("resize", ["fast", "exact"])
+def test_autocast_around_it_changes_nothing(resize: str) -> None:
+    """Scoring runs within autocast: products in bfloat16 would not be exact."""
+    split, index = images(32, resize), torch.arange(9)
+    plain = split.exact(index), mixed_images(split, pairs(), flip=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = split.exact(index), mixed_images(split, pairs(), flip=True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, within, strict=True))
+
+
 def test_pixels_fetched_ahead_are_left_as_they_are() -> None:
     split, batch = images(32), pairs()
     pixels = split.fetch(positions(batch))

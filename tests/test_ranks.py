@@ -85,8 +85,10 @@ def test_two_processes_train_as_one_does(told: dict[str, Any], alone: Any, tmp_p
     start = load_file(Path(told["backbone"]) / "model.safetensors")["visual.conv1.weight"]
     moved = (alone[1]["image.conv1.weight"] - start).abs().max()
     for name, value in alone[1].items():
-        # Adam turns a gradient that is nought but for rounding (a key's bias) into a step of its own: look at the mean.
-        assert (value - together[1][name]).abs().mean() < 0.01 * moved, name
+        gap = (value - together[1][name]).abs()
+        if name.endswith("in_proj_bias"):  # Adam turns the key's gradient, nought but for rounding, into steps
+            gap = torch.cat([gap.chunk(3)[0], gap.chunk(3)[2]])
+        assert gap.mean() < 1e-4 * moved, name
 
 
 @pytest.mark.slow
