@@ -67,7 +67,7 @@ def train_and_score(config: RunConfig) -> dict[str, Any]:
     folder, _ = dataset_for(config.data, config.model, config.seed)
     backbone, _ = backbone_for(config.model, config.seed)
     text, _ = embeddings_for(config.text, folder, backbone)
-    train, val, test = (open_split(folder, split, device) for split in ("train", "val", "test"))
+    train, val, test = (open_split(folder, split, device, config.train.resize) for split in ("train", "val", "test"))
     model = new_model(config, folder, text, backbone).to(device)
     for number in (1, 2):
         alpha = inspect(config, number, folder, text)["alpha"]
