@@ -151,6 +151,7 @@ class Stage:
                     if self.ending:
                         raise PreemptedError(f"stage {self.number} was asked to end; it goes on from step {step}")
         self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False)  # takes its autocast off the model again
+        self.model.__dict__.pop("_is_accelerate_prepared", None)  # so that the next stage gets one
         self._check_weights()
         self.model.eval()
 
