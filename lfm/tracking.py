@@ -250,6 +250,25 @@ def step_run(step: str) -> Iterator[Tracker]:
     client.set_terminated(child, "FINISHED")
 
 
+@contextmanager
+def _mlflow() -> Iterator[Any]:
+    """The module with its functions aimed at our server.
+
+    They find it in a global that also stands in the environment. Both are put back, for whoever uses MLflow in this
+    process with another store after us.
+    """
+    import mlflow
+
+    said = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        yield mlflow
+    finally:
+        mlflow.set_tracking_uri(None)
+        if said is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = said
+
+
 def registered_version(tracker: Tracker, name: str, content: str) -> str | None:
     """`models:/NAME/VERSION` of the version with this content, if it was registered before."""
     found = tracker.client.search_model_versions(f"name = '{name}' and tags.`{CONTENT}` = '{content}'", max_results=1)
@@ -273,17 +292,15 @@ def register_model(
     Returns:
         `models:/NAME/VERSION`.
     """
-    import mlflow
     from mlflow.models import ModelSignature, infer_signature
     from mlflow.types import Schema, TensorSpec
 
-    mlflow.set_tracking_uri(tracking_uri())
     signature = infer_signature(example, output)
     if any_size:
         images = TensorSpec(example.dtype, (-1, -1, -1, *example.shape[3:]))
         signature = ModelSignature(Schema([images]), signature.outputs)
     # Inside the run: MLflow would otherwise keep the model in ./mlruns, linked to no run.
-    with mlflow.start_run(run_id=tracker.parent):
+    with _mlflow() as mlflow, mlflow.start_run(run_id=tracker.parent):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
@@ -310,11 +327,9 @@ def fetch_model(uri: str, folder: Path) -> Path:
     Raises:
         InputError: it cannot be downloaded, or holds no model artifact.
     """
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking_uri())
     try:
-        place = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
+        with _mlflow() as mlflow:
+            place = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
     except (MlflowException, OSError) as error:
         raise InputError(f"{uri} cannot be downloaded: {error}; see that its artifacts are still there") from error
     found = next(Path(place).rglob(MANIFEST), None)

@@ -152,6 +152,7 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
                 local.init(runner=chosen, pipeline_root=str(root))
                 pipeline()
         except BaseException as error:
+            logging.getLogger().handlers.clear()  # kfp.local's; they would show what urllib3 says of a dead server
             _close(key)
             if isinstance(error, RuntimeError) and output.error:
                 raise InputError(output.error) from error

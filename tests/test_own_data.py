@@ -99,7 +99,7 @@ def test_a_folder_of_photos_becomes_a_registered_model(home: Path, tree: subproc
 def test_the_registered_model_takes_images_of_any_size(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     uri = f"sqlite:///{home / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     model = mlflow.pyfunc.load_model("models:/custom/1")
     for size in ((64, 64), (50, 200)):
         images = np.stack([np.full((*size, 3), COLOURS[name], np.uint8) for name in COLOURS])
