@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     at_least, jpegs = (0.0, 200) if options.quick else (3.0, 400)
     theirs, name = options.reference, SMALL if options.quick else TOWER
-    steps, rounds = (4, 1) if options.quick else (200, 3) if device.type == "cuda" else (6, 5)
+    steps, epochs = (4, 1) if options.quick else (200, 3) if device.type == "cuda" else (6, 4)
     parts: list[Callable[[], Row]] = [
         lambda: small_input_row("fast", 50, device, at_least, theirs),
         lambda: small_input_row("exact", 2.8, device, at_least, theirs),
@@ -86,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         lambda: accuracy_row(device, 1000 if options.quick else 50_000, at_least, theirs),
         lambda: step_row(1, 3.0, device, at_least, name),
         lambda: step_row(2, 3.8, device, at_least, name),
-        lambda: loop_row(1, 0.97, small_images(BATCH * steps, device), rounds, name),
-        lambda: loop_row(2, 0.98, small_images(BATCH * steps, device), rounds, name),
+        lambda: loop_row(1, 0.97, small_images(BATCH * steps, device), epochs, name),
+        lambda: loop_row(2, 0.98, small_images(BATCH * steps, device), epochs, name),
         lambda: validation_row(small_images(10_000, device), 32 if options.quick else 96, at_least, name),
     ]
     rows = []

@@ -2,14 +2,16 @@
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.measure import DIM, Row, finished, row, seconds, unit_rows, utilisation
@@ -65,36 +67,45 @@ def step_row(stage: int, goal: float, device: torch.device, at_least: float, nam
     return replace(found, mfu=utilisation(step, ours))
 
 
-def loop_row(stage: int, goal: float, images: Images, rounds: int, name: str) -> Row:
-    """Images a second of `Stage.run`, beside the bare model: an epoch of the one, as many steps of the other, in turns.
+def loop_row(stage: int, goal: float, images: Images, epochs: int, name: str) -> Row:
+    """Images a second of `Stage.run`, beside the bare model: a step of the one, a step of the other, in turns.
+
+    What the loop does between steps, at the end of epochs too, counts as the loop's.
 
     Args:
         stage: 1 or 2.
         goal: ratio.
         images: of an epoch, some of every class, a multiple of 32.
-        rounds: of both, after one to warm up.
+        epochs: measured, after one to warm up.
         name: of the tower.
     """
-    device, steps = images.device, len(images) // BATCH
+    device = images.device
     bare = stepper(tower(device, name), stage, use_bf16("auto", device))
     taken: dict[str, list[float]] = {"loop": [], "bare": []}
-    began = finished()
 
-    def epoch_over(metrics: Mapping[str, float], epoch: int) -> None:
-        nonlocal began
-        over = finished()
-        taken["loop"].append(over - began)
-        for _ in range(steps):
+    class Interleaved(Stage):
+        """A stage that waits for a step of the bare model after each of its own."""
+
+        began = 0.0
+
+        def _step(self, *arguments: Any) -> Tensor:
+            loss = super()._step(*arguments)
+            over = finished()
+            taken["loop"].append(over - self.began)
             bare()
-        began = finished()
-        taken["bare"].append(began - over)
+            self.began = finished()
+            taken["bare"].append(self.began - over)
+            return loss
 
-    values = StageConfig(epochs=1 + rounds, lr=1e-6, batch_size=BATCH)
+    values = StageConfig(epochs=1 + epochs, lr=1e-6, batch_size=BATCH)
     quiet = TrainConfig(validate_every=0, checkpoint_minutes=1e9)
     config = RunConfig(preset="speed", stage1=values, stage2=values, train=quiet)
     with redirect_stdout(io.StringIO()):  # its progress bar
-        Stage(stage, config, tower(device, name), images, images, Path("/nonexistent"), epoch_over, 1.0).run()
-    loop, alone = (len(images) / float(np.median(taken[kind][1:])) for kind in ("loop", "bare"))
+        Interleaved(
+            stage, config, tower(device, name), images, images, Path("/nonexistent"), lambda *_: None, 1.0
+        ).run()
+    warm = len(images) // BATCH
+    loop, alone = (BATCH / float(np.mean(taken[kind][warm:])) for kind in ("loop", "bare"))
     return row(f"stage {stage}, whole loop over the bare model, {name}", alone, loop, "images/s", goal, "bare model")
 
 
