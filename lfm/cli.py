@@ -122,7 +122,10 @@ def run(
     typer.echo(table(methods))
     typer.echo(f"\nRegistered model  {uri}")
     typer.echo(f"Page              {result.metrics / 'report.html'}")
-    typer.echo(f"Compare the runs  {'make ui' if Path('Makefile').is_file() else 'lfm ui'}")
+    from lfm.delivery import is_server, server_address
+
+    ui = "make ui" if Path("Makefile").is_file() else "lfm ui"
+    typer.echo(f"Compare the runs  {f'MLflow at {server_address()}' if is_server() else ui}")
     typer.echo(f"Took              {seconds:.0f} s; everything is in {home()}")
     if json_:
         _write_json(json_, methods, provenance, uri, seconds)
@@ -268,6 +271,7 @@ def report_(
 
 
 app.command()(_examples(cli_report.report))
+app.command()(_examples(cli_report.compare))
 
 
 @app.command()
@@ -290,7 +294,7 @@ def ui(
     _use_home(home_)
     if not (home() / "mlflow.db").is_file():
         raise InputError(f"there are no runs in {home()} yet; start one with: lfm run fashion-mnist-lt")
-    from lfm.tracking import tracking_uri
+    from lfm.delivery import tracking_uri
 
     # The helpers that MLflow would start for jobs take seven times 240 MB and nothing here uses them.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

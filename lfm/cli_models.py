@@ -1,4 +1,4 @@
-"""`lfm sweep`, `retrain`, `models`, `promote`, `rollback`: many runs, and the models that came of them."""
+"""`lfm sweep`, `retrain`, `models`, `promote`, `rollback`, `sync`: many runs, and the models that came of them."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ NameArgument = Annotated[str, typer.Argument(help="Of the registered model, whic
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (sweep, retrain, models, promote, rollback):
+    for command in (sweep, retrain, models, promote, rollback, sync):
         app.command()(examples(command))
 
 
@@ -153,3 +153,19 @@ def rollback(name: NameArgument, home_: HomeOption = None) -> None:
 
     was, now = registry.rollback(name)
     typer.echo(f"{name} {now.number} is champion again, instead of {was.number}")
+
+
+def sync(home_: HomeOption = None) -> None:
+    """Send to MLflow what waits on disk because the server was down.
+
+    Training never waits for a server: what cannot be sent is kept in the home folder (and at LFM_STORE, where that is
+    set). The next run sends it, or this command.
+
+    Examples:
+      MLFLOW_TRACKING_URI=http://localhost:5000 lfm sync
+    """
+    use_home(home_)
+    from lfm import tracking
+
+    count = tracking.sync()
+    typer.echo(f"{count} records sent" if count else "nothing waits")

@@ -1,15 +1,21 @@
-"""`lfm report`: a run's page, several runs compared, the paper's tables."""
+"""`lfm report`, `lfm compare`: a run's page, several runs compared, the paper's tables."""
 
-import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lfm.artifact import check_writable, home
+from lfm.cli_options import HomeOption, use_home
 from lfm.config import InputError
 
+if TYPE_CHECKING:
+    from lfm.report.page import Report
+
 PAPER = "paper"
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder to write. Default: in reports/ of the home folder.")
+]
 
 
 def report(
@@ -18,12 +24,8 @@ def report(
         typer.Argument(metavar="RUN...", help="MLflow run id, its first digits, a run's name, latest; or: paper."),
     ],
     compare: Annotated[bool, typer.Option("--compare", help="Hold the runs against the first one.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write. Default: reports/RUN in the home folder.")
-    ] = None,
-    home_: Annotated[
-        Path | None, typer.Option("--home", help="Folder for data, models and runs. Default: LFM_HOME, else .lfm here.")
-    ] = None,
+    out: OutOption = None,
+    home_: HomeOption = None,
 ) -> None:
     """Write a run's page again, compare runs, or fill the paper's tables, from MLflow and without a GPU.
 
@@ -35,28 +37,60 @@ def report(
 
       lfm report 3f2a91c0 --out my-report
 
-      lfm report --compare 3f2a91c0 77b01d5e
-
       lfm report paper
     """
-    if home_:
-        os.environ["LFM_HOME"] = str(home_.absolute())
-    check_writable(home())
-    if not compare and len(runs) > 1:
-        raise InputError(f"{len(runs)} runs: give --compare to hold them against the first, or name one run")
+    use_home(home_)
+    if compare:
+        return _compare(runs, out)
+    if len(runs) > 1:
+        raise InputError(f"{len(runs)} runs: name one, or hold them against the first with lfm compare")
     from lfm.jobs import reporting
 
-    if compare:
-        found, rows = reporting.compare_runs(runs)
-        name = "compared"
-        for run, group, value, low, high, kind in rows:
-            typer.echo(f"{run:<40} {group:<7}{value:+6.1f}  ({low:+.1f} to {high:+.1f}, {kind})")
-    elif runs == [PAPER]:
-        found, name = reporting.report_paper(), PAPER
-    else:
-        found, past = reporting.report_run(runs[0])
-        name = past.run_id[:12]
-        typer.echo(f"{past.name}: run {past.run_id}")
+    if runs == [PAPER]:
+        return _write(reporting.report_paper(), out, PAPER)
+    found, past = reporting.report_run(runs[0])
+    typer.echo(f"{past.name}: run {past.run_id}")
+    _write(found, out, past.run_id[:12])
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="MLflow run ids, their first digits, or runs' names.")
+    ],
+    out: OutOption = None,
+    home_: HomeOption = None,
+) -> None:
+    """Hold runs on the same data against the first one, image by image: differences with 95 % intervals.
+
+    The folder gets report.html, figures as SVG and PNG, and the numbers behind them as CSV.
+
+    Examples:
+      lfm compare 3f2a91c0 77b01d5e
+
+      lfm compare "ce, seed 0" "lfm + ce, seed 0" --out compared
+    """
+    use_home(home_)
+    _compare(runs, out)
+
+
+def _compare(runs: list[str], out: Path | None) -> None:
+    from lfm.jobs import reporting
+    from lfm.report import percent
+
+    found, differences = reporting.compare_runs(runs)
+    columns, scores = found.tables["compared"]
+    width = 2 + max(len(str(row[0])) for row in scores)
+    typer.echo("Top-1 accuracy, %".ljust(width) + "".join(f"{name:>9}" for name in columns[1:]))
+    for name, *values in scores:
+        typer.echo(f"{name:<{width}}" + "".join(f"{percent(value):>9}" for value in values))
+    typer.echo(f"\nDifference to {scores[0][0]} in points, with 95 % intervals")
+    for run, group, value, low, high, kind in differences:
+        clear = "" if low <= 0 <= high else " *"
+        typer.echo(f"{run:<{width}}{group:<7}{value:+6.1f}  ({low:+.1f} to {high:+.1f}, {kind}){clear}")
+    _write(found, out, "compared")
+
+
+def _write(found: "Report", out: Path | None, name: str) -> None:
     folder = out or home() / "reports" / name
     check_writable(folder)
     found.write(folder)

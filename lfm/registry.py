@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfm.config import InputError, unknown
-from lfm.tracking import CONTENT, connect
+from lfm.delivery import connect
+from lfm.tracking import CONTENT
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON, WHEN, BEFORE, DATASET, TEST, INPUT = (

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lfm.config import InputError, RunConfig, flatten
+from lfm.delivery import connect
 from lfm.presets import load
-from lfm.tracking import connect
 
 GROUPS = ("many", "medium", "few", "all")
 # What changes neither the weights nor what they are scored on.

@@ -1,4 +1,4 @@
-"""MLflow: one parent run per pipeline run, a child per step, the registered model. The only file with mlflow.
+"""MLflow: one parent run per pipeline run, a child per step, the registered model.
 
 Which pipeline run a step belongs to comes from the environment, so that it does not enter KFP's cache keys:
 LFM_PIPELINE_RUN is a key under which the first step makes the parent and the others find it (on a cluster the id of
@@ -7,118 +7,43 @@ parent is the one above all. A sweep has a run for each variant under the parent
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import yaml
-from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
+from lfm import outbox, storage
 from lfm.artifact import MANIFEST, home
-from lfm.config import InputError, RunConfig, flatten
+from lfm.config import InputError
+from lfm.delivery import (
+    ENDING,
+    KEY,
+    KEY_VARIABLE,
+    Delivery,
+    Membership,
+    Tracker,
+    connect,
+    find_run,
+    is_server,
+    outboxes,
+    tracking_uri,
+)  # fmt: skip
+from lfm.progress import say
 from lfm.revision import commit as commit
+from lfm.store import shared
+from lfm.system import SystemSampler
 
-KEY = "lfm.pipeline_run"
-KEY_VARIABLE = "LFM_PIPELINE_RUN"
 CONTENT = "lfm.content"
 SERVING_PACKAGES = (
     "filelock", "mlflow", "numpy", "open-clip-torch", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml",
     "safetensors", "torch", "torchvision", "tqdm",
 )  # fmt: skip
-
-
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else an SQLite file in LFM_HOME."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
-
-
-class Tracker:
-    """A run in MLflow that a step writes to: its child, and the pipeline run's parent above it.
-
-    Args:
-        client: of the tracking server.
-        parent: run id of the pipeline run.
-        child: run id of the step.
-    """
-
-    def __init__(self, client: MlflowClient, parent: str, child: str) -> None:
-        self.client, self.parent, self.child = client, parent, child
-        self._sent: dict[str, set[int]] = {}
-
-    def params(self, values: Mapping[str, Any], on_parent: bool = False) -> None:
-        """Log parameters; the same value again is fine, as after a retry."""
-        params = [Param(k, str(v)) for k, v in values.items()]
-        for run in [self.child, *([self.parent] if on_parent else [])]:
-            self.client.log_batch(run, params=params)
-
-    def tags(self, values: Mapping[str, Any]) -> None:
-        """Tag both the step and the pipeline run."""
-        for run in (self.child, self.parent):
-            self.client.log_batch(run, tags=[RunTag(k, str(v)) for k, v in values.items()])
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log a point of each curve on both the step and the pipeline run.
-
-        A retried step sends its curves again: the pipeline run, which has the points of the first try, takes only new
-        ones.
-        """
-        now = get_current_time_millis()
-        points = [Metric(k, float(v), now, step) for k, v in values.items()]
-        self.client.log_batch(self.child, metrics=points)
-        self.client.log_batch(self.parent, metrics=[point for point in points if self._is_new(point)])
-
-    def _is_new(self, point: Metric) -> bool:
-        """Whether the pipeline run lacks this point; from here on it has it."""
-        if point.key not in self._sent:
-            self._sent[point.key] = {p.step for p in self.client.get_metric_history(self.parent, point.key)}
-        new = point.step not in self._sent[point.key]
-        self._sent[point.key].add(point.step)
-        return new
-
-    def text(self, content: str, name: str) -> None:
-        """Keep a text file among the pipeline run's artifacts."""
-        self.client.log_text(self.parent, content, name)
-
-    def file(self, path: Path, folder: str = "") -> None:
-        """Keep a file among the pipeline run's artifacts."""
-        self.client.log_artifact(self.parent, str(path), folder or None)
-
-    def config(self, config: RunConfig) -> None:
-        """The resolved configuration: a parameter a field, and a file that `lfm run` could repeat."""
-        self.params(flatten(config), on_parent=True)
-        self.text(yaml.safe_dump(config.model_dump(), sort_keys=False), "config.yaml")
-
-
-def connect() -> MlflowClient:
-    """A client of the tracking server and registry.
-
-    Raises:
-        InputError: the server does not answer or refuses.
-    """
-    uri = tracking_uri()
-    if uri.startswith("sqlite"):
-        home().mkdir(parents=True, exist_ok=True)
-        with FileLock(home() / "mlflow.lock"):  # the first client makes the tables, which two at once cannot
-            return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    # MLflow's own limits keep a client of a dead server waiting for minutes without a word.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    try:
-        client.search_experiments(max_results=1)
-    except MlflowException as error:
-        address = urlsplit(uri)  # its user and password stay out of the message
-        raise InputError(
-            f"the MLflow server at {address.hostname}:{address.port} does not answer or refuses; "
-            f"start it, correct MLFLOW_TRACKING_URI, or unset it to log to a file"
-        ) from error
-    return client
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -136,32 +61,6 @@ def _experiment(client: MlflowClient, name: str) -> str:
         return str(found.experiment_id)
 
 
-def _find(client: MlflowClient, key: str) -> Run | None:
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, f"tags.`{KEY}` = '{key}'", max_results=1)
-    return runs[0] if runs else None
-
-
-def _lineage(client: MlflowClient) -> list[str]:
-    """Run ids from the one that KFP's plugin made for this step up to the pipeline's; empty without the plugin."""
-    line: list[str] = []
-    above = os.environ.get("MLFLOW_RUN_ID")
-    while above:
-        line.append(above)
-        above = client.get_run(above).data.tags.get("mlflow.parentRunId")
-    return line
-
-
-def _parent(client: MlflowClient) -> str | None:
-    """Run id of the pipeline run (of a sweep's variant, inside one) that this process belongs to, if it has begun."""
-    key = os.environ.get(KEY_VARIABLE, "")
-    line = _lineage(client)
-    if line and "/" not in key:
-        return line[-1]
-    found = _find(client, key)
-    return str(found.info.run_id) if found else None
-
-
 def begin_pipeline_run(experiment: str, name: str, variant: str = "") -> str:
     """Make the parent run, or rename the one that is there (KFP's own, or an earlier try's).
 
@@ -174,22 +73,31 @@ def begin_pipeline_run(experiment: str, name: str, variant: str = "") -> str:
         The key under which the following steps find it.
 
     Raises:
-        InputError: nothing says which pipeline run this process belongs to.
+        InputError: nothing says which pipeline run this process belongs to, or the server does not answer.
     """
-    client = connect()
-    parent, key = _parent(client), os.environ.get(KEY_VARIABLE) or "".join(_lineage(client)[-1:])
+    client, membership = connect(), Membership.here()
+    with suppress(Exception):  # what earlier runs left, as well as that goes
+        sync()
+    parent, key = membership.parent(client), membership.key or "".join(membership.lineage(client)[-1:])
     if not key or (variant and not parent):
         raise InputError(
             f"{KEY_VARIABLE} names no pipeline run that has begun, so this step belongs to none; start it with "
             f"lfm run, or compile the pipeline with lfm compile"
         )
-    tags = {"lfm.commit": commit()}
+    tags = {
+        "lfm.commit": commit(),
+        "mlflow.source.name": f"lfm {experiment}",
+        "mlflow.source.type": "JOB",
+        "mlflow.source.git.commit": commit().partition("-")[0],
+    }
+    if image := os.environ.get("LFM_IMAGE"):
+        tags["lfm.image"] = image
     where = _experiment(client, experiment)
     if variant:
         assert parent
         tags["mlflow.parentRunId"], where = parent, client.get_run(parent).info.experiment_id
         key = f"{key}/{variant}"
-        found = _find(client, key)
+        found = find_run(client, KEY, key)
         parent = str(found.info.run_id) if found else None
     if parent:
         client.update_run(parent, status="RUNNING", name=name)
@@ -204,24 +112,25 @@ def end_pipeline_run(status: str) -> None:
     Args:
         status: FINISHED, FAILED or KILLED. After other than FINISHED, as well as that goes.
     """
-    with nullcontext() if status == "FINISHED" else suppress(Exception):
-        client = connect()
-        parent = _parent(client)
-        if not parent:
-            return
-        client.set_terminated(parent, status)
-        key = os.environ.get(KEY_VARIABLE) or parent
-        still_open = f"tags.`{KEY}` LIKE '{key}/%' and attributes.status = 'RUNNING'"
-        for run in client.search_runs([client.get_run(parent).info.experiment_id], still_open):
-            client.set_terminated(run.info.run_id, "FAILED" if status == "FINISHED" else status)
+    if status != "FINISHED":
+        with suppress(Exception):
+            tracker = Tracker("")
+            tracker.end_pipeline(status)
+            tracker.close(0 if is_server() and not _answers() else ENDING)
+        return
+    if is_server() and _answers():
+        sync()  # what a step could not send while the server was away
+    tracker = Tracker("")
+    tracker.end_pipeline(status)
+    _close(tracker)
 
 
 def end_variant() -> None:
     """Close the run of a sweep's variant: its last step is done. Outside a sweep the pipeline's end does that."""
     if "/" in os.environ.get(KEY_VARIABLE, ""):
-        client = connect()
-        if parent := _parent(client):
-            client.set_terminated(parent, "FINISHED")
+        tracker = Tracker("")
+        tracker.end("FINISHED", "parent")
+        _close(tracker)
 
 
 @contextmanager
@@ -231,23 +140,64 @@ def step_run(step: str) -> Iterator[Tracker]:
     Raises:
         InputError: the pipeline run has not begun.
     """
-    client = connect()
-    parent = _parent(client)
-    if parent is None:
-        raise InputError(f"step {step!r} found no pipeline run to belong to; its configure step must run first")
-    experiment, line = client.get_run(parent).info.experiment_id, _lineage(client)
-    if len(line) > 1:  # the plugin has made a run for this step
-        child = line[0]
-        client.update_run(child, name=step)
-    else:
-        child = client.create_run(experiment, tags={"mlflow.parentRunId": parent}, run_name=step).info.run_id
+    tracker = Tracker(step)
+    tracker.begin()
+    sampler = SystemSampler(tracker.system)
     try:
-        yield Tracker(client, parent, child)
+        yield tracker
     except BaseException:
+        sampler.stop()
         with suppress(Exception):  # a store that is down or full takes no status; the step's own error is what matters
-            client.set_terminated(child, "FAILED")
+            tracker.end("FAILED")
+            tracker.close(ENDING)
         raise
-    client.set_terminated(child, "FINISHED")
+    sampler.stop()
+    tracker.end("FINISHED")
+    _close(tracker)
+
+
+def _close(tracker: Tracker) -> None:
+    if left := tracker.close(ENDING):
+        say(f"warning: MLflow does not answer; {left} records wait on disk, and `lfm sync` sends them")
+
+
+def _answers() -> bool:
+    try:
+        connect()
+    except InputError:
+        return False
+    return True
+
+
+def sync() -> int:
+    """Send what waits on disk for a server that was down: of this machine, and of pods that are gone (LFM_STORE).
+
+    Returns:
+        How many records were sent.
+
+    Raises:
+        InputError: the server does not answer; what waits stays.
+    """
+    connect()
+    count = outbox.drain(outboxes(), Delivery, _end_of_killed)
+    remote = shared("outbox")
+    items = storage.listing(remote) if remote else []
+    for header in [item.uri for item in items if item.uri.endswith("/header.json")]:
+        prefix = header.removesuffix("/header.json")
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / prefix.rpartition("/")[2]
+            for item in storage.listing(prefix):
+                storage.download(item.uri, folder / item.uri.removeprefix(f"{prefix}/"))
+            count += outbox.drain(Path(place), Delivery, _end_of_killed)
+        storage.delete(prefix)
+    return count
+
+
+def _end_of_killed(delivery: outbox.Send, ended: bool) -> None:
+    """A step that was killed said nothing of its end."""
+    assert isinstance(delivery, Delivery)
+    if not ended and delivery.header["step"]:
+        delivery({"do": "end", "on": ["child"], "status": "FAILED", "at": get_current_time_millis()})
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,17 +70,55 @@ class Seen:
     low_contrast: list[Any]
 
 
-def look(page: Path, name: str) -> list[Seen]:
-    """Open a page at both widths in both schemes and keep a picture of each under build/screenshots."""
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A headless browser with a profile of its own."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         (pytest.fail if os.environ.get("LFM_CI") else pytest.skip)("no Chromium here; apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     SHOTS.mkdir(parents=True, exist_ok=True)
-    seen = []
     with sync_playwright() as play, tempfile.TemporaryDirectory() as profile:
         browser = play.chromium.launch(executable_path=program, args=list(QUIET), env={"HOME": profile})
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def visit(user: str, password: str) -> Iterator[Callable[..., None]]:
+    """Gives PAGE(url, name, words, frame=""): opens it, waits for each word to be seen, keeps a picture.
+
+    `frame` is a text of a page shown inside the page.
+    """
+    with chromium() as browser:
+        context = browser.new_context(
+            http_credentials={"username": user, "password": password}, viewport={"width": 1500, "height": 1000}
+        )
+
+        def page(url: str, name: str, words: Sequence[str], frame: str = "") -> None:
+            view = context.new_page()
+            view.set_default_timeout(60_000)
+            view.goto(url)
+            try:
+                for word in words:
+                    view.get_by_text(word).first.wait_for()
+                if frame:
+                    view.frame_locator("iframe").get_by_text(frame).first.wait_for()
+            finally:
+                view.screenshot(path=str(SHOTS / f"{name}.png"))
+            view.close()
+
+        yield page
+        context.close()
+
+
+def look(page: Path, name: str) -> list[Seen]:
+    """Open a page at both widths in both schemes and keep a picture of each under build/screenshots."""
+    seen = []
+    with chromium() as browser:
         for size, (width, height) in SIZES.items():
             for scheme in ("light", "dark"):
                 view = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
@@ -95,7 +135,6 @@ def look(page: Path, name: str) -> list[Seen]:
                 view.screenshot(path=str(SHOTS / f"{name}-{size}-{scheme}.png"), full_page=True)
                 seen.append(Seen(size, scheme, errors, requests, view.evaluate(MEASURE), view.evaluate(CONTRAST)))
                 view.close()
-        browser.close()
     return seen
 
 

@@ -72,25 +72,38 @@ def fashion(fashion_folder: Path) -> Fashion:
     return read_fashion(fashion_folder)
 
 
-@pytest.fixture
-def small_fashion(fashion: Fashion, tmp_path: Path) -> Path:
-    """A folder with four files in the real format: the first 60 training and 10 test images of each class."""
+def first_images(fashion: Fashion, train: int, test: int) -> Fashion:
+    """The first images of each class."""
 
     def first(labels: NDArray[np.int64], n: int) -> NDArray[np.int64]:
         return np.sort(np.concatenate([np.flatnonzero(labels == k)[:n] for k in range(len(CLASSES))]))
 
-    train_N, test_N = first(fashion.train_labels, 60), first(fashion.test_labels, 10)
+    train_N, test_N = first(fashion.train_labels, train), first(fashion.test_labels, test)
+    return Fashion(
+        fashion.train_images[train_N], fashion.train_labels[train_N],
+        fashion.test_images[test_N], fashion.test_labels[test_N],
+    )  # fmt: skip
+
+
+def write_files(folder: Path, fashion: Fashion) -> None:
+    """The four files in the published format."""
     arrays = {
-        "train-images-idx3-ubyte": fashion.train_images[train_N],
-        "train-labels-idx1-ubyte": fashion.train_labels[train_N].astype(np.uint8),
-        "t10k-images-idx3-ubyte": fashion.test_images[test_N],
-        "t10k-labels-idx1-ubyte": fashion.test_labels[test_N].astype(np.uint8),
+        "train-images-idx3-ubyte": fashion.train_images,
+        "train-labels-idx1-ubyte": fashion.train_labels.astype(np.uint8),
+        "t10k-images-idx3-ubyte": fashion.test_images,
+        "t10k-labels-idx1-ubyte": fashion.test_labels.astype(np.uint8),
     }
     assert arrays.keys() == SHA256.keys()
-    folder = tmp_path / "small-fashion"
-    folder.mkdir()
     for name, array in arrays.items():
         write_idx(folder / f"{name}.gz", array)
+
+
+@pytest.fixture
+def small_fashion(fashion: Fashion, tmp_path: Path) -> Path:
+    """A folder with four files in the real format: the first 60 training and 10 test images of each class."""
+    folder = tmp_path / "small-fashion"
+    folder.mkdir()
+    write_files(folder, first_images(fashion, 60, 10))
     return folder
 
 

@@ -14,7 +14,7 @@ from lfm.config import InputError
 @pytest.fixture
 def three(home: Path) -> MlflowClient:
     """A model with three versions."""
-    from lfm.tracking import connect
+    from lfm.delivery import connect
 
     client = connect()
     client.create_registered_model("shoes")

@@ -149,7 +149,7 @@ def test_the_papers_tables_without_any_of_their_runs(ran: Ran, tmp_path: Path) -
 def test_mistakes_are_one_line(ran: Ran, tmp_path: Path) -> None:
     for arguments, told in (
         (["nothing-like-it"], "no evaluated run 'nothing-like-it'"),
-        ([ran.ce, ran.lfm], "give --compare"),
+        ([ran.ce, ran.lfm], "hold them against the first with lfm compare"),
         (["--compare", ran.ce, ran.ce[:8]], "two or more different runs"),
     ):
         done = ran.report(*arguments)

@@ -8,10 +8,10 @@ import pytest
 
 from lfm import runs
 from lfm.config import InputError, flatten
+from lfm.delivery import connect
 from lfm.jobs.reporting import others, report_paper, sweeps
 from lfm.presets import load
 from lfm.report.published import TABLE_1
-from lfm.tracking import connect
 from tests.reader import Reader
 
 Logged = Callable[..., str]

@@ -5,13 +5,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lfm.artifact import content_key, copy_to, home, read_manifest, source_hash
 from lfm.config import DataConfig, InputError, ModelConfig, RunConfig, TextConfig, unknown
 from lfm.jobs.step import content, step, told
 from lfm.storage import is_remote
 from lfm.store import build_once
+
+if TYPE_CHECKING:
+    from lfm.delivery import DatasetUsed
 
 # The source whose change makes a kept data set stale.
 BUILDING = (
@@ -165,10 +168,37 @@ def prepare_data(data: dict[str, Any], model: dict[str, Any], seed: int, out: st
     from lfm import tracking
 
     with tracking.step_run("prepare data") as run:
-        folder, reused = dataset_for(DataConfig.model_validate(data), ModelConfig.model_validate(model), int(seed))
+        config = DataConfig.model_validate(data)
+        folder, reused = dataset_for(config, ModelConfig.model_validate(model), int(seed))
         run.tags({"lfm.dataset": content(folder)})
+        run.inputs(splits_used(config, folder))
         told("data", folder, reused)
         copy_to(folder, Path(out))
+
+
+def splits_used(config: DataConfig, folder: Path) -> "list[DatasetUsed]":
+    """The splits of a data set artifact as MLflow lists them: digest, shape, how many images of how many classes."""
+    from lfm.data import open_split, read_info
+    from lfm.delivery import DatasetUsed
+
+    info, digest = read_info(folder), content(folder)[:16]
+    counts = sorted(info["counts"])
+    shared = {
+        "classes": len(counts),
+        "imbalance_factor": round(counts[-1] / counts[0], 2),
+        "images_of_rarest": counts[0],
+    }
+    found = []
+    for split, context in (("train", "training"), ("val", "validation"), ("test", "testing")):
+        images = open_split(folder, split)
+        shape = [-1, *images.shape]
+        tensors = [{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": shape}}]
+        labels = [{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}]
+        schema = {"mlflow_tensorspec": {"features": json.dumps(tensors), "targets": json.dumps(labels)}}
+        profile = {"images": len(images)} | (shared if split == "train" else {})
+        source = json.dumps({"tags": {"data": config.name, "source": config.source or "published", "split": split}})
+        found.append(DatasetUsed(f"{config.name} {split}", context, digest, source, schema, profile))
+    return found
 
 
 @step

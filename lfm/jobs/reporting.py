@@ -72,7 +72,7 @@ def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
     among = runs.evaluated()
     chosen = [runs.find(selector, among) for selector in selectors]
     if len({run.run_id for run in chosen}) < 2:
-        raise InputError("--compare needs two or more different runs, as in lfm report --compare RUN RUN")
+        raise InputError("comparing needs two or more different runs, as in lfm compare RUN RUN")
     for run in chosen[1:]:
         if other := sorted(f for f in run.differs(chosen[0]) if f in SAME):
             raise InputError(f"run {run.run_id[:12]} was not scored on the same data: {', '.join(other)} differ")

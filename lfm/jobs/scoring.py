@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ def evaluate(
             "seed": run_config.seed,
             "commit": commit(),
         }
+        run.wait()  # the registry knows the champion, and MLflow the runs to compare with
         champion = present_champion(run_config.preset, dataset)
         inputs = {
             "champion": champion and champion.content,
@@ -77,16 +79,21 @@ def evaluate(
         for prefix in ("test", "untrained", "champion"):
             run.log({f"{prefix}/{k}": v for k, v in group_scores(found.get(prefix, {})).items()}, 0)
         run.tags({f"lfm.{k}": v for k, v in provenance.items()})
-        for path in sorted(folder.iterdir()):
-            if path.name != MANIFEST:
-                run.file(path)
         copy_to(folder, Path(out))
         # Not kept in the store: the page also shows the runs beside this one, and those come and go.
-        page = Path(out) / "report.html"
-        page.write_text(page_of(folder, runs.read(run.parent, run_config)).html, encoding="utf-8")
+        page, report = Path(out) / "report.html", page_of(folder, runs.read(run.parent, run_config))
+        page.write_text(report.html, encoding="utf-8")
         Path(page_out).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, page_out)
-        run.file(page)
+        with tempfile.TemporaryDirectory() as place:
+            shutil.copytree(Path(out), place, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+            figures = Path(place) / "figures"
+            figures.mkdir()
+            for name, svg in report.figures().items():
+                (figures / f"{name}.svg").write_text(svg, encoding="utf-8")
+            run.folder(Path(place))
+        columns, rows = report.tables["classes"]
+        run.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)), "classes.json")
     tracking.end_variant()
 
 

@@ -90,7 +90,7 @@ def compare_page(runs: Sequence[Compared], total_G: Sequence[int], about: Mappin
         f"<p>{facts}</p><p class=quiet>Paired intervals resample the test images on which both runs answered. "
         "They say nothing of other seeds: run at least three of each.</p>"
     )
-    return Report(document("Runs compared", header, sections, "<p>Made by lfm report --compare.</p>"), pieces, tables)
+    return Report(document("Runs compared", header, sections, "<p>Made by lfm compare.</p>"), pieces, tables)
 
 
 def _gain(of: Difference | None) -> str:

@@ -9,7 +9,7 @@ from lfm.evaluate import GROUPS
 from lfm.report import figures_method as method
 from lfm.report import figures_scores as scored
 from lfm.report import figures_training as trained
-from lfm.report.draw import Piece, Table, write_csv, write_piece
+from lfm.report.draw import Piece, Table, save_svg, write_csv, write_piece
 from lfm.report.html import cell, document, facts, figure, grid, number, part, row, table, text
 from lfm.report.page_errors import errors, space
 from lfm.report.published import Published
@@ -28,6 +28,10 @@ class Report:
     html: str
     pieces: Sequence[Piece]
     tables: Mapping[str, Table]
+
+    def figures(self) -> dict[str, str]:
+        """Name -> SVG of each figure."""
+        return {piece.name: save_svg(piece) for piece in self.pieces}
 
     def write(self, folder: Path) -> None:
         """report.html, figures/ and tables/."""

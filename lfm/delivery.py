@@ -1,0 +1,414 @@
+"""How a step's records reach MLflow: at once into an SQLite file, through an outbox to a server.
+
+A server may be down for a while: training neither dies nor waits for it. Which pipeline run a process belongs to comes
+from the environment, see `lfm.tracking`.
+"""
+
+import json
+import os
+import threading
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import yaml
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.time import get_current_time_millis
+
+from lfm import storage
+from lfm.artifact import home
+from lfm.config import InputError, RunConfig, flatten
+from lfm.outbox import HEADER, Outbox, Record, RefusedError
+from lfm.progress import say
+from lfm.store import shared
+
+KEY, ATTEMPT = "lfm.pipeline_run", "lfm.attempt"
+KEY_VARIABLE = "LFM_PIPELINE_RUN"
+ENDING = 5.0
+"""Seconds that a step waits at its end for a server that is down."""
+WORTH_SAYING = 5.0
+"""Seconds of waiting that pass without a word."""
+REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else an SQLite file in LFM_HOME."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def is_server() -> bool:
+    """Whether runs go to a server, which may be down."""
+    return tracking_uri().startswith("http")
+
+
+def outboxes() -> Path:
+    """Where records wait for a server."""
+    return home() / "outbox"
+
+
+def patience() -> float:
+    """LFM_MLFLOW_PATIENCE: seconds that a step waits for a server that it cannot go on without; default 120."""
+    return float(os.environ.get("LFM_MLFLOW_PATIENCE") or 120)
+
+
+def connect() -> MlflowClient:
+    """A client of the tracking server and registry.
+
+    Raises:
+        InputError: the server does not answer or refuses.
+    """
+    uri = tracking_uri()
+    if uri.startswith("sqlite"):
+        home().mkdir(parents=True, exist_ok=True)
+        with FileLock(home() / "mlflow.lock"):  # the first client makes the tables, which two at once cannot
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    # MLflow's own limits keep a client of a dead server waiting for minutes without a word.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # S3 behind a proxy answers a multipart transfer with addresses that only the server can reach.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # once a step
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise _down() from error
+    return client
+
+
+def _down() -> InputError:
+    return InputError(
+        f"the MLflow server at {server_address()} does not answer or refuses; "
+        f"start it, correct MLFLOW_TRACKING_URI, or unset it to log to a file"
+    )
+
+
+def server_address() -> str:
+    """HOST:PORT of the tracking server, without the user and password that its URI may hold."""
+    address = urlsplit(tracking_uri())
+    return f"{address.hostname}:{address.port}" if address.port else str(address.hostname)
+
+
+def find_run(client: MlflowClient, tag: str, value: str) -> Run | None:
+    """The run with this tag."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{tag}` = '{value}'", max_results=1)
+    return runs[0] if runs else None
+
+
+class NotBegunError(InputError):
+    """A step belongs to no pipeline run."""
+
+
+class Membership(NamedTuple):
+    """Which pipeline run a process belongs to; goes with its records into the outbox."""
+
+    key: str
+    """Of the pipeline run, a sweep's variant as PARENT/VARIANT."""
+    mlflow_run: str
+    """The run that KFP's plugin made for the step, if it is at work."""
+
+    @classmethod
+    def here(cls) -> "Membership":
+        """Of this process."""
+        return cls(os.environ.get(KEY_VARIABLE, ""), os.environ.get("MLFLOW_RUN_ID", ""))
+
+    def lineage(self, client: MlflowClient) -> list[str]:
+        """Run ids from the one that the plugin made for the step up to the pipeline's; empty without the plugin."""
+        line: list[str] = []
+        above: str | None = self.mlflow_run
+        while above:
+            line.append(above)
+            above = client.get_run(above).data.tags.get("mlflow.parentRunId")
+        return line
+
+    def parent(self, client: MlflowClient) -> str | None:
+        """Run id of the pipeline run (of a sweep's variant, inside one), if it has begun."""
+        line = self.lineage(client)
+        if line and "/" not in self.key:
+            return line[-1]
+        found = find_run(client, KEY, self.key) if self.key else None
+        return str(found.info.run_id) if found else None
+
+
+class DatasetUsed(NamedTuple):
+    """A split, as MLflow lists it among a run's inputs."""
+
+    name: str
+    context: str
+    digest: str
+    source: str
+    schema: dict[str, Any]
+    profile: dict[str, Any]
+
+
+class Delivery:
+    """Carries a step's records to MLflow.
+
+    Args:
+        header: `key`, `mlflow_run`, `step`, `attempt` (names the step's run for as long as it is not made), `at`.
+        folder: where the files lie that records name.
+    """
+
+    def __init__(self, header: Mapping[str, Any], folder: Path = Path()) -> None:
+        self.header, self.folder = header, folder
+        self._sent: dict[tuple[str, str], set[int]] = {}
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """Connected once it is needed."""
+        return connect()
+
+    @cached_property
+    def parent(self) -> str:
+        """Run id of the pipeline run.
+
+        Raises:
+            NotBegunError: there is none.
+        """
+        found = Membership(self.header["key"], self.header["mlflow_run"]).parent(self.client)
+        if found is None:
+            step = self.header["step"]
+            raise NotBegunError(f"step {step!r} found no pipeline run to belong to; its configure step must run first")
+        return found
+
+    @cached_property
+    def child(self) -> str:
+        """Run id of the step, made unless it is there."""
+        step, attempt, at = (self.header[name] for name in ("step", "attempt", "at"))
+        line = Membership(self.header["key"], self.header["mlflow_run"]).lineage(self.client)
+        if len(line) > 1:  # the plugin has made a run for this step
+            self.client.update_run(line[0], name=step)
+            return line[0]
+        if found := find_run(self.client, ATTEMPT, attempt):
+            return str(found.info.run_id)
+        where = self.client.get_run(self.parent).info.experiment_id
+        tags = {"mlflow.parentRunId": self.parent, ATTEMPT: attempt}
+        return str(self.client.create_run(where, start_time=at, tags=tags, run_name=step).info.run_id)
+
+    def __call__(self, record: Record) -> None:
+        """Carry one record; the same again does no harm.
+
+        Raises:
+            InputError, MlflowException, OSError: it did not arrive.
+            RefusedError: it never will.
+        """
+        try:
+            getattr(self, f"_{record['do']}")(record)
+        except NotBegunError as error:
+            raise RefusedError(str(error)) from error
+        except MlflowException as error:
+            if error.error_code in REFUSALS:
+                raise RefusedError(error.message.splitlines()[0]) from error
+            raise
+
+    def _runs(self, record: Record) -> list[str]:
+        return [getattr(self, name) for name in record["on"]]
+
+    def _begin(self, record: Record) -> None:
+        assert self.child
+
+    def _params(self, record: Record) -> None:
+        params = [Param(k, v) for k, v in record["values"].items()]
+        for run in self._runs(record):
+            self.client.log_batch(run, params=params)
+
+    def _tags(self, record: Record) -> None:
+        for run in self._runs(record):
+            self.client.log_batch(run, tags=[RunTag(k, v) for k, v in record["values"].items()])
+
+    def _metrics(self, record: Record) -> None:
+        """A retried step sends its curves again, and the pipeline run has them from the first try: only new points."""
+        points = [Metric(k, v, record["at"], record["step"]) for k, v in record["values"].items()]
+        for run in self._runs(record):
+            new = [point for point in points if point.step not in self._steps(run, point.key)]
+            self.client.log_batch(run, metrics=new)
+            for point in new:
+                self._steps(run, point.key).add(point.step)
+
+    def _steps(self, run: str, key: str) -> set[int]:
+        if (run, key) not in self._sent:
+            self._sent[run, key] = {point.step for point in self.client.get_metric_history(run, key)}
+        return self._sent[run, key]
+
+    def _text(self, record: Record) -> None:
+        self.client.log_text(self.parent, record["content"], record["name"])
+
+    def _file(self, record: Record) -> None:
+        self.client.log_artifact(self.parent, str(self.folder / record["path"]), record["folder"] or None)
+
+    def _folder(self, record: Record) -> None:
+        self.client.log_artifacts(self.parent, str(self.folder / record["path"]))
+
+    def _inputs(self, record: Record) -> None:
+        used = [DatasetUsed(**values) for values in record["values"]]
+        inputs = [
+            DatasetInput(
+                Dataset(d.name, d.digest, "code", d.source, json.dumps(d.schema), json.dumps(d.profile)),
+                [InputTag("mlflow.data.context", d.context)],
+            )
+            for d in used
+        ]
+        for run in self._runs(record):
+            self.client.log_inputs(run, inputs)
+
+    def _end(self, record: Record) -> None:
+        for run in self._runs(record):
+            self.client.set_terminated(run, record["status"], end_time=record["at"])
+
+    def _end_pipeline(self, record: Record) -> None:
+        try:
+            parent = self.parent
+        except NotBegunError:
+            return
+        self.client.set_terminated(parent, record["status"], end_time=record["at"])
+        status = "FAILED" if record["status"] == "FINISHED" else record["status"]
+        open_ = f"tags.`{KEY}` LIKE '{self.header['key'] or parent}/%' and attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.client.get_run(parent).info.experiment_id], open_):
+            self.client.set_terminated(run.info.run_id, status, end_time=record["at"])
+
+
+class Tracker:
+    """What a step writes to MLflow: into its child run, and the pipeline run's parent above it.
+
+    Args:
+        step: its name.
+    """
+
+    def __init__(self, step: str) -> None:
+        at = get_current_time_millis()
+        header = {**Membership.here()._asdict(), "step": step, "attempt": uuid.uuid4().hex, "at": at}
+        self._delivery, self._turn = Delivery(header), threading.Lock()
+        self._outbox = Outbox(outboxes(), header, Delivery) if is_server() else None
+
+    def _put(self, do: str, on: list[str], **values: Any) -> None:
+        record = {"do": do, "on": on, "at": get_current_time_millis(), **values}
+        if self._outbox:
+            self._outbox.put(record)
+        else:
+            with self._turn:  # the thread that samples the system writes too
+                self._deliver(record)
+
+    def _deliver(self, record: Record) -> None:
+        try:
+            self._delivery(record)
+        except RefusedError as error:
+            raise error.__cause__ or error from None
+
+    def begin(self) -> None:
+        """Make the step's run.
+
+        Raises:
+            NotBegunError: the step belongs to no pipeline run. Unless a server is to be told: then it is said later.
+        """
+        self._put("begin", [])
+
+    def wait(self) -> None:
+        """Wait until all that was written has arrived: what comes next needs the server.
+
+        Raises:
+            InputError: it stays down for longer than `patience`.
+        """
+        if self._outbox is None or self._outbox.flush(WORTH_SAYING):
+            return
+        say(f"waiting for MLflow, {patience():.0f} s at most (LFM_MLFLOW_PATIENCE)")
+        if not self._outbox.flush(patience() - WORTH_SAYING):
+            raise InputError(
+                f"the MLflow server at {server_address()} has not answered for {patience():.0f} s; all that was made "
+                f"is kept: start it, then give the same command again, and it goes on"
+            ) from self._outbox.error
+
+    @property
+    def client(self) -> MlflowClient:
+        """For what cannot be put off, as the registry; waits and raises as `wait`."""
+        self.wait()
+        return self._delivery.client
+
+    @property
+    def parent(self) -> str:
+        """Run id of the pipeline run; waits and raises as `wait`."""
+        self.wait()
+        return self._delivery.parent
+
+    def params(self, values: Mapping[str, Any], on_parent: bool = False) -> None:
+        """Log parameters; the same value again is fine, as after a retry."""
+        on = ["child", "parent"] if on_parent else ["child"]
+        self._put("params", on, values={k: str(v) for k, v in values.items()})
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Tag both the step and the pipeline run."""
+        self._put("tags", ["child", "parent"], values={k: str(v) for k, v in values.items()})
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log a point of each curve on both the step and the pipeline run."""
+        self._put("metrics", ["child", "parent"], values={k: float(v) for k, v in values.items()}, step=step)
+
+    def system(self, values: Mapping[str, float], step: int) -> None:
+        """Log a sample of what the machine does on the step."""
+        self._put("metrics", ["child"], values=dict(values), step=step)
+
+    def text(self, content: str, name: str) -> None:
+        """Keep a text file among the pipeline run's artifacts."""
+        self._put("text", ["parent"], content=content, name=name)
+
+    def table(self, columns: Mapping[str, list[Any]], name: str) -> None:
+        """Keep a table among the pipeline run's artifacts, in the form that MLflow's evaluation view reads.
+
+        Args:
+            columns: of equal length.
+            name: ends in .json.
+        """
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        self.text(json.dumps({"columns": list(columns), "data": rows}), name)
+        self._put("tags", ["parent"], values={"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
+
+    def file(self, path: Path, folder: str = "") -> None:
+        """Keep a file among the pipeline run's artifacts."""
+        kept = self._outbox.copy(path) if self._outbox else path
+        self._put("file", ["parent"], path=str(kept), folder=folder)
+
+    def folder(self, path: Path) -> None:
+        """Keep all that a folder holds among the pipeline run's artifacts; sent side by side."""
+        kept = self._outbox.copy(path) if self._outbox else path
+        self._put("folder", ["parent"], path=str(kept))
+
+    def inputs(self, used: list[DatasetUsed]) -> None:
+        """Name the data that the step and the pipeline run used."""
+        self._put("inputs", ["child", "parent"], values=[split._asdict() for split in used])
+
+    def config(self, config: RunConfig) -> None:
+        """The resolved configuration: a parameter a field, and a file that `lfm run` could repeat."""
+        self.params(flatten(config), on_parent=True)
+        self.text(yaml.safe_dump(config.model_dump(), sort_keys=False), "config.yaml")
+
+    def end(self, status: str, on: str = "child") -> None:
+        """Give the step's run (or the parent's) its final status."""
+        self._put("end", [on], status=status)
+
+    def end_pipeline(self, status: str) -> None:
+        """Give the pipeline run its final status, and the variants of a sweep that are still open theirs."""
+        self._put("end_pipeline", [], status=status)
+
+    def close(self, seconds: float) -> int:
+        """Let go after at most so many seconds; how many records wait for a server that is down.
+
+        They wait on disk, and at LFM_STORE, since a pod's disk ends with it.
+        """
+        if self._outbox is None:
+            return 0
+        left = self._outbox.close(seconds)
+        remote = shared("outbox", self._outbox.folder.name)
+        if left and remote:
+            with suppress(InputError, OSError):
+                # The header last: with it there, all is there.
+                for path in sorted(self._outbox.folder.rglob("*"), key=lambda path: path.name == HEADER):
+                    if path.is_file():
+                        storage.upload(path, f"{remote}/{path.relative_to(self._outbox.folder)}")
+        return left

@@ -1,0 +1,205 @@
+"""What has to reach a server that may be down: kept on disk, sent in order by a thread, each at least once.
+
+A folder holds `header.json` (whose it is), `records.jsonl`, one byte in `sent` for each record that arrived, and copies
+of files to send; its process holds the lock beside it. What is left when that ends, another sends with `drain`.
+"""
+
+import json
+import shutil
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lfm.progress import say
+
+Record = dict[str, Any]
+Send = Callable[[Record], None]
+"""Takes a record there, or raises: RefusedError to be done with it, anything else to be asked again."""
+Sender = Callable[[Mapping[str, Any], Path], Send]
+"""Makes a `Send` from the header and folder of an outbox."""
+HEADER = "header.json"
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
+"""Seconds between two tries."""
+ARRIVING = 5.0
+"""Seconds that a record may take to arrive at a server that took the one before."""
+
+
+class RefusedError(Exception):
+    """The server answers, and will never take this record."""
+
+
+class Outbox:
+    """Records of this process on their way.
+
+    Args:
+        root: folder of all outboxes.
+        header: JSON; given to whoever sends what is left.
+        sender: of its records.
+    """
+
+    def __init__(self, root: Path, header: Mapping[str, Any], sender: Sender) -> None:
+        self.folder = root / f"{time.time_ns() // 1000}-{uuid.uuid4().hex[:8]}"  # sorted by name: the oldest first
+        root.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(_lock_of(self.folder))
+        self._lock.acquire()
+        self.folder.mkdir()
+        (self.folder / HEADER).write_text(json.dumps(header))
+        self._send = sender(header, self.folder)
+        self._waiting: deque[Record] = deque()
+        self._change = threading.Condition()
+        self._until: float | None = None
+        self._arrived = 0.0
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, record: Record) -> None:
+        """Keep a record, and send it when its turn comes."""
+        with self._change:
+            with (self.folder / "records.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self._waiting.append(record)
+            self._change.notify_all()
+
+    def copy(self, path: Path) -> str:
+        """Keep a copy of a file or folder for a record to name, by its place in the outbox."""
+        target = self.folder / uuid.uuid4().hex[:8] / path.name
+        target.parent.mkdir()
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copyfile(path, target)
+        return str(target.relative_to(self.folder))
+
+    def flush(self, patience: float) -> bool:
+        """Wait until all has arrived, at most so many seconds after something last did; whether it has."""
+        begun = time.monotonic()
+        with self._change:
+            self._change.notify_all()
+            while self._waiting:
+                left = max(begun, self._arrived) + patience - time.monotonic()
+                if left <= 0:
+                    return False
+                self._change.wait(left)
+        return True
+
+    def close(self, patience: float) -> int:
+        """Send what waits and end; the number of records left, which stay on disk.
+
+        Args:
+            patience: seconds to go on after the last time that something arrived.
+        """
+        with self._change:
+            self._until = time.monotonic() + patience
+            self._change.notify_all()
+        while self._thread.is_alive() and time.monotonic() < self._until:
+            self._thread.join(0.05)
+        left = len(self._waiting)
+        if not left:
+            _remove(self.folder)
+        self._lock.release()
+        return left
+
+    def _work(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._waiting or self._until is not None)
+                if not self._waiting:
+                    return
+                record = self._waiting[0]
+            try:
+                _deliver(self.folder, record, self._send)
+            except Exception as error:  # whatever it is, the record is on disk
+                self.error = error
+                with self._change:
+                    self._change.wait(pause)
+                    if self._until is not None and time.monotonic() > self._until:
+                        return
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            pause, self.error = FIRST_PAUSE, None
+            with self._change:
+                self._arrived = time.monotonic()
+                if self._until is not None:
+                    self._until = max(self._until, self._arrived + ARRIVING)
+                self._waiting.popleft()
+                self._change.notify_all()
+
+
+def drain(root: Path, sender: Sender, last: Callable[[Send, bool], None]) -> int:
+    """Send what ended processes left behind, the oldest first.
+
+    Args:
+        root: folder of all outboxes.
+        sender: of the records.
+        last: called after the last record of each, with whether one of them said that the work had ended.
+
+    Returns:
+        How many records were sent. What cannot be sent raises, and stays with all after it.
+    """
+    count = 0
+    for folder in _folders(root):
+        with suppress(Timeout), FileLock(_lock_of(folder)).acquire(timeout=0):  # held: its process sends itself
+            if not (folder / HEADER).is_file():  # killed before its first record
+                _remove(folder)
+                continue
+            send = sender(json.loads((folder / HEADER).read_text()), folder)
+            for record in _unsent(folder):
+                _deliver(folder, record, send)
+                count += 1
+            last(send, any(record["do"].startswith("end") for record in _records(folder)))
+            _remove(folder)
+    return count
+
+
+def waiting(root: Path) -> int:
+    """How many records lie unsent."""
+    return sum(1 for folder in _folders(root) for _ in _unsent(folder))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.glob("*-*") if path.is_dir()) if root.is_dir() else []
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _lock_of(folder).unlink(missing_ok=True)
+
+
+def _deliver(folder: Path, record: Record, send: Send) -> None:
+    try:
+        send(record)
+    except RefusedError as error:
+        refused = folder.parent / "refused.jsonl"
+        say(f"warning: MLflow refuses {record['do']}: {error}; it is kept in {refused}")
+        with refused.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    with (folder / "sent").open("ab") as file:
+        file.write(b".")
+
+
+def _records(folder: Path) -> Iterator[Record]:
+    path = folder / "records.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):  # the line that a killed process was writing
+            yield json.loads(line)
+
+
+def _unsent(folder: Path) -> Iterator[Record]:
+    sent = folder / "sent"
+    done = sent.stat().st_size if sent.exists() else 0
+    for k, record in enumerate(_records(folder)):
+        if k >= done:
+            yield record
