@@ -14,7 +14,17 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 LFM = Path(sys.executable).with_name("lfm")
 COMMANDS = sorted(re.findall(r"^\| `(lfm [^`]+)`", README, re.MULTILINE))
-ELSEWHERE = ("lfm run", "lfm report", "lfm sweep", "lfm retrain", "lfm models", "lfm ui")  # they need a run, or are one
+ELSEWHERE = (
+    "lfm run",
+    "lfm report",
+    "lfm compare",
+    "lfm predict",
+    "lfm serve",
+    "lfm sweep",
+    "lfm retrain",
+    "lfm models",
+    "lfm ui",
+)  # they need a run, or are one
 
 
 def call(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
