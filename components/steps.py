@@ -230,6 +230,7 @@ def register(
     run: str,
     config: dict,  # type: ignore[type-arg]
     dataset: Input[Dataset],
+    backbone: Input[Model],
     model: Input[Model],
     metrics: Input[Metrics],
 ) -> str:
@@ -238,7 +239,8 @@ def register(
     Args:
         run: Key of the MLflow run.
         config: The whole configuration.
-        dataset: Gives the input example.
+        dataset: Gives the input example, and validation images that calibrate probabilities.
+        backbone: Its text tower goes with the model, for classes that are named when it serves.
         model: The finished model.
         metrics: Its scores; a model is registered after it was scored.
 
@@ -248,4 +250,4 @@ def register(
     from lfm.jobs import belong_to, register
 
     belong_to(run)
-    return register(config, dataset.path, model.path)
+    return register(config, dataset.path, backbone.path, model.path)

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
 from lfm import storage
-from lfm.artifact import content_key, home, sha256_file
+from lfm.artifact import content_key, copy_to, home, sha256_file
 from lfm.config import InputError, ModelConfig, unknown
 from lfm.progress import bar, say
 
@@ -39,6 +39,7 @@ WEIGHTS = "model.safetensors"
 FILE_KINDS = (".safetensors", ".pt", ".pth", ".bin")
 HUB_WAIT = 5.0  # seconds for the Hugging Face hub to answer at all; its own client retries for minutes
 QUIET = 2.0  # seconds of encoding before a progress bar appears
+STAND_IN = {"image_size": 16, "patch_size": 16, "layers": 1, "width": 32, "head_width": 32}
 
 
 @dataclass(frozen=True)
@@ -565,6 +566,26 @@ def _tokenizer(folder: Path, text: dict[str, Any]) -> tuple[Any, Callable[[str],
     return simple, lambda prompt: len(simple.encode(prompt)) + 2  # its start and end
 
 
+Encoder = Callable[[list[str]], Tensor]
+"""Sentences -> embeddings, rows of unit length, (N, D) float32 on the CPU."""
+
+
+def text_encoder(folder: Path) -> Encoder:
+    """F_T, ready to use; no network.
+
+    Args:
+        folder: filled by `fetch` or `keep_text_half`.
+    """
+    tokenizer, _ = _tokenizer(folder, json.loads((folder / "config.json").read_text())["text_cfg"])
+    net: Any = load(folder)
+
+    def encode(sentences: list[str]) -> Tensor:
+        unit_ND: Tensor = net.encode_text(tokenizer(sentences), normalize=True)
+        return unit_ND.float()
+
+    return encode
+
+
 def embed_prompts(folder: Path, prompts: Sequence[str], batch: int = 256) -> Tensor:
     """F_T: sentences -> embeddings, rows of unit length; no network. Says which sentences are too long and are cut.
 
@@ -581,16 +602,33 @@ def embed_prompts(folder: Path, prompts: Sequence[str], batch: int = 256) -> Ten
     long = [prompt for prompt in prompts if length(prompt) > tokenizer.context_length]
     if long:
         say(f"{len(long)} sentences are cut to {tokenizer.context_length} tokens, the first: {long[0][:80]!r}")
-    net: Any = load(folder)
-
-    def encode(sentences: list[str]) -> Tensor:
-        unit_ND: Tensor = net.encode_text(tokenizer(sentences), normalize=True)
-        return unit_ND.float()
-
-    return in_batches(prompts, batch, encode)
+    return in_batches(prompts, batch, text_encoder(folder))
 
 
-def in_batches(prompts: Sequence[str], batch: int, encode: Callable[[list[str]], Tensor]) -> Tensor:
+def keep_text_half(folder: Path, out: Path) -> None:
+    """A folder like that of `fetch` with the text tower alone: what embeds new class names where a model is served.
+
+    open_clip builds both towers or none, so a tiny image tower takes the place of the real one.
+
+    Args:
+        folder: filled by `fetch`.
+        out: empty.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_cfg"] = STAND_IN
+    (out / "config.json").write_text(json.dumps(config, indent=1))
+    for part in ("tokenizer", "text"):
+        if (folder / part).is_dir():
+            copy_to(folder / part, out / part)
+    net = _build(config, out)
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("visual.")}  # noqa: SIM118
+    missing, extra = net.load_state_dict(state, strict=False)
+    assert not extra and all(key.startswith("visual.") for key in missing), (missing, extra)
+    save_model(net, str(out / WEIGHTS))
+
+
+def in_batches(prompts: Sequence[str], batch: int, encode: Encoder) -> Tensor:
     """`encode` over all sentences, without gradients, with a progress bar where it takes long. (N, D)."""
     parts: list[Tensor] = []
     progress, begun = None, time.monotonic()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lfm import __version__, cli_cluster, cli_models, cli_report
+from lfm import __version__, cli_cluster, cli_models, cli_report, cli_serve
 from lfm.artifact import home
 from lfm.cli_options import HomeOption, PresetArgument, SetOption
 from lfm.cli_options import check_file as _check_file
@@ -284,6 +284,7 @@ def presets() -> None:
 
 cli_cluster.add_to(app)
 cli_models.add_to(app)
+cli_serve.add_to(app)
 
 
 @app.command()

@@ -32,9 +32,14 @@ def examples(command: Callable[..., None]) -> Callable[..., None]:
 
 def use_home(folder: Path | None) -> None:
     """Take this folder, or LFM_HOME, and see that it can be written to."""
+    set_home(folder)
+    check_writable(home())
+
+
+def set_home(folder: Path | None) -> None:
+    """Take this folder, if there is one, as LFM_HOME; for commands that only read."""
     if folder:
         os.environ["LFM_HOME"] = str(folder.absolute())
-    check_writable(home())
 
 
 def check_file(path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from lfm.artifact import home
 from lfm.config import InputError, unknown
 from lfm.delivery import connect
 from lfm.tracking import CONTENT
@@ -77,6 +78,45 @@ def version_of(name: str, number: str) -> Version:
         if version.number == number:
             return version
     raise InputError(f"{name} has no version {number}; it has {', '.join(v.number for v in found)}")
+
+
+def resolve(uri: str) -> str:
+    """`models:/NAME/VERSION` of this or of `models:/NAME@ALIAS`.
+
+    Raises:
+        InputError: another form, or no such model, version or alias; what there is is listed.
+    """
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    if not uri.startswith("models:/") or not name or bool(number) == bool(at):
+        raise InputError(f"{uri} names no model; write models:/NAME@champion or models:/NAME/VERSION")
+    if not at:
+        return version_of(name, number).uri
+    found = versions(name)
+    if not found:
+        raise unknown("registered model", name, sorted({version.name for version in versions()}) or ["none"])
+    for version in found:
+        if alias in version.aliases:
+            return version.uri
+    raise InputError(f"{name} has no {alias}; name a version, as in {found[0].uri}, or make one: lfm promote {name} 1")
+
+
+def only_one() -> str:
+    """URI of the only champion there is; without any, of the newest version where there is one model alone.
+
+    Raises:
+        InputError: none, or several.
+    """
+    found = versions()
+    champions = [version for version in found if CHAMPION in version.aliases]
+    if len(champions) == 1:
+        return champions[0].uri
+    if len({version.name for version in found}) == 1:
+        return found[0].uri
+    if not found:
+        raise InputError(f"there are no registered models in {home()}; train one with lfm run, or set --home")
+    choices = [version.uri for version in champions] or sorted({f"models:/{version.name}/..." for version in found})
+    raise InputError(f"there are several models; choose one with --model: {', '.join(choices)}")
 
 
 def tag(name: str, number: str, values: dict[str, Any]) -> None:

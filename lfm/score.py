@@ -9,38 +9,16 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from lfm.config import InputError, RunConfig
+from lfm.config import RunConfig
 from lfm.data import Images
+from lfm.device import pick_device as pick_device
+from lfm.device import use_bf16 as use_bf16
 from lfm.evaluate import accuracy, confusion, hits, metrics, predict
 from lfm.model import LFM
 
 EVAL_BATCH, EVAL_PIXELS = 1024, 1 << 24
 CONFUSION_CLASSES = 2048
 """With more there is no confusion matrix: it has C^2 entries."""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device named by `train.device`.
-
-    Raises:
-        InputError: a name PyTorch does not know, or a GPU that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"train.device {name!r} is no device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"train.device {name!r}: this machine has {torch.cuda.device_count()} GPUs; use cpu or auto")
-    return device
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to multiply in bfloat16: on request, or where the hardware does it natively."""
-    if precision == "auto":
-        return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return precision == "bf16"
 
 
 def summed(value: Tensor) -> Tensor:

@@ -1,7 +1,13 @@
-"""The predictor: a model artifact and images in, labels and probabilities out."""
+"""The predictor: a model artifact and images in, classes and probabilities out.
+
+Letters in the names give shapes: N images, C classes, M new classes, D embedding dimensions.
+"""
 
 import json
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,26 +15,38 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from lfm.artifact import verify
 from lfm.backbone import Preprocess, build_image_tower
-from lfm.config import InputError
+from lfm.config import InputError, TextConfig
 from lfm.data.decode import fitted, pixels_of
+from lfm.device import pick_device, use_bf16
 from lfm.model import LFM, conv4, load_weights
+from lfm.words import Words, checked
+
+SERVED, TEXT_HALF = "served.json", "text"
+BATCH = 32
+ZERO_SHOT = "zero-shot"
+"""The shot group of a class that training has not seen."""
 
 
 class Predictor:
-    """A trained model, ready to answer.
+    """A trained model, ready to answer. Safe in threads.
 
     Args:
-        folder: a model artifact; its checksums are compared.
+        folder: a model artifact, or one made for serving (`lfm.jobs.serving`), which also has shot groups, a
+            calibrated temperature and the text tower; its checksums are compared.
+        device: auto, cpu, cuda or cuda:N.
+        precision: auto (bf16 where the hardware multiplies it natively), fp32 or bf16.
 
     Raises:
         InputError: the folder is no intact model artifact.
     """
 
-    def __init__(self, folder: Path) -> None:
-        verify(folder)
+    def __init__(self, folder: Path, device: str = "cpu", precision: str = "auto") -> None:
+        self.content = str(verify(folder)["content"])
         self.info = json.loads((folder / "info.json").read_text())
         weights = folder / "model.safetensors"
         text_CD = load_file(weights)["text_CD"]
@@ -36,15 +54,108 @@ class Predictor:
             image = build_image_tower(self.info["architecture"])
         else:
             image = conv4(self.info["channels"], text_CD.shape[1], seed=0)
-        self.model = LFM(image, text_CD)
+        self.text_CD, self.model = text_CD, LFM(image, text_CD)
         load_weights(self.model, weights)
-        self.model.eval()
+        self.device = pick_device(device)
+        self.model.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
+        self.bf16 = use_bf16(precision, self.device)
         self.to = Preprocess.of(self.info["preprocess"])
-        self.mean, self.std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (self.to.mean, self.to.std))
+        self.mean, self.std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.to.mean, self.to.std))
+        served = json.loads((folder / SERVED).read_text()) if (folder / SERVED).is_file() else {}
+        self.calibration: dict[str, Any] | None = served.get("calibration")
+        self.temperature = float((self.calibration or self.info)["temperature"])
+        self.classes: list[str] = self.info["classes"]
+        self.groups: list[str | None] = served.get("groups") or [None] * len(self.classes)
+        self.words = _words(served, folder)
+
+    def fit(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """One image as the tower wants it, (H, W, channels) uint8: resized and cropped, grey or colour.
+
+        Args:
+            image: of PIL; or (H, W) grey or (H, W, 3) colour.
+
+        Raises:
+            InputError: a model that was trained on images as they are takes no others.
+        """
+        channels, native = self.info["channels"], self.info["image_shape"]
+        if isinstance(image, np.ndarray):
+            wanted = native and (native[1:] if channels == 1 else [*native[1:], 3])
+            if wanted and list(image.shape) != wanted:
+                raise InputError(f"is {_by(image.shape)}; this model takes {_by(wanted)}")
+            image = Image.fromarray(image)
+        pixels = pixels_of(fitted(image.convert("L" if channels == 1 else "RGB"), self.to))
+        if native and list(pixels.shape[:2]) != native[1:]:
+            raise InputError(f"has {image.height} x {image.width} pixels; this model takes {_by(native[1:])}")
+        return pixels.reshape(*pixels.shape[:2], channels)
+
+    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """f_I of images that `fit` gave, in their order: (N, H, W, channels) uint8 -> (N, D) float32, on the CPU."""
+        parts = []
+        for some in torch.from_numpy(pixels).split(BATCH):
+            x = some.to(self.device).permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
+            parts.append(self.encode(x).cpu())
+        return torch.cat(parts)
 
     @torch.inference_mode()
+    def encode(self, x: Tensor) -> Tensor:
+        """f_I of normalised images on the model's device, (N, channels, H, W) -> (N, D) float32."""
+        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            return F.normalize(self.model.w(self.model.image(x)).float(), dim=1)
+
+    @torch.inference_mode()
+    def answers(self, unit_ND: Tensor, top: int = 5, new_classes: Sequence[str] = ()) -> list[list[dict[str, Any]]]:
+        """For each image the likeliest classes, the likeliest first.
+
+        Args:
+            unit_ND: of `features`.
+            top: how many; no more than there are.
+            new_classes: names that training has not seen, to be weighed beside its classes.
+
+        Returns:
+            Of each class `label`, `probability` (of all classes, new ones too, they sum to 1), `shot_group` (many,
+            medium, few, or zero-shot for a new one) and `zero_shot`.
+
+        Raises:
+            InputError: `top` under 1, names that are none, or a model without its text tower.
+        """
+        if top < 1:
+            raise InputError(f"top is {top}; ask for at least 1 class")
+        names, groups, text_CD = self.classes_of(new_classes)
+        cosine_NC = unit_ND @ text_CD.T
+        order_NC = cosine_NC.sort(dim=1, descending=True, stable=True).indices[:, :top]
+        chance_NC = (cosine_NC / self.temperature).softmax(dim=1).gather(1, order_NC)
+        return [
+            [
+                {
+                    "label": names[k],
+                    "probability": chance,
+                    "shot_group": groups[k],
+                    "zero_shot": k >= len(self.classes),
+                }
+                for k, chance in zip(*row, strict=True)
+            ]
+            for row in zip(order_NC.tolist(), chance_NC.tolist(), strict=True)
+        ]
+
+    def classes_of(self, new_classes: Sequence[str]) -> tuple[list[str], list[str | None], Tensor]:
+        """Names, shot groups and unit embeddings of the classes to weigh: those of training, then the new ones.
+
+        Raises:
+            InputError: names that are none, or a model without its text tower.
+        """
+        if not new_classes:
+            return self.classes, self.groups, self.text_CD
+        if self.words is None:
+            raise InputError("this model was registered without its text tower; register it again with lfm run")
+        new = checked(new_classes, self.classes)
+        return (
+            [*self.classes, *new],
+            [*self.groups, *([ZERO_SHOT] * len(new))],
+            torch.cat([self.text_CD, self.words(new)]),
+        )
+
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Softmax of the cosines over the training temperature. (N, C).
+        """Softmax of the cosines over the temperature. (N, C).
 
         Args:
             images: (N, H, W) grey or (N, H, W, 3) colour, uint8; resized as the tower wants them, or, where it was
@@ -53,31 +164,41 @@ class Predictor:
         Raises:
             InputError: another type or shape.
         """
-        x = torch.from_numpy(self._fitted(images)).permute(0, 3, 1, 2).float() / 255
-        x = (x - self.mean) / self.std
-        return np.asarray((self.model(x) / self.info["temperature"]).softmax(dim=1).numpy())
+        cosine_NC = self.features(self._fitted(images)) @ self.text_CD.T
+        return np.asarray((cosine_NC / self.temperature).softmax(dim=1).numpy())
+
+    def predict(self, images: NDArray[np.uint8], top: int = 5, new_classes: Sequence[str] = ()) -> pd.DataFrame:
+        """`table` of an array of images, as `probabilities` takes them."""
+        return self.table(self.answers(self.features(self._fitted(images)), top, new_classes))
+
+    def rows(self, answers: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """For each image what is said of its likeliest class, whether that is calibrated, and all in `top`."""
+        return [{**answer[0], "calibrated": self.calibration is not None, "top": list(answer)} for answer in answers]
+
+    def table(self, answers: Sequence[Sequence[dict[str, Any]]]) -> pd.DataFrame:
+        """`rows` as a data frame."""
+        return pd.DataFrame(self.rows(answers), columns=[*COLUMNS, "calibrated", "top"])
+
+    def blank(self) -> NDArray[np.uint8]:
+        """A black image of the tower's size, (1, H, W, channels)."""
+        height, width = (self.info["image_shape"] or [0, self.to.size, self.to.size])[1:]
+        return np.zeros((1, height, width, self.info["channels"]), np.uint8)
 
     def _fitted(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(N, H, W, channels) uint8 of the tower's size."""
-        channels, native = self.info["channels"], self.info["image_shape"]
-        shape = (native[1:] if channels == 1 else [*native[1:], 3]) if native else None
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
             raise InputError(f"images are {images.dtype} {images.shape}; give uint8 (N, H, W) or (N, H, W, 3)")
-        if shape and list(images.shape[1:]) != shape:
-            raise InputError(f"images are {images.shape}; this model takes uint8 (N, {', '.join(map(str, shape))})")
-        if shape:
-            return images.reshape(*images.shape[:3], channels).copy()
-        mode = "L" if channels == 1 else "RGB"
-        out = np.stack([pixels_of(fitted(Image.fromarray(image).convert(mode), self.to)) for image in images])
-        return out.reshape(*out.shape[:3], channels)
+        return np.stack([self.fit(image) for image in images])
 
-    def predict(self, images: NDArray[np.uint8]) -> pd.DataFrame:
-        """A row an image: the best class and its probability."""
-        probability_NC = self.probabilities(images)
-        best_N = probability_NC.argmax(axis=1)
-        return pd.DataFrame(
-            {
-                "label": [self.info["classes"][k] for k in best_N],
-                "probability": probability_NC.max(axis=1).astype(np.float64),
-            }
-        )
+
+COLUMNS = ("label", "probability", "shot_group", "zero_shot")
+
+
+def _words(served: dict[str, Any], folder: Path) -> Words | None:
+    if "text" not in served:
+        return None
+    return Words(TextConfig.model_validate(served["text"]), folder / TEXT_HALF)
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))

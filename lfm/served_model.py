@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from mlflow.exceptions import MlflowException  # noqa: TID251
 from mlflow.models import set_model  # noqa: TID251
 from mlflow.pyfunc import PythonModel, PythonModelContext  # noqa: TID251
 
+from lfm.config import InputError
+from lfm.request import Limits, of_table, pixels_of
 from lfm.serve import Predictor
 
 
@@ -17,8 +20,14 @@ class ServedModel(PythonModel):
         self.predictor = Predictor(Path(context.artifacts["model"]))
 
     def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """Images (N, H, W[, 3]) uint8 -> label and probability."""
-        return self.predictor.predict(model_input)
+        """A column of images, as base64, bytes of files or arrays -> a row an image (`lfm.serve.Predictor.table`)."""
+        try:
+            request = of_table(model_input, params)
+            pixels = pixels_of(request, self.predictor, Limits(len(request.images), total_megapixels=float("inf")))
+            answers = self.predictor.answers(self.predictor.features(pixels), request.top, request.new_classes)
+        except InputError as error:  # a 400 of the scoring server
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        return self.predictor.table(answers)
 
 
 set_model(ServedModel())

@@ -132,19 +132,63 @@ def embed(
     flat = list(chain.from_iterable(sentences))
     if config.encoder == "minilm":
         unit_ND = embed_minilm(flat, batch)
-    elif backbone is None:
-        raise InputError("text.encoder=backbone needs an open_clip tower, conv4 has no text; set text.encoder=minilm")
     else:
-        unit_ND = backbones.embed_prompts(backbone, flat, batch)
-    if len(flat) == len(names):
+        unit_ND = backbones.embed_prompts(_given(backbone), flat, batch)
+    return _class_means(unit_ND, sentences)
+
+
+def _given(backbone: Path | None) -> Path:
+    if backbone is None:
+        raise InputError("text.encoder=backbone needs an open_clip tower, conv4 has no text; set text.encoder=minilm")
+    return backbone
+
+
+def encoder(config: TextConfig, backbone: Path | None = None) -> backbones.Encoder:
+    """The text tower, ready to use.
+
+    Args:
+        config: which.
+        backbone: folder of its weights; minilm needs none.
+
+    Raises:
+        InputError: it is missing or altered.
+    """
+    return minilm_encoder() if config.encoder == "minilm" else backbones.text_encoder(_given(backbone))
+
+
+def embed_new(names: Sequence[str], config: TextConfig, encode: backbones.Encoder) -> Tensor:
+    """Embeddings of classes that training has not seen, as `embed` makes those of training. (C, D) float32.
+
+    Args:
+        names: class names.
+        config: templates; descriptions are of the classes of training.
+        encode: of `encoder`.
+    """
+    sentences = [[prompt.replace("{}", name) for prompt in config.prompts] for name in names]
+    with torch.inference_mode():
+        return _class_means(encode(list(chain.from_iterable(sentences))), sentences).clone()
+
+
+def _class_means(unit_ND: Tensor, sentences: list[list[str]]) -> Tensor:
+    """The mean of each class's sentences, of unit length; (C, D)."""
+    if len(unit_ND) == len(sentences):
         return unit_ND
     class_N = torch.repeat_interleave(torch.tensor([len(of_class) for of_class in sentences]))
-    sum_CD = torch.zeros(len(names), unit_ND.shape[1]).index_add_(0, class_N, unit_ND)
+    sum_CD = torch.zeros(len(sentences), unit_ND.shape[1]).index_add_(0, class_N, unit_ND)
     return torch.nn.functional.normalize(sum_CD, dim=1)
 
 
 def embed_minilm(prompts: Sequence[str], batch: int = 256) -> Tensor:
     """Masked mean of MiniLM's last layer, rows of unit length. (N, 384) float32.
+
+    Raises:
+        InputError: the encoder is missing or altered.
+    """
+    return backbones.in_batches(prompts, batch, minilm_encoder())
+
+
+def minilm_encoder() -> backbones.Encoder:
+    """MiniLM, ready to use.
 
     Raises:
         InputError: the encoder is missing or altered.
@@ -164,4 +208,4 @@ def embed_minilm(prompts: Sequence[str], batch: int = 256) -> Tensor:
         mean_BD = (hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1)
         return torch.nn.functional.normalize(mean_BD, dim=1)
 
-    return backbones.in_batches(prompts, batch, encode)
+    return encode

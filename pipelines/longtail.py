@@ -17,6 +17,7 @@ class Trained(NamedTuple):
     """What training and evaluation leave for later tasks."""
 
     dataset: Any
+    backbone: Any
     model: Any
     metrics: Any
 
@@ -50,7 +51,7 @@ def train(place: Placement, resolved: Any, backbone: Any, dataset: Any) -> Train
     stage2 = place(steps.train_stage2, **given, encoder=stage1.outputs["model"])
     model = stage2.outputs["model"]
     scored = place(steps.evaluate, **given, model=model)
-    return Trained(dataset, model, scored.outputs["metrics"])
+    return Trained(dataset, backbone, model, scored.outputs["metrics"])
 
 
 def register(place: Placement, resolved: Any, trained: Trained) -> Any:
@@ -60,6 +61,7 @@ def register(place: Placement, resolved: Any, trained: Trained) -> Any:
         run=resolved.outputs["run"],
         config=resolved.outputs["config"],
         dataset=trained.dataset,
+        backbone=trained.backbone,
         model=trained.model,
         metrics=trained.metrics,
     ).output

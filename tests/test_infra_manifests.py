@@ -1,5 +1,6 @@
 """The cluster side: what kustomize renders is valid, refers to what is there, and is shut in as far as can be."""
 
+import json
 import re
 import shutil
 import stat
@@ -13,6 +14,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
+
+from lfm.server.door import PATHS
+from lfm.server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -77,7 +81,7 @@ def pods(documents: Documents) -> dict[str, dict[str, Any]]:
             job = document["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]
             found[name] = job["spec"]["template"]["spec"]
         elif document["kind"] == "InferenceService":
-            own = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout"}
+            own = {"annotations", "minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout"}
             found[name] = {k: v for k, v in document["spec"]["predictor"].items() if k not in own}
     return found
 
@@ -158,6 +162,22 @@ def test_every_server_has_probes_and_is_reached_by_whom_it_must_alone(local: Doc
     assert policies["lfm-postgres"]["spec"]["ingress"][0]["from"] == [
         {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "lfm-mlflow"}}}
     ]
+
+
+def test_kserve_asks_what_the_server_answers_and_lets_it_finish(serving: dict[str, Any]) -> None:
+    predictor = serving["spec"]["predictor"]
+    (container,) = predictor["containers"]
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startup": "/ready", "readiness": "/ready", "liveness": "/ping"
+    }  # fmt: skip
+    scraped = predictor["annotations"]["prometheus.io/path"]
+    assert {*(probe["path"] for probe in probes.values()), scraped} <= set(PATHS)
+    (port,) = {probe["port"] for probe in probes.values()} | {p["containerPort"] for p in container["ports"]}
+    dockerfile = (ROOT / "infra/docker/Dockerfile").read_text()
+    (command,) = re.findall(r'^CMD (\["lfm", "serve".*\])$', dockerfile, re.MULTILINE)
+    assert json.loads(command)[-1] == str(port) and f":{port}/ready" in dockerfile
+    assert predictor["terminationGracePeriodSeconds"] > Settings.model_fields["stop_seconds"].default
 
 
 def test_what_is_referred_to_is_there(local: Documents, serving: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -102,11 +103,17 @@ def test_the_registered_model_takes_images_of_any_size(home: Path, monkeypatch: 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     model = mlflow.pyfunc.load_model("models:/custom/1")
     for size in ((64, 64), (50, 200)):
-        images = np.stack([np.full((*size, 3), COLOURS[name], np.uint8) for name in COLOURS])
-        answer = model.predict(images)
-        assert answer.label.tolist() == ["red rose", "green leaf", "blue sea"]
+        images = [np.full((*size, 3), COLOURS[name], np.uint8) for name in COLOURS]
+        answer = model.predict(pd.DataFrame({"image": images}), params={"top": 4, "new_classes": ["grey stone"]})
+        assert [top[0]["label"] for top in answer.top.map(seen)] == ["red rose", "green leaf", "blue sea"]
+        assert all([c["label"] for c in top if c["zero_shot"]] == ["grey stone"] for top in answer.top)
     weights = MlflowClient(uri).search_runs(["1"], "tags.`lfm.weights` != ''")[0].data.tags["lfm.weights"]
     assert weights.endswith("small-vit.json random")
+
+
+def seen(top: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Classes of training among those of an answer."""
+    return [one for one in top if not one["zero_shot"]]
 
 
 @pytest.fixture

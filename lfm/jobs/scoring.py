@@ -197,18 +197,15 @@ def _score(
 
 
 @step
-def register(config: dict[str, Any], dataset: str, model: str) -> str:
+def register(config: dict[str, Any], dataset: str, backbone: str, model: str) -> str:
     """Register the model in MLflow under the preset's name, unless it is there. Its `models:/NAME/VERSION`."""
-    import torch
-
     from lfm import registry, tracking
-    from lfm.data import open_split
     from lfm.jobs.champion import input_of, test_images
+    from lfm.jobs.serving import example_of, served
+    from lfm.request import Limits, of_table, pixels_of
     from lfm.serve import Predictor
 
     run_config = RunConfig.model_validate(config)
-    pixels = open_split(Path(dataset), "test").fetch(torch.arange(EXAMPLE_IMAGES))
-    example = (pixels[:, 0] if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1)).numpy().copy()
     origin = {
         registry.DATASET: content(dataset),
         registry.TEST: test_images(dataset),
@@ -221,10 +218,12 @@ def register(config: dict[str, Any], dataset: str, model: str) -> str:
             say(f"registered before, as {known}")
             registry.tag(run_config.preset, known.rpartition("/")[2], origin)
             return known
-        predictor = Predictor(Path(model))
-        any_size = not predictor.info["image_shape"]
+        folder = served(run_config, dataset, backbone, model)
+        predictor, example = Predictor(folder), example_of(dataset, EXAMPLE_IMAGES)
+        unit_ND = predictor.features(pixels_of(of_table(example, None), predictor, Limits()))
+        answer = predictor.table(predictor.answers(unit_ND))
         uri = tracking.register_model(
-            run, run_config.preset, content(model), Path(model), example, predictor.predict(example), any_size
+            run, run_config.preset, content(model), folder, example, answer, run_config.text.encoder
         )
         registry.tag(run_config.preset, uri.rpartition("/")[2], origin)
         run.tags({"lfm.model": uri})

@@ -1,0 +1,169 @@
+"""`lfm predict` and `lfm serve`: answers of a registered model, here or over HTTP."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lfm.artifact import MANIFEST
+from lfm.cli_options import HomeOption, examples, set_home
+from lfm.config import InputError
+
+if TYPE_CHECKING:
+    from lfm.serve import Predictor
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        envvar="MODEL_URI",
+        help="models:/NAME@champion, models:/NAME/VERSION, or a folder. Default: the only champion or model there is.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto (bf16 where the hardware has it), fp32, bf16.")]
+AT_ONCE = 32
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (predict, serve):
+        app.command()(examples(command))
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files, or folders of files.")],
+    model: ModelOption = "",
+    top: Annotated[int, typer.Option("--top", help="Classes to show of each image.", min=1, max=100)] = 5,
+    new_class: Annotated[
+        list[str] | None, typer.Option("--new-class", help="Name of a class training has not seen. Repeatable.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print a JSON object for each image and nothing else.")] = False,
+    device: DeviceOption = "auto",
+    home_: HomeOption = None,
+) -> None:
+    """Say what images show: the likeliest classes, with probabilities and shot groups.
+
+    A new class is weighed by its name alone (zero-shot). Calibrated probabilities were fitted on validation images.
+
+    Examples:
+      lfm predict photo.jpg
+
+      lfm predict photos --model models:/custom@champion --top 3 --json
+
+      lfm predict photo.jpg --new-class "snow leopard" --new-class lynx
+    """
+    set_home(home_)
+    files = _files(images)
+    with _folder_of(model) as (folder, uri):
+        from lfm.serve import Predictor
+
+        predictor = Predictor(folder, device)
+        if not json_:
+            sure = "calibrated" if predictor.calibration else "not calibrated"
+            typer.echo(f"{uri}, {len(predictor.classes)} classes, probabilities {sure}")
+        for begin in range(0, len(files), AT_ONCE):
+            some = files[begin : begin + AT_ONCE]
+            for path, answer in zip(some, _answers(predictor, some, top, new_class or []), strict=True):
+                typer.echo(json.dumps({"image": str(path), **answer}) if json_ else _shown(path, answer["top"]))
+
+
+def _answers(predictor: "Predictor", files: Sequence[Path], top: int, new: Sequence[str]) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from lfm.config import DataConfig
+    from lfm.data.decode import BadImageError, decode
+
+    largest, grey, pixels = DataConfig().max_megapixels, predictor.info["channels"] == 1, []
+    for path in files:
+        try:
+            pixels.append(predictor.fit(decode(path.read_bytes(), str(path), largest, grey)))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); give a file you may read") from error
+        except BadImageError as error:
+            raise InputError(f"{error}; leave it out, or convert it to JPEG or PNG") from error
+        except InputError as error:
+            raise InputError(f"{path} {error}") from error
+    return predictor.rows(predictor.answers(predictor.features(np.stack(pixels)), top, new))
+
+
+def _shown(path: Path, top: Sequence[dict[str, Any]]) -> str:
+    wide = max(len(one["label"]) for one in top)
+    lines = [f"  {100 * one['probability']:5.1f} %  {one['label']:<{wide}}  {one['shot_group'] or ''}" for one in top]
+    return "\n".join([f"\n{path}", *(line.rstrip() for line in lines)])
+
+
+def _files(given: Sequence[Path]) -> list[Path]:
+    """The files, and those of folders that end as images do."""
+    from lfm.data.custom import IMAGES
+
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+            if not inside:
+                raise InputError(f"{path} holds no image; one ends in {', '.join(sorted(IMAGES))}")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"{path} does not exist; give files or folders of images")
+    return found
+
+
+def serve(
+    model: ModelOption = "",
+    host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535)] = 8080,
+    workers: Annotated[int, typer.Option("--workers", help="Processes, each with the model.", min=1, max=256)] = 1,
+    threads: Annotated[int, typer.Option("--threads", help="Of each; 0: the cores shared out.", min=0)] = 0,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    body_mb: Annotated[float, typer.Option("--body-mb", help="Most megabytes of a request.", min=0.001)] = 32.0,
+    images: Annotated[int, typer.Option("--images", help="Most images of a request.", min=1)] = 64,
+    requests: Annotated[int, typer.Option("--requests", help="Most requests in flight in a worker.", min=1)] = 32,
+    home_: HomeOption = None,
+) -> None:
+    """Serve a model over HTTP until Ctrl-C or SIGTERM (docs/serving.md).
+
+    Examples:
+      lfm serve --model models:/fashion-mnist-lt@champion --port 8080
+
+      lfm serve --workers 4 --host 0.0.0.0
+    """
+    set_home(home_)
+    with _folder_of(model) as (folder, uri):
+        from lfm.artifact import verify
+        from lfm.device import pick_device
+        from lfm.server.settings import Settings
+        from lfm.server.supervise import serve as run
+
+        verify(folder)
+        pick_device(device)
+        if precision not in ("auto", "fp32", "bf16"):
+            raise InputError(f"--precision {precision} is not one of auto, fp32, bf16")
+        settings = Settings(
+            folder=folder, model=uri, workers=workers, threads=threads, device=device, precision=precision,
+            body_mb=body_mb, images=images, requests=requests,
+        )  # fmt: skip
+        run(settings, host, port)
+
+
+@contextmanager
+def _folder_of(model: str) -> Iterator[tuple[Path, str]]:
+    """The artifact of a model, downloaded if need be, and its name with the version that an alias means."""
+    if model and not model.startswith("models:/"):
+        found = next((path.parent for path in sorted(Path(model).rglob(MANIFEST))), None)
+        if found is None:
+            raise InputError(f"--model {model} holds no model; give models:/NAME@champion, or the folder of a model")
+        yield found, model
+        return
+    from lfm import registry, tracking
+
+    uri = registry.resolve(model) if model else registry.only_one()
+    with tempfile.TemporaryDirectory(prefix="lfm-model-") as folder:
+        yield tracking.fetch_model(uri, Path(folder)), uri

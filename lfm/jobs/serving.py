@@ -1,0 +1,128 @@
+"""The artifact that is registered: the model, and what a server needs beside it to answer well."""
+
+import base64
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lfm.artifact import link, read_manifest, source_hash
+from lfm.config import RunConfig
+from lfm.jobs.step import content
+from lfm.progress import say
+from lfm.store import build_once
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SERVING = ("lfm.calibrate", "lfm.jobs.serving", "lfm.model", "lfm.score", "lfm.data.images")
+CALIBRATION_IMAGES = 2000
+"""One number needs no more."""
+
+
+def served(config: RunConfig, dataset: str, backbone: str, model: str) -> Path:
+    """The artifact for serving, from the store or made: weights, shot groups, calibrated temperature, text tower.
+
+    Args:
+        config: of the run.
+        dataset: whose validation images calibrate.
+        backbone: whose text tower embeds new class names.
+        model: the finished model.
+    """
+    inputs = {
+        "model": content(model),
+        "dataset": content(dataset),
+        "backbone": content(backbone),
+        "shots": config.shots.model_dump(),
+        "text": _text(config),
+        "precision": config.train.precision,
+        "device": config.train.device,
+        "code": source_hash(*SERVING),
+    }
+    return build_once("served", inputs, lambda aside: _make(config, dataset, backbone, model, aside))[0]
+
+
+def _text(config: RunConfig) -> dict[str, Any]:
+    """Descriptions are of the classes of training: a new class has none."""
+    return config.text.model_dump(mode="json", exclude={"descriptions"})
+
+
+def _make(config: RunConfig, dataset: str, backbone: str, model: str, aside: Path) -> None:
+    import torch
+
+    from lfm.backbone import keep_text_half
+    from lfm.evaluate import shot_group
+    from lfm.serve import SERVED, TEXT_HALF
+
+    for name in read_manifest(Path(model))["files"]:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        link(Path(model) / name, aside / name)
+    if config.text.encoder == "backbone":
+        (aside / TEXT_HALF).mkdir()
+        keep_text_half(Path(backbone), aside / TEXT_HALF)
+    info = json.loads((aside / "info.json").read_text())
+    about = {
+        "groups": shot_group(torch.tensor(info["counts"]), config.shots),
+        "calibration": _calibrated(config, Path(dataset), Path(model), info["temperature"]),
+        "text": _text(config),
+    }
+    (aside / SERVED).write_text(json.dumps(about, indent=1))
+
+
+def fresh(dataset: Path) -> "NDArray[np.int64]":
+    """Positions of validation images that are in no other split, by their bytes: they judge nothing else."""
+    import numpy as np
+
+    from lfm.data.table import open_table
+
+    own, *others = (list(open_table(dataset, split).column("sha256")) for split in ("val", "train", "test"))
+    used = set().union(*others)
+    return np.array([row for row, sha in enumerate(own) if sha not in used], np.int64)
+
+
+def _calibrated(config: RunConfig, dataset: Path, model: Path, temperature: float) -> dict[str, Any] | None:
+    """The temperature fitted on validation images; None where there are too few."""
+    import torch
+
+    from lfm.calibrate import MIN_IMAGES, fit
+    from lfm.data import open_split
+    from lfm.score import pick_device
+    from lfm.serve import BATCH, Predictor
+
+    found = torch.from_numpy(fresh(dataset))
+    if len(found) < MIN_IMAGES:
+        say(
+            f"probabilities are not calibrated: {len(found)} validation images are in no other split, fewer than "
+            f"{MIN_IMAGES}; data.val_per_class holds some out"
+        )
+        return None
+    device = pick_device(config.train.device)
+    val = open_split(dataset, "val", device)
+    chosen = found[:: -(-len(found) // CALIBRATION_IMAGES)]
+    predictor = Predictor(model, str(device), config.train.precision)
+    unit_ND = torch.cat([predictor.encode(val.exact(some)) for some in chosen.split(BATCH)]).cpu()
+    calibration = fit(unit_ND @ predictor.text_CD.T, val.label_N.cpu()[chosen], temperature, "val")
+    say(
+        f"probabilities calibrated on {calibration.images} validation images: temperature {temperature:.4g} -> "
+        f"{calibration.temperature:.4g}, negative log-likelihood {calibration.before:.3f} -> {calibration.after:.3f}"
+    )
+    return asdict(calibration)
+
+
+def example_of(dataset: str, images: int) -> Any:
+    """The first test images as a client sends them: a column of PNG files in base64."""
+    import pandas as pd
+    import torch
+    from PIL import Image
+
+    from lfm.data import open_split
+
+    cells = []
+    for pixels in open_split(Path(dataset), "test").fetch(torch.arange(images)):
+        grey = pixels.shape[0] == 1
+        out = io.BytesIO()
+        Image.fromarray(pixels[0].numpy() if grey else pixels.permute(1, 2, 0).contiguous().numpy()).save(out, "PNG")
+        cells.append(base64.b64encode(out.getvalue()).decode())
+    return pd.DataFrame({"image": cells})

@@ -1,0 +1,249 @@
+"""The HTTP interface of a served model: MLflow's protocol at /invocations, image files at /predict.
+
+POST /invocations  JSON as `mlflow models serve` takes it        GET /ping     the process answers
+POST /predict      an image file, or several in a form           GET /ready    the model answers
+GET  /version      which model                                   GET /metrics  for Prometheus
+"""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import torch
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
+
+from lfm import __version__
+from lfm.config import InputError
+from lfm.request import FORMATS, MOST_TOP, TOP, RequestError, of_json, params_of, pixels_of
+from lfm.request import Request as Asked
+from lfm.revision import commit
+from lfm.serve import BATCH, Predictor
+from lfm.server import gauges
+from lfm.server.batches import Batches
+from lfm.server.door import Door, refusal
+from lfm.server.settings import Settings, from_environment
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {
+        "description": about,
+        "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
+    }
+    for code, about in {
+        400: "The body has another form.", 408: "The body came too slowly.", 413: "Too many or too large images.",
+        415: "No image, or another type of content.", 422: "An image or a value that cannot be used.",
+        503: "All places are taken: come again.",
+    }.items()
+}  # fmt: skip
+JSON_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "inputs": {"type": "array", "items": {}, "description": "Images: base64, or nested lists."},
+                        "instances": {"type": "array", "items": {}},
+                        "dataframe_records": {"type": "array", "items": {"type": "object"}},
+                        "dataframe_split": {"type": "object"},
+                        "params": {"type": "object"},
+                    },
+                }
+            }
+        },
+    }
+}
+MOST_FILES = 1000
+WATCH_SECONDS = 1.0
+FILE = {"schema": {"type": "string", "format": "binary"}}
+FORM = {
+    "schema": {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+    }
+}
+FILE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"image/*": FILE, "application/octet-stream": FILE, "multipart/form-data": FORM},
+    }
+}
+
+
+class Service:
+    """The model of one worker and the threads around it.
+
+    Args:
+        settings: of the server.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads_each)
+        self.settings = settings
+        self.predictor = Predictor(settings.folder, settings.device, settings.precision)
+        self.predictor.features(self.predictor.blank())  # the first pass is the slowest
+        self.decoders = ThreadPoolExecutor(settings.threads_each, "decode")
+        self.batches = Batches(self.predictor.features, BATCH, gauges.BATCH.observe)
+
+    async def answer(self, asked: Asked, names: list[str] | None = None) -> dict[str, Any]:
+        """What the model says to each image.
+
+        Raises:
+            InputError: what the client sent cannot be used.
+        """
+        limits = self.settings.limits
+        if asked.new_classes:  # before the images cost anything
+            await asyncio.to_thread(self.predictor.classes_of, asked.new_classes)
+        pixels = await asyncio.to_thread(pixels_of, asked, self.predictor, limits, names or (), self.decoders.map)
+        unit_ND = await self.batches(pixels)
+        answers = await asyncio.to_thread(self.predictor.answers, unit_ND, asked.top, asked.new_classes)
+        gauges.IMAGES.inc(len(pixels))
+        return {"predictions": self.predictor.rows(answers)}
+
+
+def create(settings: Settings | None = None) -> FastAPI:
+    """The application of one worker.
+
+    Args:
+        settings: of the server; those of the environment if None.
+    """
+    told = settings or from_environment()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = service = await asyncio.to_thread(Service, told)
+        watch = asyncio.create_task(_end_with(told.supervisor))
+        async with service.batches:
+            yield
+        watch.cancel()
+        service.decoders.shutdown()
+
+    app = FastAPI(title="LFM", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Door, settings=told)
+    app.add_exception_handler(InputError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_value)
+    app.add_exception_handler(HTTPException, _refuse_http)
+    app.add_exception_handler(Exception, _refuse_with_regret)
+    app.post("/invocations", responses=ERRORS, openapi_extra=JSON_BODY)(invocations)
+    app.post("/predict", responses=ERRORS, openapi_extra=FILE_BODY)(predict)
+    app.get("/ping")(ping)
+    app.get("/version")(version)
+    app.get("/ready", response_class=PlainTextResponse, responses={503: ERRORS[503]})(ready)
+    app.get("/metrics", response_class=PlainTextResponse)(metrics)
+    return app
+
+
+async def _end_with(supervisor: int) -> None:
+    """A worker whose supervisor was killed would hold the port for ever."""
+    while supervisor in (0, os.getppid()):
+        await asyncio.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def invocations(request: Request) -> dict[str, Any]:
+    """MLflow's scoring protocol: images in JSON, with params top and new_classes."""
+    if _kind(request) != "application/json":
+        raise RequestError("send application/json; image files go to /predict", 415)
+    asked = await asyncio.to_thread(_parsed, await request.body())
+    return await _service(request).answer(asked)
+
+
+async def predict(
+    request: Request,
+    top: Annotated[int, Query(ge=1, le=MOST_TOP)] = TOP,
+    new_class: Annotated[list[str] | None, Query()] = None,
+) -> dict[str, Any]:
+    """An image file as the body, or several as the files of a form."""
+    params, kind = params_of({"top": top, "new_classes": new_class or []}), _kind(request)
+    if kind == "multipart/form-data":
+        async with request.form(max_files=MOST_FILES, max_fields=10) as form:
+            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+            asked = Asked([await file.read() for file in files], **params)
+            names = [f"{(file.filename or 'file')[:60]!r}" for file in files]
+        return await _service(request).answer(asked, names)
+    if kind != "application/octet-stream" and not kind.startswith("image/"):
+        kinds = "image/*, application/octet-stream or multipart/form-data"
+        raise RequestError(f"send {kinds}, of {', '.join(FORMATS)}", 415)
+    return await _service(request).answer(Asked([await request.body()], **params))
+
+
+async def ping() -> dict[str, bool]:
+    """The process answers."""
+    return {"alive": True}
+
+
+async def ready(request: Request) -> Response:
+    """The model is loaded and answers."""
+    return PlainTextResponse("ready") if _service(request).batches.alive else refusal(503, "the model does not answer")
+
+
+async def version(request: Request) -> dict[str, Any]:
+    """Which model this is, and what it can do."""
+    service = _service(request)
+    predictor = service.predictor
+    return {
+        "lfm": __version__,
+        "commit": commit(),
+        "model": service.settings.model,
+        "content": predictor.content,
+        "classes": len(predictor.classes),
+        "calibrated": predictor.calibration is not None,
+        "new_classes": predictor.words is not None,
+    }
+
+
+async def metrics() -> Response:
+    """Counters of all workers, for Prometheus."""
+    content, kind = await asyncio.to_thread(gauges.exposition)
+    return Response(content, media_type=kind)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _parsed(body: bytes) -> Asked:
+    try:
+        return of_json(json.loads(body))
+    except RecursionError as error:
+        raise RequestError("the JSON is nested too deeply", 400) from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise RequestError(f"the body is no JSON: {error}", 400) from error
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    return refusal(error.status if isinstance(error, RequestError) else 422, str(error))
+
+
+async def _refuse_value(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return refusal(422, f"{first['loc'][-1]}: {first['msg']}")
+
+
+async def _refuse_http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = refusal(error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _refuse_with_regret(_: Request, error: Exception) -> Response:
+    return refusal(500, "the server failed; its log says why")

@@ -1,0 +1,172 @@
+"""Models to serve, and real servers of them."""
+
+import http.client
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from lfm import backbone
+from lfm.artifact import publishing
+from lfm.config import ModelConfig, TextConfig
+from lfm.data.fashion_mnist import CLASSES
+from lfm.model import LFM, conv4
+from lfm.text import embed
+from tests.conftest import Fashion
+
+LFM_COMMAND = Path(sys.executable).with_name("lfm")
+GROUPS = ["many"] * 4 + ["medium"] * 3 + ["few"] * 3
+CALIBRATION = {"temperature": 0.03, "images": 60, "split": "val", "before": 1.0, "after": 0.9}
+VIT = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+COLOURS = {"red": (210, 20, 30), "green": (20, 170, 40), "blue": (30, 40, 200)}
+
+
+def write_conv4(folder: Path, fashion: Fashion, text_CD: Tensor) -> Path:
+    """A conv4 that has seen 3,000 images of Fashion-MNIST: it is sure of some, and its answers differ."""
+    x_N = torch.from_numpy(fashion.train_images[:3000].copy()).float()[:, None] / 255
+    label_N = torch.from_numpy(fashion.train_labels[:3000])
+    mean, std = x_N.mean().item(), x_N.std().item()
+    x_N, model = (x_N - mean) / std, LFM(conv4(1, text_CD.shape[1], seed=0), text_CD)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(3):
+        for here in torch.arange(3000).split(100):
+            F.cross_entropy(model(x_N[here]) / 0.05, label_N[here]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    info = {
+        "tower": "conv4", "weights": "random", "architecture": None, "channels": 1, "image_shape": [1, 28, 28],
+        "preprocess": {"size": 0, "mean": [mean], "std": [std], "interpolation": "bicubic", "resize_mode": "squash"},
+        "classes": list(CLASSES), "counts": [200] * 4 + [50] * 3 + [5] * 3, "temperature": 0.05,
+    }  # fmt: skip
+    return write(folder, model, info, {"groups": GROUPS, "calibration": CALIBRATION, "text": text_of("minilm")})
+
+
+def write_vit(folder: Path, work: Path) -> tuple[Path, Path]:
+    """An open_clip ViT of random weights with its text tower; and the backbone that it is from."""
+    (work / "vit.json").write_text(json.dumps(VIT))
+    whole = work / "backbone"
+    whole.mkdir()
+    config = ModelConfig(tower=str(work / "vit.json"), weights="random")
+    backbone.fetch(config, 0, whole)
+    text_CD = embed(list(COLOURS), TextConfig(**text_of("backbone")), whole)
+    preprocess = json.loads((whole / "preprocess.json").read_text())
+    info = {
+        "tower": "vit", "weights": "random", "architecture": VIT, "channels": 3, "image_shape": None,
+        "preprocess": preprocess, "classes": list(COLOURS), "counts": [9, 9, 9], "temperature": 0.1,
+    }  # fmt: skip
+    model = LFM(backbone.image_tower(whole), text_CD)
+    served = {"groups": ["few"] * 3, "calibration": None, "text": text_of("backbone")}
+    return write(folder, model, info, served, whole), whole
+
+
+def text_of(encoder: str) -> dict[str, Any]:
+    """As the configuration has it."""
+    return {"encoder": encoder, "prompt": "a photo of a {}"}
+
+
+def write(
+    folder: Path, model: LFM, info: Mapping[str, Any], served: Mapping[str, Any], whole: Path | None = None
+) -> Path:
+    """A served artifact."""
+    with publishing(folder, "served", {}) as aside:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / "model.safetensors")
+        (aside / "info.json").write_text(json.dumps(info))
+        (aside / "served.json").write_text(json.dumps(served))
+        if whole:
+            (aside / "text").mkdir()
+            backbone.keep_text_half(whole, aside / "text")
+    return folder
+
+
+def png(pixels: NDArray[np.uint8], form: str = "png") -> bytes:
+    """An image file."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, form)
+    return out.getvalue()
+
+
+@dataclass
+class Server:
+    """A running `lfm serve`."""
+
+    port: int
+    process: "subprocess.Popen[str]"
+
+    def ask(
+        self, path: str, body: bytes | None = None, kind: str = "", headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Any, http.client.HTTPMessage]:
+        """Status, JSON or text, headers of one request on its own connection."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            more = {"Content-Type": kind} if kind else {}
+            connection.request("GET" if body is None else "POST", path, body, {**more, **(headers or {})})
+            reply = connection.getresponse()
+            text = reply.read().decode()
+            is_json = reply.headers.get("content-type", "").startswith("application/json")
+            return reply.status, json.loads(text) if is_json else text, reply.headers
+        finally:
+            connection.close()
+
+    def invoke(self, body: Any) -> tuple[int, Any]:
+        """POST /invocations."""
+        return self.ask("/invocations", json.dumps(body).encode(), "application/json")[:2]
+
+    @property
+    def workers(self) -> list[int]:
+        """Processes that serve, by what they were started to do."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def wait_ready(self, seconds: float = 90) -> None:
+        """Until a worker answers."""
+        deadline = time.monotonic() + seconds
+        while True:
+            assert self.process.poll() is None and time.monotonic() < deadline
+            try:
+                if self.ask("/ready")[0] == 200:
+                    return
+            except OSError:
+                time.sleep(0.1)
+
+
+@contextmanager
+def serving(folder: Path, *options: str, program: Sequence[str] = (str(LFM_COMMAND),)) -> Iterator[Server]:
+    """A server of a model in processes of its own."""
+    command = [*program, "serve", "--model", str(folder), "--port", "0", "--precision", "fp32", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        assert found, line
+        server = Server(int(found[1]), process)
+        server.wait_ready()
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            for pid in server.workers:
+                os.kill(pid, 9)
+            process.kill()
