@@ -228,6 +228,8 @@ class TrainConfig(Section):
     processes: int = Field(1, ge=0)
     """Processes of each machine that share each batch; 0: one for every GPU. The batches are the same whatever their
     number."""
+    workers: int = Field(0, ge=0)
+    """Threads of each process that decode images while it trains; 0: the machine's cores, shared by its processes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the hardware multiplies it natively, else fp32."""
     flip: bool = True

@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -683,6 +685,20 @@ def test_fetching_ahead_gives_the_same_batches(tmp_path: Path) -> None:
     assert 0 < levels.max() < 2.01, "torch's 8-bit kernels, which nearly always round as PIL does"
     assert levels.mean() < 0.05
     assert torch.equal(splits[1].exact(torch.arange(18)), splits[2].exact(torch.arange(18))), "evaluation: PIL's"
+
+
+def test_as_many_threads_decode_as_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = files(tmp_path / "raw", [encoded(photo(k, 80, 70), "jpeg") for k in range(20)])
+    folder = made(tmp_path / "data", source, AS_IS.model_copy(update={"decode": "each-time"}), to=CLIP)
+    there = set(threading.enumerate())
+    cores = len(os.sched_getaffinity(0))
+    for workers, processes, expected in ((3, 1, 3), (1, 1, 1), (0, 1, cores), (0, 2 * cores, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        split = open_split(folder, "train", workers=workers)
+        split.fetch(torch.arange(18))
+        began = {thread for thread in threading.enumerate() if thread not in there}
+        assert len(began) == expected
+        there |= began
 
 
 def test_an_image_that_goes_bad_later_is_named(tmp_path: Path) -> None:

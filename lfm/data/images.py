@@ -143,7 +143,9 @@ def _interleaved(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(2)
 
 
-def open_split(folder: Path, split: str, device: torch.device | str = "cpu", resize: str = "fast") -> Images:
+def open_split(
+    folder: Path, split: str, device: torch.device | str = "cpu", resize: str = "fast", workers: int = 0
+) -> Images:
     """A split of a data set artifact.
 
     Args:
@@ -151,6 +153,7 @@ def open_split(folder: Path, split: str, device: torch.device | str = "cpu", res
         split: train, val or test.
         device: where its tensors go.
         resize: of training images, as `train.resize`.
+        workers: threads that decode, as `train.workers`.
 
     Raises:
         InputError: the folder is no data set artifact, or one without pixels.
@@ -160,7 +163,7 @@ def open_split(folder: Path, split: str, device: torch.device | str = "cpu", res
     to = Preprocess.of(info["preprocess"])
     label_N = torch.from_numpy(np.load(folder / f"{split}_labels.npy", allow_pickle=False)).to(device)
     if info["pixels"] == "encoded":
-        decoder = _Decoder(open_table(folder, split), to, info["max_megapixels"])
+        decoder = _Decoder(open_table(folder, split), to, info["max_megapixels"], workers)
         shape = (3, to.size, to.size)
         return Images(
             partial(decoder, fit=_fitted_as_pil), shape, label_N, to, False, resize, partial(decoder, fit=_fitted_fast)
@@ -194,9 +197,10 @@ def _fitted_fast(image: Image.Image, to: Preprocess) -> NDArray[np.uint8]:
 class _Decoder:
     """Decodes the images of a batch with a pool of threads (PIL lets go of the interpreter while it decodes)."""
 
-    def __init__(self, table: Table, to: Preprocess, max_megapixels: float) -> None:
+    def __init__(self, table: Table, to: Preprocess, max_megapixels: float, workers: int) -> None:
         self.table, self.to, self.limit = table, to, max_megapixels
-        self.pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode")
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.pool = ThreadPoolExecutor(workers or max(1, cores), "decode")
 
     def __call__(self, index_B: Tensor, fit: Callable[[Image.Image, Preprocess], NDArray[np.uint8]]) -> Tensor:
         def one(i: int) -> NDArray[np.uint8]:

@@ -288,7 +288,10 @@ def train(
     if before:
         load_weights(model, Path(before) / "model.safetensors")
     model.to(device)
-    images, val = (open_split(Path(dataset), split, device, config.train.resize) for split in ("train", "val"))
+    images, val = (
+        open_split(Path(dataset), split, device, config.train.resize, config.train.workers)
+        for split in ("train", "val")
+    )
     first = os.environ.get("RANK", "0") == "0"
     mirror = None
     if remote and first:
