@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from lfm.artifact import verify
-from lfm.backbone import Preprocess, build_image_tower
+from lfm.backbone import build_image_tower
 from lfm.config import InputError, TextConfig
 from lfm.data.decode import fitted, pixels_of
 from lfm.device import pick_device, use_bf16
 from lfm.model import LFM, conv4, load_weights
+from lfm.towers import Preprocess
 from lfm.words import Words, checked
 
 SERVED, TEXT_HALF = "served.json", "text"
@@ -122,8 +123,8 @@ class Predictor:
             raise InputError(f"top is {top}; ask for at least 1 class")
         names, groups, text_CD = self.classes_of(new_classes)
         cosine_NC = unit_ND @ text_CD.T
-        order_NC = cosine_NC.sort(dim=1, descending=True, stable=True).indices[:, :top]
-        chance_NC = (cosine_NC / self.temperature).softmax(dim=1).gather(1, order_NC)
+        order_NK = cosine_NC.topk(min(top, len(names)), dim=1).indices  # all of 100,000 classes are never sorted
+        chance_NK = (cosine_NC / self.temperature).softmax(dim=1).gather(1, order_NK)
         return [
             [
                 {
@@ -134,7 +135,7 @@ class Predictor:
                 }
                 for k, chance in zip(*row, strict=True)
             ]
-            for row in zip(order_NC.tolist(), chance_NC.tolist(), strict=True)
+            for row in zip(order_NK.tolist(), chance_NK.tolist(), strict=True)
         ]
 
     def classes_of(self, new_classes: Sequence[str]) -> tuple[list[str], list[str | None], Tensor]:

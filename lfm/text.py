@@ -117,7 +117,7 @@ def embed(
     Args:
         names: class names.
         config: encoder, templates and descriptions.
-        backbone: folder filled by `lfm.backbone.fetch`; encoder minilm needs none.
+        backbone: folder filled by `lfm.weights.fetch`; encoder minilm needs none.
         batch: sentences encoded at a time.
         allow_equal: let classes share a name.
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lfm.artifact import home
-from lfm.backbone import uses_open_clip
 from lfm.config import InputError, RunConfig
 from lfm.jobs.lifecycle import belong_to
+from lfm.towers import uses_open_clip
 from pipelines.longtail import training_pipeline
 from pipelines.output import StepOutput
 from pipelines.retrain import retraining_pipeline

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lfm import backbone
+from lfm import backbone, weights
 from lfm.artifact import publishing
 from lfm.config import ModelConfig, TextConfig
 from lfm.data.fashion_mnist import CLASSES
@@ -67,7 +67,7 @@ def write_vit(folder: Path, work: Path) -> tuple[Path, Path]:
     whole = work / "backbone"
     whole.mkdir()
     config = ModelConfig(tower=str(work / "vit.json"), weights="random")
-    backbone.fetch(config, 0, whole)
+    weights.fetch(config, 0, whole)
     text_CD = embed(list(COLOURS), TextConfig(**text_of("backbone")), whole)
     preprocess = json.loads((whole / "preprocess.json").read_text())
     info = {

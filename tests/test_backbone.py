@@ -21,10 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lfm import backbone
-from lfm.backbone import Preprocess, embed_prompts, fetch, image_tower, load, preprocess, weights_id
+from lfm import backbone, towers
+from lfm.backbone import embed_prompts, image_tower, load
 from lfm.config import InputError, ModelConfig
 from lfm.text import minilm_folder
+from lfm.towers import Preprocess, preprocess
+from lfm.weights import fetch, weights_id
 from tests.s3 import S3
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -103,9 +105,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """`tiny` as one of open_clip's models with the tags openai (QuickGELU, squashed) and laion; an empty hub cache."""
     for suffix in ("", "-quickgelu"):
         (tmp_path / f"tiny{suffix}.json").write_text(json.dumps(VIT | ({"quick_gelu": True} if suffix else {})))
-    known = backbone._built_in() | {path.stem: path for path in tmp_path.glob("tiny*.json")}
-    monkeypatch.setattr(backbone, "_built_in", lambda: known)
-    tags = backbone._tags()
+    known = towers.built_in() | {path.stem: path for path in tmp_path.glob("tiny*.json")}
+    monkeypatch.setattr(towers, "built_in", lambda: known)
+    tags = towers.open_clip_tags()
     plain = {"url": "", "mean": (0.4,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     openai = plain | {"hf_hub": "test/tiny.openai/", "quick_gelu": True}
     named = plain | {"hf_hub": "test/tiny.laion/tiny.bin", "mean": (0.3,) * 3}
@@ -267,7 +269,7 @@ def test_a_clip_file_fills_a_custom_text_model_and_a_larger_image(vit: Path, tmp
     wide = {**VIT, "custom_text": True, "vision_cfg": VISION | {"image_size": 48}}
     wide["text_cfg"] = TEXT | {"context_length": 20}
     folder = fetched(tmp_path / "out", model(tmp_path, wide, weights))
-    expected = backbone._build(wide, folder)
+    expected = backbone.build(wide, folder)
     load_checkpoint(expected, weights)
     got = load(folder).state_dict()
     assert all(torch.equal(got[key], value) for key, value in expected.state_dict().items())
@@ -348,7 +350,7 @@ def test_checkpoint_and_configuration_in_a_bucket(
     got, want = (load_file(folder / "model.safetensors") for folder in (fetched(tmp_path / "out", config), vit))
     assert all(torch.equal(got[key], want[key]) for key in want)
     with pytest.raises(InputError, match=r"s3://towers/a/none\.pt is not there"):
-        backbone.check(ModelConfig(tower="ViT-B-32", weights="s3://towers/a/none.pt"))
+        towers.check(ModelConfig(tower="ViT-B-32", weights="s3://towers/a/none.pt"))
 
 
 # Names and tags
@@ -367,21 +369,21 @@ def test_checkpoint_and_configuration_in_a_bucket(
     ],
 )
 def test_names(tower: str, expected: str) -> None:
-    assert backbone.name(ModelConfig(tower=tower)) == expected
+    assert towers.name(ModelConfig(tower=tower)) == expected
 
 
 def test_all_of_open_clips_names_are_known() -> None:
     import open_clip
 
-    assert sorted(backbone._built_in()) == sorted(open_clip.list_models())
+    assert sorted(towers.built_in()) == sorted(open_clip.list_models())
     for tower in open_clip.list_models():
-        assert backbone.name(ModelConfig(tower=tower)) == tower
+        assert towers.name(ModelConfig(tower=tower)) == tower
 
 
 def test_unknown_towers_and_weights_are_refused_at_once(tmp_path: Path) -> None:
     def refused(match: str, **values: str) -> None:
         with pytest.raises(InputError, match=match):
-            backbone.check(ModelConfig(**values))
+            towers.check(ModelConfig(**values))
 
     refused(r"unknown tower 'ViT-B-33'; did you mean ViT-B-32\?", tower="ViT-B/33")
     refused(r"unknown tower 'conv5'; did you mean conv4\?", tower="conv5")
@@ -399,9 +401,9 @@ def test_unknown_towers_and_weights_are_refused_at_once(tmp_path: Path) -> None:
         refused(match, tower=own.tower, weights="random")
     oblong = model(tmp_path, {**VIT, "vision_cfg": VISION | {"image_size": [32, 48]}})
     refused(r"\[32, 48\] pixels; only square", tower=oblong.tower, weights="random")
-    backbone.check(ModelConfig(tower="conv4"))
-    backbone.check(ModelConfig(tower="ViT-B/32", weights="DataComp-XL-s13B-b90K"))
-    assert not backbone.uses_open_clip(ModelConfig(tower="conv4")) and backbone.uses_open_clip(ModelConfig())
+    towers.check(ModelConfig(tower="conv4"))
+    towers.check(ModelConfig(tower="ViT-B/32", weights="DataComp-XL-s13B-b90K"))
+    assert not towers.uses_open_clip(ModelConfig(tower="conv4")) and towers.uses_open_clip(ModelConfig())
 
 
 def test_a_configuration_that_open_clip_cannot_build_is_refused(tmp_path: Path) -> None:
@@ -411,8 +413,8 @@ def test_a_configuration_that_open_clip_cannot_build_is_refused(tmp_path: Path) 
 
 def test_checking_imports_neither_open_clip_nor_transformers() -> None:
     code = (
-        "import sys; from lfm import backbone; from lfm.config import ModelConfig as M; backbone.check(M()); "
-        "backbone.weights_id(M(), 0); assert not {'open_clip', 'transformers', 'timm'} & set(sys.modules)"
+        "import sys; from lfm import towers, weights; from lfm.config import ModelConfig as M; towers.check(M()); "
+        "weights.weights_id(M(), 0); assert not {'open_clip', 'transformers', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -456,9 +458,9 @@ def test_a_file_is_prepared_as_the_towers_tags_are_where_they_agree(tiny: Path) 
     siglip = preprocess(ModelConfig(tower="ViT-B-16-SigLIP", weights="random"))
     assert siglip == Preprocess(224, (0.5,) * 3, (0.5,) * 3, "bicubic", "squash")
     clip = preprocess(ModelConfig(tower="ViT-B/32", weights="/x/w.pt"))
-    assert clip == backbone.DEFAULT
+    assert clip == towers.DEFAULT
     mixed = preprocess(TINY)
-    assert mixed == Preprocess(32, backbone.DEFAULT.mean, (0.2,) * 3, "bicubic", "squash")
+    assert mixed == Preprocess(32, towers.DEFAULT.mean, (0.2,) * 3, "bicubic", "squash")
 
 
 def into_cache(hub: Path, repo: str, file: str, weights: Path) -> None:

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from open_clip.transform import image_transform
 from PIL import Image
 
-from lfm.backbone import Preprocess
 from lfm.config import DataConfig, InputError
 from lfm.data import Images, Source, add_pixels, judge, open_split, read_info, write
 from lfm.data.decode import ODD, BadImageError, decode, look
 from lfm.data.fashion_mnist import CLASSES
 from lfm.data.source import TEST, TRAIN, VAL, Arrays, Files, Joined
 from lfm.data.table import open_table
+from lfm.towers import Preprocess
 from tests.conftest import Fashion, read_fashion
 
 SMALL = DataConfig(name="fashion-mnist", max_per_class=40, imbalance=8, val_per_class=15)
@@ -305,7 +305,7 @@ def test_encoded_bytes_are_kept_as_they_were_and_found_over_shards_and_batches(
 KILLED = """
 import sys
 from pathlib import Path
-from lfm.backbone import DEFAULT as CLIP
+from lfm.towers import DEFAULT as CLIP
 from lfm.config import DataConfig
 from lfm.data import add_pixels, write
 from lfm.data.source import Files, Source

@@ -16,8 +16,8 @@ from lfm.config import InputError
 from lfm.data.artifact import judge
 from lfm.jobs import backbone_for, check, dataset_for, embeddings_for, inspect, new_model
 from lfm.jobs.prepare import table_for
+from lfm.jobs.preview import preview
 from lfm.jobs.step import step
-from lfm.jobs.training import preview
 from lfm.presets import PRESETS, load
 
 LOCAL = {

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.backbone import Preprocess
 from lfm.config import InputError, RunConfig
 from lfm.data import Images
 from lfm.data.longtail import profile
@@ -24,6 +23,7 @@ from lfm.presets import load
 from lfm.report.page import Report, run_page
 from lfm.report.published import for_data
 from lfm.report.values import Other, Run, Sweep, read_run
+from lfm.towers import Preprocess
 from tests.browser import check
 from tests.reader import Reader
 

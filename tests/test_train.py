@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lfm.artifact import MANIFEST
-from lfm.backbone import Preprocess, build_image_tower
+from lfm.backbone import build_image_tower
 from lfm.config import InputError, RunConfig, StageConfig
 from lfm.data import Images
 from lfm.data.feed import mixed_images
@@ -28,6 +28,7 @@ from lfm.mixup import PairBatch
 from lfm.model import LFM, conv4
 from lfm.presets import load
 from lfm.score import image_features, pick_device, score_split, use_bf16
+from lfm.towers import Preprocess
 from lfm.train import (
     NonFiniteLossError,
     Stage,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from lfm.backbone import Preprocess
+from lfm.towers import Preprocess
 
 # Odd, but usable: what each word means is told in the data report.
 ODD = {

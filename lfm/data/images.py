@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.backbone import Preprocess
 from lfm.data.artifact import read_info
 from lfm.data.decode import decode, fitted, pixels_of
 from lfm.data.resample import Resampling, crop, resized
 from lfm.data.source import SPLITS
 from lfm.data.table import Table, open_table
+from lfm.towers import Preprocess
 
 DEVICE_SHARE = 0.25
 """A split whose pixels take up to this share of a GPU's memory lies there whole."""

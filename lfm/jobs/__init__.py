@@ -5,6 +5,7 @@ when it is there, so a second run repeats nothing that has not changed. Heavy im
 """
 
 from lfm.jobs.audit import report_data
+from lfm.jobs.curves import Curves
 from lfm.jobs.lifecycle import belong_to, configure, configure_variant, finish
 from lfm.jobs.prepare import (
     backbone_for,
@@ -15,11 +16,12 @@ from lfm.jobs.prepare import (
     fetch_backbone,
     prepare_data,
 )
+from lfm.jobs.preview import SHOWN_CLASSES, describe, inspect
 from lfm.jobs.retrain import data_news, decide
 from lfm.jobs.scoring import evaluate, register, shown_scores, untrained
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.sweep import compare, plan_sweep
-from lfm.jobs.training import SHOWN_CLASSES, Curves, describe, inspect, new_model, train_stage
+from lfm.jobs.training import new_model, train_stage
 
 __all__ = [
     "ERROR_MARK",

@@ -6,8 +6,8 @@ from typing import Any
 
 from lfm.config import InputError, RunConfig
 from lfm.jobs.prepare import backbone_for, embeddings_for, table_for
+from lfm.jobs.preview import inspect
 from lfm.jobs.step import content
-from lfm.jobs.training import inspect
 from lfm.progress import say
 
 EXAMPLES = 5

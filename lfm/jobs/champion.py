@@ -38,9 +38,9 @@ class Champion:
             test: `lfm.data.Images`, whose mean and deviation give way to those that the champion was trained with.
             config: precision.
         """
-        from lfm.backbone import Preprocess
         from lfm.score import predict_split
         from lfm.serve import Predictor
+        from lfm.towers import Preprocess
 
         with tempfile.TemporaryDirectory() as folder:
             predictor = Predictor(tracking.fetch_model(self.uri, Path(folder)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lfm.config import RunConfig
 from lfm.jobs.audit import to_mend
-from lfm.jobs.training import inspect, read_text
+from lfm.jobs.preview import inspect, read_text
 
 if TYPE_CHECKING:
     from lfm.evidence import Answer

@@ -18,9 +18,10 @@ from typing import Any, NoReturn
 
 from lfm.artifact import copy_to
 from lfm.config import InputError
+from lfm.jobs.curves import Curves, following
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.trainer import NO_ANSWER, Backend, choose, reason
-from lfm.jobs.training import Curves, following, write_ranks
+from lfm.jobs.training import write_ranks
 from lfm.progress import say
 
 INPUTS = ("dataset", "text", "backbone", "before")

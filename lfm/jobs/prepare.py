@@ -33,7 +33,7 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: unknown data set, tower or weights, a place that is not there, parts that do not fit each other.
     """
-    from lfm import backbone
+    from lfm import towers
     from lfm.data import DATASETS
 
     if config.data.name not in DATASETS:
@@ -44,8 +44,8 @@ def check(config: RunConfig) -> None:
         place = getattr(config.data, field)
         if place and not is_remote(place) and not Path(place).exists():
             raise InputError(f"data.{field}: {place} does not exist; correct the path")
-    if backbone.uses_open_clip(config.model):
-        backbone.check(config.model)
+    if towers.uses_open_clip(config.model):
+        towers.check(config.model)
         if config.model.image_size:
             raise InputError(f"model.image_size is for conv4; {config.model.tower} has a size of its own: set it to 0")
     elif config.text.encoder == "backbone":
@@ -53,23 +53,23 @@ def check(config: RunConfig) -> None:
 
 
 def preprocess_for(model: ModelConfig) -> Any:
-    """How images become the tower's input (`lfm.backbone.Preprocess`); conv4 takes its mean from the data."""
-    from lfm import backbone
+    """How images become the tower's input (`lfm.towers.Preprocess`); conv4 takes its mean from the data."""
+    from lfm import towers
 
-    if backbone.uses_open_clip(model):
-        return backbone.preprocess(model)
-    return backbone.Preprocess(model.image_size, (), (), "bicubic", "squash")
+    if towers.uses_open_clip(model):
+        return towers.preprocess(model)
+    return towers.Preprocess(model.image_size, (), (), "bicubic", "squash")
 
 
 def backbone_for(model: ModelConfig, seed: int) -> tuple[Path, bool]:
     """The pre-trained towers in the store, fetched if need be; and whether they were there."""
-    from lfm import backbone
+    from lfm import towers, weights
 
-    if not backbone.uses_open_clip(model):
+    if not towers.uses_open_clip(model):
         return build_once(
             "backbone", {"tower": model.tower}, lambda aside: _write_json(aside / "info.json", {"tower": model.tower})
         )
-    return build_once("backbone", backbone.weights_id(model, seed), lambda aside: backbone.fetch(model, seed, aside))
+    return build_once("backbone", weights.weights_id(model, seed), lambda aside: weights.fetch(model, seed, aside))
 
 
 def _write_json(path: Path, content: Any) -> None:

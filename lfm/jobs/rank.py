@@ -7,8 +7,9 @@ from typing import Any
 
 from lfm.artifact import source_hash
 from lfm.config import InputError, RunConfig
+from lfm.jobs.curves import Curves
 from lfm.jobs.step import ERROR_MARK
-from lfm.jobs.training import METHOD, Curves, train
+from lfm.jobs.training import METHOD, train
 
 
 def main(path: str) -> None:

@@ -1,25 +1,25 @@
-"""The training jobs, and what they show before they train."""
+"""The training job: one stage, in one process or many."""
 
 import contextlib
 import json
 import os
 import shutil
 import sys
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lfm import storage
 from lfm.artifact import NOTES, content_key, copy_to, home, source_hash
 from lfm.config import InputError, RunConfig
+from lfm.jobs.curves import Curves, following
+from lfm.jobs.preview import preview, read_text
 from lfm.jobs.step import content, step, told
 from lfm.progress import say
 from lfm.store import Mirror, build_once, fetch_checkpoints, shared
 
-SHOWN_CLASSES, SHOWN_IMAGES = 20, 8
-FOLLOW_SECONDS = 1.0
+SHOWN_IMAGES = 8
 
 # The fields of `train` that weights depend on, if only by rounding.
 WEIGHED = {"device", "nodes", "processes", "precision", "flip", "resize", "compile", "shard"}
@@ -107,65 +107,14 @@ def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, backbon
     }
 
 
-class Curves:
-    """The curves of a stage, kept beside its checkpoints so that a resumed run has them whole.
-
-    Args:
-        path: a JSON line an epoch.
-        send: where each point goes, once.
-    """
-
-    def __init__(self, path: Path, send: Callable[[Any, int], None]) -> None:
-        self.path, self.send = path, send
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.points: dict[int, dict[str, float]] = {}
-        for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):  # the line that a killed process was writing
-                epoch, values = json.loads(line)
-                self.points[epoch] = values
-
-    def replay(self) -> None:
-        """Send what is there already."""
-        for epoch, values in self.points.items():
-            self.send(values, epoch)
-
-    def follow(self) -> None:
-        """Send the points that another process has written since."""
-        for epoch, values in Curves(self.path, self.send).points.items():
-            if epoch not in self.points:
-                self.points[epoch] = values
-                self.send(values, epoch)
-
-    def log(self, values: Mapping[str, float], epoch: int) -> None:
-        """Keep and send a point; an epoch trained again after a resume gives the same one and is not sent twice."""
-        if epoch in self.points:
-            return
-        self.points[epoch] = dict(values)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps([epoch, values]) + "\n")
-        self.send(values, epoch)
-
-    def save(self, path: Path) -> None:
-        """Write all points."""
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(point) + "\n" for point in self.points.items()))
-
-
-def read_text(folder: str | Path) -> Any:
-    """Class embeddings of a text artifact, (C, D)."""
-    from safetensors.torch import load_file
-
-    return load_file(Path(folder) / "text.safetensors")["text_CD"]
-
-
 def new_model(config: RunConfig, dataset: str | Path, text: str | Path, backbone: str | Path) -> Any:
     """The model before any training: pre-trained towers, or conv4 from the seed.
 
     Raises:
         InputError: image and text embeddings differ in length.
     """
-    from lfm import backbone as towers
+    from lfm import towers
+    from lfm.backbone import image_tower
     from lfm.data import read_info
     from lfm.model import LFM, conv4
 
@@ -178,79 +127,7 @@ def new_model(config: RunConfig, dataset: str | Path, text: str | Path, backbone
             f"{config.model.tower} embeds images in {dim} dimensions, text.encoder {config.text.encoder} text in "
             f"{text_CD.shape[1]}; set text.encoder=backbone"
         )
-    return LFM(towers.image_tower(Path(backbone)), text_CD)
-
-
-def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:
-    """Show what the label shift will do to each class before any training; the alpha to train with."""
-    if config.mixup.name != "lfm" or not config.stage(stage).epochs:
-        return 0.0
-    found = inspect(config, stage, Path(dataset), Path(text))
-    alpha, own = found["alpha"], found["own_label_mass"]
-    threshold = config.train.own_label_threshold
-    if config.stage(stage).alpha == "auto":
-        say(f"stage {stage}: alpha = {alpha} keeps every class's own-label mass at {threshold} or more")
-    say(
-        f"stage {stage}: gamma {found['gamma']:.0f}, gamma' {found['gamma_effective']:.1f} after local sampling; "
-        f"own-label mass at alpha {alpha}: {min(own):.2f} to {max(own):.2f}"
-    )
-    if stage == 1:  # the picture is the same for stage 2 but for its alpha
-        say(describe(found))
-    if collapsing := found["collapsing"]:
-        say(f"warning: {collapsing}")
-    return float(alpha)
-
-
-def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[str, Any]:
-    """What the method will do to each class, exact and without sampling (`lfm.analysis`).
-
-    Returns:
-        `classes`, `counts`, `gamma`, `gamma_effective`, `own_label_mass`, `label_mass`, `neighbours` (for each class
-        the three nearest in text, with cosines), `prior`, `seen` (p(Y)), `alpha` as used, and `collapsing`: a warning
-        that names the classes whose own-label mass is under the threshold, or nothing.
-    """
-    import torch
-
-    from lfm import analysis
-    from lfm.data import read_info
-
-    info, text_CD = read_info(dataset), read_text(text)
-    count_C = torch.tensor(info["counts"])
-    pairs = analysis.Pairs(count_C, text_CD, config.mixup.tau, config.mixup.partner == "uniform")
-    threshold, alpha = config.train.own_label_threshold, config.stage(stage).alpha
-    alpha = analysis.auto_alpha(pairs, threshold) if alpha == "auto" else alpha
-    own_C, seen_C = analysis.own_label_mass(pairs, alpha), analysis.seen_probability(pairs)
-    names = info["classes"]
-    near = zip(*(t.tolist() for t in analysis.neighbours(text_CD)), strict=True)
-    under = [name for name, own in zip(names, own_C.tolist(), strict=True) if own < threshold]
-    return {
-        "classes": names,
-        "counts": info["counts"],
-        "gamma": analysis.imbalance(count_C),
-        "gamma_effective": analysis.imbalance(seen_C),
-        "own_label_mass": own_C.tolist(),
-        "label_mass": analysis.label_mass(pairs, alpha, config.mixup.beta).tolist(),
-        "neighbours": [[{"class": names[k], "cosine": cosine} for k, cosine in zip(*row, strict=True)] for row in near],
-        "prior": pairs.prior_C.tolist(),
-        "seen": seen_C.tolist(),
-        "alpha": alpha,
-        "collapsing": under
-        and f"own-label mass under {threshold} for {', '.join(under)}: these classes are about to collapse. "
-        f"Lower stage{stage}.alpha (auto finds the largest safe one) or raise mixup.tau",
-    }
-
-
-def describe(found: Mapping[str, Any]) -> str:
-    """The result of `inspect` as a table with a bar a class; the first and last classes of many."""
-    from lfm.report import histogram
-
-    columns = {
-        "images": found["counts"],
-        "p(Y)": [f"{v:.3f}" for v in found["seen"]],
-        "own": [f"{v:.2f}" for v in found["own_label_mass"]],
-        "M": [f"{v:.3f}" for v in found["label_mass"]],
-    }
-    return histogram(found["classes"], columns, found["seen"], SHOWN_CLASSES)
+    return LFM(image_tower(Path(backbone)), text_CD)
 
 
 def train(
@@ -361,7 +238,7 @@ def process_count(config: RunConfig) -> int:
     return max(1, torch.cuda.device_count()) if config.train.device in ("auto", "cuda") else 1
 
 
-def train_together(count: int, curves: "Curves", told: dict[str, Any]) -> None:
+def train_together(count: int, curves: Curves, told: dict[str, Any]) -> None:
     """Train in several processes, which torchrun's API starts and watches; points of the curves are sent as they come.
 
     Raises:
@@ -395,28 +272,9 @@ def write_ranks(path: Path, told: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-@contextlib.contextmanager
-def following(curves: Curves) -> Iterator[None]:
-    """Send the points that other processes write, as they come."""
-    done = threading.Event()
-
-    def follow() -> None:
-        while not done.wait(FOLLOW_SECONDS):
-            curves.follow()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        curves.follow()
-
-
 def model_info(config: RunConfig, info: Mapping[str, Any], images: Any, backbone: str) -> dict[str, Any]:
     """What a predictor must know beside the weights."""
-    from lfm.backbone import uses_open_clip
+    from lfm.towers import uses_open_clip
 
     architecture = None
     if uses_open_clip(config.model):

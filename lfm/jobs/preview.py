@@ -1,0 +1,89 @@
+"""What the method will do to each class, shown before any training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lfm.config import RunConfig
+from lfm.progress import say
+
+SHOWN_CLASSES = 20
+
+
+def read_text(folder: str | Path) -> Any:
+    """Class embeddings of a text artifact, (C, D)."""
+    from safetensors.torch import load_file
+
+    return load_file(Path(folder) / "text.safetensors")["text_CD"]
+
+
+def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:
+    """Show what the label shift will do to each class before any training; the alpha to train with."""
+    if config.mixup.name != "lfm" or not config.stage(stage).epochs:
+        return 0.0
+    found = inspect(config, stage, Path(dataset), Path(text))
+    alpha, own = found["alpha"], found["own_label_mass"]
+    threshold = config.train.own_label_threshold
+    if config.stage(stage).alpha == "auto":
+        say(f"stage {stage}: alpha = {alpha} keeps every class's own-label mass at {threshold} or more")
+    say(
+        f"stage {stage}: gamma {found['gamma']:.0f}, gamma' {found['gamma_effective']:.1f} after local sampling; "
+        f"own-label mass at alpha {alpha}: {min(own):.2f} to {max(own):.2f}"
+    )
+    if stage == 1:  # the picture is the same for stage 2 but for its alpha
+        say(describe(found))
+    if collapsing := found["collapsing"]:
+        say(f"warning: {collapsing}")
+    return float(alpha)
+
+
+def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[str, Any]:
+    """What the method will do to each class, exact and without sampling (`lfm.analysis`).
+
+    Returns:
+        `classes`, `counts`, `gamma`, `gamma_effective`, `own_label_mass`, `label_mass`, `neighbours` (for each class
+        the three nearest in text, with cosines), `prior`, `seen` (p(Y)), `alpha` as used, and `collapsing`: a warning
+        that names the classes whose own-label mass is under the threshold, or nothing.
+    """
+    import torch
+
+    from lfm import analysis
+    from lfm.data import read_info
+
+    info, text_CD = read_info(dataset), read_text(text)
+    count_C = torch.tensor(info["counts"])
+    pairs = analysis.Pairs(count_C, text_CD, config.mixup.tau, config.mixup.partner == "uniform")
+    threshold, alpha = config.train.own_label_threshold, config.stage(stage).alpha
+    alpha = analysis.auto_alpha(pairs, threshold) if alpha == "auto" else alpha
+    own_C, seen_C = analysis.own_label_mass(pairs, alpha), analysis.seen_probability(pairs)
+    names = info["classes"]
+    near = zip(*(t.tolist() for t in analysis.neighbours(text_CD)), strict=True)
+    under = [name for name, own in zip(names, own_C.tolist(), strict=True) if own < threshold]
+    return {
+        "classes": names,
+        "counts": info["counts"],
+        "gamma": analysis.imbalance(count_C),
+        "gamma_effective": analysis.imbalance(seen_C),
+        "own_label_mass": own_C.tolist(),
+        "label_mass": analysis.label_mass(pairs, alpha, config.mixup.beta).tolist(),
+        "neighbours": [[{"class": names[k], "cosine": cosine} for k, cosine in zip(*row, strict=True)] for row in near],
+        "prior": pairs.prior_C.tolist(),
+        "seen": seen_C.tolist(),
+        "alpha": alpha,
+        "collapsing": under
+        and f"own-label mass under {threshold} for {', '.join(under)}: these classes are about to collapse. "
+        f"Lower stage{stage}.alpha (auto finds the largest safe one) or raise mixup.tau",
+    }
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """The result of `inspect` as a table with a bar a class; the first and last classes of many."""
+    from lfm.report import histogram
+
+    columns = {
+        "images": found["counts"],
+        "p(Y)": [f"{v:.3f}" for v in found["seen"]],
+        "own": [f"{v:.2f}" for v in found["own_label_mass"]],
+        "M": [f"{v:.3f}" for v in found["label_mass"]],
+    }
+    return histogram(found["classes"], columns, found["seen"], SHOWN_CLASSES)
