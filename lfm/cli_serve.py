@@ -99,7 +99,7 @@ def _shown(path: Path, top: Sequence[dict[str, Any]]) -> str:
 
 def _files(given: Sequence[Path]) -> list[Path]:
     """The files, and those of folders that end as images do."""
-    from lfm.data.custom import IMAGES
+    from lfm.data.image_folder import IMAGES
 
     found: list[Path] = []
     for path in given:

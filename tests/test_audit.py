@@ -21,10 +21,11 @@ from typer.testing import CliRunner
 from lfm import jobs
 from lfm.cli import app
 from lfm.config import DataConfig, InputError
-from lfm.data import audit as audit_module
+from lfm.data import hashes as hashes_module
 from lfm.data import write
-from lfm.data.audit import NEAR_SIDE, audit, close_pairs, name_problems, thumbnails
+from lfm.data.audit import NEAR_SIDE, SHOWN_GROUPS, SHOWN_IMAGES, audit, name_problems, thumbnails
 from lfm.data.decode import ODD
+from lfm.data.hashes import close_pairs
 from lfm.data.source import SPLITS, Files, Source
 from lfm.data.table import COLUMNS, Table, describe
 from lfm.jobs.audit import to_mend
@@ -263,8 +264,8 @@ some_hashes = st.lists(st.tuples(st.integers(0, 2**64 - 1), st.lists(flips, max_
 def test_close_pairs_are_those_of_comparing_all(values: list[int], bucket: int, last: int) -> None:
     hashes = np.unique(np.array(values, np.uint64))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit_module, "BUCKET", bucket)
-        patch.setattr(audit_module, "LAST", last)
+        patch.setattr(hashes_module, "BUCKET", bucket)
+        patch.setattr(hashes_module, "LAST", last)
         found, skipped = found_pairs(hashes)
     expected = brute(hashes)
     assert found <= expected
@@ -281,7 +282,7 @@ def test_close_pairs_of_hashes_that_crowd_together(spread: int) -> None:
 
 def test_a_crowd_that_would_fill_the_memory_is_cut_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = np.arange(1, 2000, dtype=np.uint64)
-    monkeypatch.setattr(audit_module, "MOST_PAIRS", 10)
+    monkeypatch.setattr(hashes_module, "MOST_PAIRS", 10)
     found, skipped = found_pairs(hashes)
     expected = brute(hashes)
     assert found < expected and all(pair <= skipped for pair in expected - found)
@@ -325,9 +326,9 @@ def test_two_hundred_thousand_images(tmp_path: Path) -> None:
     near = found["near"]
     assert (near["groups"], near["images"], near["flat"]) == (1001, 3000, 50)
     assert near["pairs"] == 1000 + 1000 * 999 // 2 and near["not_compared"] == 0
-    assert len(near["shown"]) == audit_module.SHOWN_GROUPS
+    assert len(near["shown"]) == SHOWN_GROUPS
     largest = max(near["shown"], key=lambda group: group["size"])
-    assert largest["size"] == 1000 and len(largest["images"]) == audit_module.SHOWN_IMAGES
+    assert largest["size"] == 1000 and len(largest["images"]) == SHOWN_IMAGES
     assert len({image["class"] for image in largest["images"]}) == 4
 
 

@@ -13,17 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm.config import DataConfig, InputError
-from lfm.data.lists import (
-    HELP,
-    fingerprint,
-    imagenet_names,
-    load_imagenet_lt,
-    load_inaturalist2018,
-    load_places_lt,
-    named,
-    read_list,
-    where_to_put,
-)
+from lfm.data.class_names import named
+from lfm.data.downloads import HELP, where_to_put
+from lfm.data.fingerprint import fingerprint
+from lfm.data.inaturalist import load_inaturalist2018
+from lfm.data.lists import imagenet_names, load_imagenet_lt, load_places_lt, read_list
 from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Source
 
 Rows = list[tuple[str, int]]

@@ -8,7 +8,8 @@ from lfm.data.cifar import load_cifar10, load_cifar100
 from lfm.data.custom import load_custom
 from lfm.data.fashion_mnist import load_fashion_mnist
 from lfm.data.images import Images, open_split
-from lfm.data.lists import load_imagenet_lt, load_inaturalist2018, load_places_lt
+from lfm.data.inaturalist import load_inaturalist2018
+from lfm.data.lists import load_imagenet_lt, load_places_lt
 from lfm.data.source import Source
 
 # name -> loader of everything but the images themselves

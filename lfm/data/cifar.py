@@ -1,13 +1,10 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): where their files come from, and how they are read.
 
-Each is published as binary records and as Python 2 pickles. The pickles are read by an unpickler that knows
-three names of numpy and makes arrays of bytes of them, nothing else.
+Each is published as binary records and as Python 2 pickles.
 """
 
 import hashlib
 import http.client
-import io
-import pickle  # noqa: TID251  the published files are pickles; `_Unpickler` runs nothing from them
 import tarfile
 import urllib.error
 import urllib.request
@@ -15,15 +12,16 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from lfm.config import DataConfig, InputError
-from lfm.data.lists import downloads, named, where_to_put
+from lfm.data.class_names import named
+from lfm.data.downloads import downloads, where_to_put
 from lfm.data.source import Index, Source
+from lfm.data.unpickle import ByteArray, unpickle
 from lfm.progress import bar, say
 
 CONNECT_SECONDS = 10
@@ -253,9 +251,9 @@ def _read_batch(raw: bytes, where: str, cifar: Cifar, layout: Layout) -> tuple[N
         pixel_NP = record_NB[:, cifar.label_bytes :]
         label_N = record_NB[:, cifar.label_bytes - 1]
     else:
-        table = _unpickle(raw, where, fix)
+        table = unpickle(raw, where, fix)
         data, labels = table.get("data"), table.get(cifar.labels_key)
-        if not isinstance(data, _Array) or data.pixels.ndim != 2 or data.pixels.shape[1] != PIXELS:
+        if not isinstance(data, ByteArray) or data.pixels.ndim != 2 or data.pixels.shape[1] != PIXELS:
             raise InputError(f"{where} has no array 'data' of {PIXELS:,} bytes an image; {fix}")
         if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 256 for label in labels):
             raise InputError(f"{where} has no list {cifar.labels_key!r} of whole numbers from 0 to 255; {fix}")
@@ -273,66 +271,13 @@ def _read_names(raw: bytes, where: str, cifar: Cifar, layout: Layout) -> list[st
         if layout is cifar.binary:
             names = raw.decode("ascii").split()
         else:
-            table = _unpickle(raw, where, fix)
+            table = unpickle(raw, where, fix)
             names = [name.decode("ascii") if isinstance(name, bytes) else name for name in table[cifar.names_key]]
         return [name.replace("_", " ") for name in names]
     except InputError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{where} does not name the classes ({error!r}); {fix}") from error
-
-
-class _Dtype:
-    """Stands for numpy's dtype in a pickle; of bytes only."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        if code not in ("u1", b"u1"):
-            raise pickle.UnpicklingError(f"it holds an array of type {code!r}, and images are of u1")
-
-    def __setstate__(self, state: Any) -> None:
-        """Byte order and the like mean nothing for bytes."""
-
-
-class _Array:
-    """Stands for numpy's ndarray in a pickle, so that no code of numpy's sees what was not checked."""
-
-    def __init__(self, *_: Any) -> None:
-        self.pixels: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, columns_first, raw = state
-        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("it holds an array that is not of plain bytes")
-        self.pixels = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if columns_first else "C")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, numbers, strings and arrays of bytes; every other name is refused."""
-
-    known = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy", "ndarray"): "ndarray",  # only an argument of _reconstruct: nothing to call
-        ("numpy", "dtype"): _Dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.known:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and nothing but arrays of bytes is read")
-        return self.known[module, name]
-
-
-def _unpickle(raw: bytes, where: str, fix: str) -> dict[str, Any]:
-    """A pickled dictionary with its keys as text.
-
-    Raises:
-        InputError: damaged, or asking for anything but arrays of bytes.
-    """
-    try:
-        # Python 2 wrote bytes where it meant text.
-        table = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
-        return {key.decode("ascii") if isinstance(key, bytes) else key: value for key, value in table.items()}
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise InputError(f"{where} is not as published: {error}; {fix}") from error
 
 
 def _fetch(place: Path, cifar: Cifar) -> Path:

@@ -1,66 +1,21 @@
-"""Data sets of image files with published lists: ImageNet-LT, Places-LT, iNaturalist 2018; what to put where.
+"""Data sets of image files with published lists: ImageNet-LT, Places-LT, and what all such data sets share.
 
-A list has a line an image, "path label"; iNaturalist has JSON. No image is opened here.
+A list has a line an image, "path label". No image is opened here.
 """
 
-import hashlib
 import importlib.util
-import json
-import os
 import re
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lfm import storage
-from lfm.artifact import home
-from lfm.config import DataConfig, InputError, unknown
-from lfm.data.source import SPLITS, TEST, TRAIN, Files, Index, Source
+from lfm.config import DataConfig, InputError
+from lfm.data.class_names import named
+from lfm.data.downloads import anew, require
+from lfm.data.fingerprint import fingerprint, join
+from lfm.data.source import SPLITS, Files, Index, Source
 from lfm.progress import say
-
-# What to fetch, and from whom. The folder and the options follow in `where_to_put`.
-HELP: dict[str, str] = {
-    "fashion-mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
-    "t10k-labels-idx1-ubyte.gz of Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist)",
-    "cifar10": "cifar-10-python.tar.gz (or cifar-10-binary.tar.gz, or the unpacked folder of either) of CIFAR-10 "
-    "(https://www.cs.toronto.edu/~kriz/cifar.html)",
-    "cifar100": "cifar-100-python.tar.gz (or cifar-100-binary.tar.gz, or the unpacked folder of either) of CIFAR-100 "
-    "(https://www.cs.toronto.edu/~kriz/cifar.html)",
-    "imagenet-lt": "ImageNet_LT_train.txt, ImageNet_LT_val.txt and ImageNet_LT_test.txt of OpenLongTailRecognition "
-    "(https://github.com/zhmiao/OpenLongTailRecognition-OLTR), and the train and val images of ImageNet ILSVRC 2012 "
-    "(https://image-net.org) in the folders that the lists name",
-    "places-lt": "Places_LT_train.txt, Places_LT_val.txt and Places_LT_test.txt of OpenLongTailRecognition "
-    "(https://github.com/zhmiao/OpenLongTailRecognition-OLTR), categories_places365.txt if at hand, and the images of "
-    "Places365-Standard (http://places2.csail.mit.edu) in the folders that the lists name",
-    "inaturalist2018": "train2018.json, val2018.json, categories.json (the names of the species) and the folder "
-    "train_val2018 of the iNaturalist 2018 competition (https://github.com/visipedia/inat_comp/tree/master/2018)",
-}
-FOLDERS = {"cifar10": "cifar-10", "cifar100": "cifar-100"}  # below the downloads, where it is not the name
-WITH_IMAGES = ("imagenet-lt", "places-lt", "inaturalist2018")
-SHOWN = 5  # missing images that an error names
-THREADS = 8  # folders looked into at a time: a network file system answers slowly, but many at once
-
-
-def downloads(name: str) -> Path:
-    """Where the raw files of a data set lie if `data.source` names no folder."""
-    return home() / "downloads" / FOLDERS.get(name, name)
-
-
-def where_to_put(name: str) -> str:
-    """Which files of a data set go into which folder, and which option names another; one sentence.
-
-    Raises:
-        InputError: no such data set.
-    """
-    if name not in HELP:
-        raise unknown("data set", name, HELP)
-    images = "; images elsewhere: set data.images to the folder their paths start from" if name in WITH_IMAGES else ""
-    return f"put {HELP[name]} into {downloads(name)}, or set data.source to their folder{images}"
 
 
 @dataclass(frozen=True)
@@ -86,10 +41,6 @@ PLACES_LT = {
     "Places_LT_val.txt": Published(7300, 365, 20, 20),
     "Places_LT_test.txt": Published(36_500, 365, 100, 100),
 }
-INATURALIST_2018 = {
-    "train2018.json": Published(437_513, 8142, 2, 1000),
-    "val2018.json": Published(24_426, 8142, 3, 3),
-}
 
 
 @dataclass(frozen=True)
@@ -109,7 +60,7 @@ def load_imagenet_lt(config: DataConfig) -> Source:
         InputError: a list or an image is missing, a line is wrong, the counts are not the published ones.
     """
     lists = _read_lists(config, "imagenet-lt", IMAGENET_LT)
-    return _source(config, "ImageNet-LT", lists, named(config, imagenet_names()), equal_names=not config.class_names)
+    return source_of(config, "ImageNet-LT", lists, named(config, imagenet_names()), equal_names=not config.class_names)
 
 
 def load_places_lt(config: DataConfig) -> Source:
@@ -133,37 +84,7 @@ def load_places_lt(config: DataConfig) -> Source:
         names = _category_names(categories)
     else:
         names = _folder_names(train)
-    return _source(config, "Places-LT", lists, named(config, names))
-
-
-def load_inaturalist2018(config: DataConfig) -> Source:
-    """The iNaturalist 2018 competition: 437,513 training images of 8,142 species; the TEST split is its val2018.
-
-    The labels of its own test images were never published: every reported score is from the 24,426 images of val2018.
-    Class k is the k-th category in the order of the categories' ids.
-
-    Raises:
-        InputError: a file or an image is missing, the JSON is damaged, the counts are not the published ones, or
-            the species have no names.
-    """
-    name = "inaturalist2018"
-    train_file, test_file = _require(config, name, INATURALIST_2018)
-    train_paths, train_id_N, name_of = _read_json(train_file)
-    test_paths, test_id_N, _ = _read_json(test_file)
-    id_C = np.array(sorted(name_of), np.int64)
-    lists = []
-    for file, split, paths, id_N in (
-        (train_file, TRAIN, train_paths, train_id_N),
-        (test_file, TEST, test_paths, test_id_N),
-    ):
-        strange = np.setdiff1d(id_N, id_C)
-        if len(strange):
-            raise InputError(f"{file} uses category {strange[0]}, which {train_file.name} does not list; {_anew(name)}")
-        lists.append(Listed(file, split, paths, np.searchsorted(id_C, id_N).astype(np.int64)))
-    _check_published(config, name, lists, INATURALIST_2018)
-    if not config.class_names and all(name_of[k].isdigit() for k in name_of):
-        name_of = _species(train_file.with_name("categories.json"), train_file, id_C)
-    return _source(config, "iNaturalist 2018", lists, named(config, [name_of[int(k)] for k in id_C]))
+    return source_of(config, "Places-LT", lists, named(config, names))
 
 
 def read_list(path: Path) -> tuple[list[str], Index]:
@@ -211,119 +132,19 @@ def _label_rule(words: list[str]) -> str:
     return f"label {words[1]!r} is not a whole number of at most nine digits; write the class's number, from 0"
 
 
-def named(config: DataConfig, names: Sequence[str]) -> tuple[str, ...]:
-    """The class names: of the file `config.class_names` if it is given, else `names`.
-
-    Raises:
-        InputError: the file cannot be read, or does not name exactly as many classes.
-    """
-    if not config.class_names:
-        return tuple(names)
-    path = Path(config.class_names)
-    rule = "give a line a class in label order, or JSON {label: name}"
-    try:
-        text = path.read_bytes().decode("utf-8-sig").strip()
-        table: Any = json.loads(text) if path.suffix == ".json" or text.startswith("{") else None
-    except (OSError, ValueError) as error:
-        raise InputError(f"data.class_names: {path} cannot be read ({error}); {rule}") from error
-    if table is None:
-        found = [line.strip() for line in text.split("\n")]
-    elif not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise InputError(f"data.class_names: {path} is not a JSON object of strings; {rule}")
-    else:
-        wrong = table.keys() ^ {str(k) for k in range(len(names))}
-        if wrong:
-            raise InputError(
-                f"data.class_names: {path} should have the labels 0 to {len(names) - 1}, each once, but label "
-                f"{min(wrong)!r} is {'none of them' if min(wrong) in table else 'missing'}; {rule}"
-            )
-        found = [table[str(k)] for k in range(len(names))]
-    if len(found) != len(names):
-        raise InputError(f"data.class_names: {path} names {len(found):,} classes, the data have {len(names):,}; {rule}")
-    return tuple(found)
-
-
-def fingerprint(root: str, paths: Sequence[str], files: Iterable[Path] = ()) -> str:
-    """Checksum of listed images by (path, size, time of change), in their order, and of the lists' bytes.
-
-    Each folder is read once, so that a million images take seconds. Images at s3:// count by their address alone.
-
-    Args:
-        root: folder or s3:// prefix that relative paths start from.
-        paths: as listed.
-        files: the lists, whose bytes count.
-
-    Raises:
-        InputError: images are missing; the message has their number and the first five.
-    """
-    fulls = [_join(root, path) for path in paths]
-    local = [i for i, full in enumerate(fulls) if not storage.is_remote(full)]
-    facts = [f"{full}\n" for full in fulls] if len(local) < len(paths) else [""] * len(paths)
-    missing = []
-    for i, fact in zip(local, _facts([fulls[i] for i in local]), strict=True):
-        facts[i] = f"{paths[i]}\0{fact}\n"
-        if not fact:
-            missing.append(fulls[i])
-    if missing:
-        raise InputError(
-            f"{len(missing):,} of {len(paths):,} listed images are missing: {', '.join(missing[:SHOWN])}"
-            f"{' ...' if len(missing) > SHOWN else ''}; put them there, or set data.images to the folder that "
-            f"the paths in the list start from"
-        )
-    digest = hashlib.blake2b("".join(facts).encode("utf-8", "surrogateescape"), digest_size=16)
-    for file in files:
-        digest.update(hashlib.blake2b(file.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _join(root: str, path: str) -> str:
-    return path if storage.is_remote(path) or path.startswith("/") else f"{root.rstrip('/')}/{path}"
-
-
-def _facts(fulls: Sequence[str]) -> list[str]:
-    """Of each local file "size time", or "" if there is no such file."""
-    facts = [""] * len(fulls)
-    inside: dict[str, list[int]] = {}
-    for i, full in enumerate(fulls):
-        inside.setdefault(full.rpartition("/")[0], []).append(i)
-
-    def look(folder: str) -> None:
-        try:
-            with os.scandir(folder or "/") as entries:
-                there = {entry.name: entry for entry in entries}
-        except OSError:
-            return
-        for i in inside[folder]:
-            entry = there.get(fulls[i].rpartition("/")[2])
-            if entry and entry.is_file():
-                status = entry.stat()
-                facts[i] = f"{status.st_size} {status.st_mtime_ns}"
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(look, inside))
-    return facts
-
-
-def _anew(name: str) -> str:
-    return f"get it anew: {where_to_put(name)}"
-
-
-def _require(config: DataConfig, name: str, files: Iterable[str]) -> list[Path]:
-    folder = Path(config.source) if config.source else downloads(name)
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        raise InputError(f"{folder} has no {' and no '.join(missing)}; {where_to_put(name)}")
-    return [folder / file for file in files]
-
-
 def _read_lists(config: DataConfig, name: str, published: dict[str, Published]) -> list[Listed]:
-    found = _require(config, name, published)
+    found = require(config, name, published)
     lists = [Listed(file, split, *read_list(file)) for split, file in enumerate(found)]
-    _check_published(config, name, lists, published)
+    check_published(config, name, lists, published)
     return lists
 
 
-def _check_published(config: DataConfig, name: str, lists: list[Listed], published: dict[str, Published]) -> None:
+def check_published(config: DataConfig, name: str, lists: list[Listed], published: dict[str, Published]) -> None:
+    """Compare the lists with the published ones, file by file, unless `config.verify` is off.
+
+    Raises:
+        InputError: images, classes, or images a class are of another number.
+    """
     if not config.verify:
         return
     for listed in lists:
@@ -333,13 +154,25 @@ def _check_published(config: DataConfig, name: str, lists: list[Listed], publish
         if found != right or labels[-1] != right.classes - 1:
             raise InputError(
                 f"{listed.file} has {found}, the highest label is {labels[-1]}; the published one has {right}, the "
-                f"highest label is {right.classes - 1}; {_anew(name)}; a list of your own: set data.verify=false"
+                f"highest label is {right.classes - 1}; {anew(name)}; a list of your own: set data.verify=false"
             )
 
 
-def _source(
+def source_of(
     config: DataConfig, title: str, lists: list[Listed], names: tuple[str, ...], equal_names: bool = False
 ) -> Source:
+    """The data set of these lists, in their order: the training list comes first, the test list last.
+
+    Args:
+        config: `images` is read: the folder or s3:// prefix that paths start from; empty: the folder of the lists.
+        title: of the data set, for people.
+        lists: of all splits.
+        names: of the classes.
+        equal_names: whether two of the names are equal, as published.
+
+    Raises:
+        InputError: images are missing, or one is in the training list and in the test list.
+    """
     both = set(lists[0].paths).intersection(lists[-1].paths)
     if both:
         raise InputError(
@@ -351,7 +184,7 @@ def _source(
     counts = ", ".join(f"{len(listed.paths):,} {SPLITS[listed.split]}" for listed in lists)
     say(f"{title}: {counts} images below {root}")
     return Source(
-        Files([_join(root, path) for path in paths]),
+        Files([join(root, path) for path in paths]),
         np.concatenate([listed.label_N for listed in lists]),
         np.repeat(np.array([listed.split for listed in lists], np.int8), [len(listed.paths) for listed in lists]),
         names,
@@ -405,38 +238,3 @@ def _folder_names(train: Listed) -> list[str]:
         letters = [k for k, word in enumerate(words[:-1]) if len(word) == 1]
         names.append(_scene("/".join(words[letters[-1] + 1 if letters else shared :])))
     return names
-
-
-def _read_json(path: Path) -> tuple[list[str], Index, dict[int, str]]:
-    """The images, the category id of each, and the categories' names by id."""
-    try:
-        table = json.loads(path.read_bytes())
-        paths = [str(image["file_name"]) for image in table["images"]]
-        ids = [int(image["id"]) for image in table["images"]]
-        category_of = {int(item["image_id"]): int(item["category_id"]) for item in table["annotations"]}
-        annotations = len(table["annotations"])
-        name_of = {int(item["id"]): str(item["name"]) for item in table["categories"]}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is damaged or of another form ({error!r}); {_anew('inaturalist2018')}") from error
-    if not len(ids) == len(category_of) == annotations or category_of.keys() != set(ids):
-        raise InputError(f"{path} does not give each image exactly one category; {_anew('inaturalist2018')}")
-    twice = next((a for a, b in pairwise(sorted(paths)) if a == b), None)
-    if twice or not paths:
-        raise InputError(f"{path} lists {f'{twice} twice' if twice else 'no image'}; {_anew('inaturalist2018')}")
-    return paths, np.array([category_of[i] for i in ids], np.int64), name_of
-
-
-def _species(path: Path, train_file: Path, id_C: Index) -> dict[int, str]:
-    fix = f"bring categories.json of the iNaturalist 2018 competition to {path}, or name them with data.class_names"
-    try:
-        table = json.loads(path.read_bytes())
-        items = table["categories"] if isinstance(table, dict) else table
-        name_of = {int(item["id"]): str(item["name"]) for item in items}
-    except FileNotFoundError as error:
-        raise InputError(f"{train_file} hides the species behind numbers, and text needs their names; {fix}") from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is damaged or of another form ({error!r}); {fix}") from error
-    unnamed = [int(k) for k in id_C if name_of.get(int(k), "0").isdigit()]
-    if unnamed:
-        raise InputError(f"{path} has no name for category {unnamed[0]}; {fix}")
-    return name_of

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 # The source whose change makes a kept data set stale.
 BUILDING = (
-    "lfm.data.arrow", "lfm.data.artifact", "lfm.data.cifar", "lfm.data.custom", "lfm.data.decode",
-    "lfm.data.fashion_mnist", "lfm.data.heldout", "lfm.data.lists", "lfm.data.longtail", "lfm.data.manifest",
-    "lfm.data.source", "lfm.data.table",
+    "lfm.data.arrow", "lfm.data.artifact", "lfm.data.cifar", "lfm.data.class_names", "lfm.data.custom",
+    "lfm.data.decode", "lfm.data.downloads", "lfm.data.fashion_mnist", "lfm.data.fingerprint", "lfm.data.found",
+    "lfm.data.heldout", "lfm.data.image_folder", "lfm.data.inaturalist", "lfm.data.lists", "lfm.data.longtail",
+    "lfm.data.manifest", "lfm.data.source", "lfm.data.table", "lfm.data.unpickle",
 )  # fmt: skip
 
 # Fields that do not change what the Arrow files hold.
