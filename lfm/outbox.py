@@ -31,6 +31,10 @@ ARRIVING = 5.0
 """Seconds that a record may take to arrive at a server that took the one before."""
 
 
+ENDING = 1.0
+"""Seconds that closing gives the thread to see that its time is over."""
+
+
 class RefusedError(Exception):
     """The server answers, and will never take this record."""
 
@@ -47,7 +51,7 @@ class Outbox:
     def __init__(self, root: Path, header: Mapping[str, Any], sender: Sender) -> None:
         self.folder = root / f"{time.time_ns() // 1000}-{uuid.uuid4().hex[:8]}"  # sorted by name: the oldest first
         root.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(_lock_of(self.folder))
+        self._lock = FileLock(_lock_of(self.folder), thread_local=False)  # the thread that sends lets it go
         self._lock.acquire()
         self.folder.mkdir()
         (self.folder / HEADER).write_text(json.dumps(header))
@@ -101,13 +105,21 @@ class Outbox:
             self._change.notify_all()
         while self._thread.is_alive() and time.monotonic() < self._until:
             self._thread.join(0.05)
+        # Only a record on its way to a server that says nothing keeps it longer, and the lock with it: nobody else
+        # may send what it may yet send.
+        self._thread.join(ENDING)
         left = len(self._waiting)
         if not left:
             _remove(self.folder)
-        self._lock.release()
         return left
 
     def _work(self) -> None:
+        try:
+            self._send_all()
+        finally:
+            self._lock.release()
+
+    def _send_all(self) -> None:
         pause = FIRST_PAUSE
         while True:
             with self._change:
@@ -120,8 +132,9 @@ class Outbox:
             except Exception as error:  # whatever it is, the record is on disk
                 self.error = error
                 with self._change:
-                    self._change.wait(pause)
-                    if self._until is not None and time.monotonic() > self._until:
+                    left = pause if self._until is None else self._until - time.monotonic()
+                    self._change.wait(max(0.0, min(pause, left)))
+                    if self._until is not None and time.monotonic() >= self._until:
                         return
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue

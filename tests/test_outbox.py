@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,35 @@ def test_what_is_left_is_sent_later_the_oldest_first_with_its_files(tmp_path: Pa
     assert drain(root, to_file, lambda send, ended: ends.append(ended)) == 2
     assert received(to) == ["file-content", "end"] and ends == [False, True]
     assert list(root.iterdir()) == []
+
+
+def test_once_closed_it_sends_no_more_and_another_may(tmp_path: Path, to: Path) -> None:
+    root = tmp_path / "outbox"
+    for n in range(3):
+        assert fill(root, to, {"do": "metrics", "n": n}) == 1  # each thread was in its pause between two tries
+    to.parent.mkdir()
+    time.sleep(1.2)
+    assert not to.exists() and waiting(root) == 3
+    assert drain(root, to_file, lambda send, ended: None) == 3
+    assert received(to) == ["metrics0", "metrics1", "metrics2"]
+
+
+def test_a_record_that_is_on_its_way_at_the_end_is_sent_by_nobody_else(tmp_path: Path) -> None:
+    root, answered = tmp_path / "outbox", threading.Event()
+    arrived: list[Record] = []
+
+    def slow(header: Mapping[str, Any], folder: Path) -> Send:
+        return lambda record: (answered.wait(), arrived.append(record))[1]  # a server that takes its time
+
+    box = Outbox(root, {}, slow)
+    box.put({"do": "end"})
+    assert box.close(0) == 1
+    assert drain(root, slow, lambda send, ended: None) == 0
+    answered.set()
+    box._thread.join()
+    assert arrived == [{"do": "end"}]
+    assert drain(root, slow, lambda send, ended: None) == 0 and list(root.iterdir()) == []
+    assert len(arrived) == 1
 
 
 def test_what_the_server_refuses_is_kept_and_the_rest_goes_on(
