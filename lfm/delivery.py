@@ -159,7 +159,8 @@ class Delivery:
 
     def __init__(self, header: Mapping[str, Any], folder: Path = Path()) -> None:
         self.header, self.folder = header, folder
-        self._sent: dict[tuple[str, str], set[int]] = {}
+        self._begun: dict[str, set[str]] = {}  # run -> curves that it had before
+        self._sent: dict[tuple[str, str], set[int]] = {}  # (run, curve) -> its steps
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -229,13 +230,17 @@ class Delivery:
         points = [Metric(k, v, record["at"], record["step"]) for k, v in record["values"].items()]
         for run in self._runs(record):
             new = [point for point in points if point.step not in self._steps(run, point.key)]
-            self.client.log_batch(run, metrics=new)
+            if new:
+                self.client.log_batch(run, metrics=new)
             for point in new:
                 self._steps(run, point.key).add(point.step)
 
     def _steps(self, run: str, key: str) -> set[int]:
+        if run not in self._begun:  # one request where most runs have no curve yet, not one for each
+            self._begun[run] = set(self.client.get_run(run).data.metrics)
         if (run, key) not in self._sent:
-            self._sent[run, key] = {point.step for point in self.client.get_metric_history(run, key)}
+            history = self.client.get_metric_history(run, key) if key in self._begun[run] else []
+            self._sent[run, key] = {point.step for point in history}
         return self._sent[run, key]
 
     def _text(self, record: Record) -> None:

@@ -23,7 +23,7 @@ from tests.s3 import S3
 from tests.team_server import TeamServer, team_server
 
 LFM = Path(sys.executable).with_name("lfm")
-EPOCHS = 20
+EPOCHS = 10
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def wait_for_an_epoch(client: MlflowClient, running: "subprocess.Popen[str]") ->
         experiment = client.get_experiment_by_name("fashion-mnist-lt")
         if experiment and client.search_runs([experiment.experiment_id], "metrics.`stage1/loss` > 0"):
             return
-        time.sleep(0.2)
+        time.sleep(1)
     running.kill()
     raise AssertionError(f"no epoch of stage 1 reached MLflow: {running.communicate()[0]}")
 
