@@ -8,16 +8,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lfm.artifact import publishing, verify
 from lfm.config import InputError
 from lfm.progress import say
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 TENSORS, FACTS = "state.safetensors", "step.json"
 
@@ -85,13 +87,20 @@ class Checkpoints:
 
 def whole(value: Tensor) -> Tensor:
     """The tensor; of one that processes share, all of it: then every process must ask."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_shared(value) else value
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
     """Optimizer state in its parameter's memory layout, on which the fused step relies, and shared as it is."""
     if value.shape != parameter.shape:  # the count of steps
         return value
-    if isinstance(parameter, DTensor):
+    if _is_shared(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)
     return torch.empty_like(parameter).copy_(value)
+
+
+def _is_shared(value: Any) -> TypeGuard["DTensor"]:
+    """Without the module of such tensors, whose import takes most of a second."""
+    return hasattr(value, "device_mesh")

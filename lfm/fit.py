@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from lfm.config import InputError
@@ -48,6 +46,9 @@ def recompute_activations(tower: nn.Module) -> None:
 
 def share(tower: nn.Module, device: torch.device, processes: int) -> None:
     """FSDP: split each block's weights, gradients and optimizer state over the processes, in place."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # takes most of a second to import
+
     mesh = init_device_mesh(device.type, (processes,))
     for block in blocks(tower):
         fully_shard(block, mesh=mesh)

@@ -18,7 +18,17 @@ from kfp.local import subprocess_task_handler
 
 from lfm.jobs import ERROR_MARK
 
-PRELOAD = ("accelerate", "kfp.dsl.executor_main", "lfm.jobs", "lfm.serve", "lfm.tracking", "lfm.train", "mlflow.pyfunc")
+PRELOAD = (
+    "accelerate",
+    "kfp.dsl.executor_main",
+    "lfm.jobs",
+    "lfm.serve",
+    "lfm.tracking",
+    "lfm.train",
+    "mlflow.pyfunc",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+)
 
 
 @contextmanager
