@@ -18,6 +18,7 @@ from benchmarks.measure import DIM, Row, finished, row, seconds, unit_rows, util
 from lfm.backbone import build_image_tower
 from lfm.config import RunConfig, StageConfig, TrainConfig
 from lfm.data import Images
+from lfm.fit import cast_once
 from lfm.model import LFM
 from lfm.score import score_split, use_bf16
 from lfm.train import Stage
@@ -46,6 +47,8 @@ def stepper(model: LFM, stage: int, fast: bool) -> Callable[[], None]:
     trained = model.train_stage(stage)
     if not fast:
         model.train()
+    elif stage == 2:
+        cast_once(model.image)
     optimizer = torch.optim.Adam(trained, lr=1e-6, fused=fast)
 
     def step() -> None:

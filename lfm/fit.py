@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lfm.config import InputError
@@ -53,6 +53,23 @@ def share(tower: nn.Module, device: torch.device, processes: int) -> None:
     for block in blocks(tower):
         fully_shard(block, mesh=mesh)
     fully_shard(tower, mesh=mesh)
+
+
+def cast_once(tower: nn.Module) -> dict[str, Tensor]:
+    """Give a tower that stands still the bf16 weights that autocast would make of them anew in every step, in place.
+
+    Autocast keeps what it cast for weights that train, and only for them. The products are the same to the last bit.
+
+    Returns:
+        Name -> the weights as they were, float32: what is saved, and what they get back in the end.
+    """
+    before: dict[str, Tensor] = {}
+    for place, module in tower.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
+            for name, parameter in module.named_parameters(recurse=False):
+                before[f"{place}.{name}"] = parameter.data
+                parameter.data = parameter.data.bfloat16()
+    return before
 
 
 def find_batch_size(seconds_of: Callable[[int], float | None], most: int) -> int:

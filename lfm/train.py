@@ -26,7 +26,7 @@ from lfm.checkpoint import Checkpoints, like, whole
 from lfm.config import InputError, RunConfig, StageConfig, flatten
 from lfm.data import Images
 from lfm.data.feed import fetched_ahead, mixed_images
-from lfm.fit import find_batch_size, recompute_activations, seconds_or_nothing, share
+from lfm.fit import cast_once, find_batch_size, recompute_activations, seconds_or_nothing, share
 from lfm.losses import Classes, make_loss, soft
 from lfm.mixup import PairBatch, PairSampler
 from lfm.model import LFM
@@ -99,6 +99,8 @@ class Stage:
     log: Log
     alpha: float
     written: Callable[[Path], None] | None = None
+    full: dict[str, Tensor] = field(default_factory=dict, init=False)
+    """The frozen tower's weights in float32, where the model has them in bf16."""
     features: Tensor | None = field(default=None, init=False)
     """Of the validation images, in stage 2."""
     asked: bool = field(default=False, init=False)
@@ -152,12 +154,14 @@ class Stage:
                         raise PreemptedError(f"stage {self.number} was asked to end; it goes on from step {step}")
         self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False)  # takes its autocast off the model again
         self.model.__dict__.pop("_is_accelerate_prepared", None)  # so that the next stage gets one
+        for name, weights in self.full.items():
+            self.model.get_parameter(name).data = weights
         self._check_weights()
         self.model.eval()
 
     def state(self) -> dict[str, Tensor]:
         """The model's tensors. Every process must ask: they may share them."""
-        return {name: whole(value) for name, value in self.model.state_dict().items()}
+        return {name: whole(self.full.get(name, value)) for name, value in self.model.state_dict().items()}
 
     def _begin(self) -> tuple[int, int]:
         """Make everything ready; the step to go on with, and the images of its epoch seen so far."""
@@ -212,6 +216,8 @@ class Stage:
             share(tower, self.device, self.world)  # which knows no channels_last
         else:
             self.model.to(memory_format=torch.channels_last)
+        if self.number == 2 and self.dtype == torch.bfloat16:
+            self.full = {f"image.{name}": weights for name, weights in cast_once(tower).items()}
 
     def _prepared(self) -> tuple[Any, Any]:
         train = self.config.train

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lfm.artifact import MANIFEST
@@ -163,8 +164,6 @@ def start(stage: int, precision: str, folder: Path, out: Path) -> subprocess.Pop
 def test_killed_with_sigkill_and_resumed_training_ends_in_the_same_weights(
     stage: int, precision: str, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
     whole = start(stage, precision, tmp_path / "whole", tmp_path / "whole.safetensors")
     assert whole.wait(120) == 0, whole.stdout and whole.stdout.read().decode()
     killed = 0
@@ -247,8 +246,14 @@ def vit() -> torch.nn.Module:
     return build_image_tower({"embed_dim": 32, "vision_cfg": vision})
 
 
-def rgb(data: Images) -> Images:
-    to = Preprocess(0, (0.5,) * 3, (0.3,) * 3, "bicubic", "squash")
+def resnet() -> torch.nn.Module:
+    """A small CLIP ResNet: attention pooling, batch norm."""
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None, "head_width": 32}
+    return build_image_tower({"embed_dim": 32, "vision_cfg": vision})
+
+
+def rgb(data: Images, size: int = 0) -> Images:
+    to = Preprocess(size, (0.5,) * 3, (0.3,) * 3, "bicubic", "squash")
     return Images(lambda i: data.fetch(i).expand(-1, 3, -1, -1), (3, 12, 12), data.label_N, to, held=True)
 
 
@@ -257,6 +262,33 @@ def train_vit(folder: Path, **overrides: object) -> LFM:
     settings = config(stage1__epochs=1, train__precision="fp32", **overrides)
     Stage(1, settings, model, rgb(images()), rgb(images(1)), folder, lambda v, _: None, 0.5).run()
     return model
+
+
+@pytest.mark.parametrize("name", ["conv4", "vit", "RN50"])
+def test_a_frozen_tower_cast_once_trains_and_is_kept_as_one_cast_in_every_step(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], set[torch.dtype]]:
+        torch.manual_seed(0)
+        towers = {"conv4": lambda: conv4(1, 32, 0), "vit": vit, "RN50": resnet}
+        model = LFM(towers[name](), text())
+        data = images() if name == "conv4" else rgb(images(), 32 if name == "RN50" else 0)
+        settings = config(stage2__epochs=1, train__precision="bf16", train__checkpoint_steps=3)
+        seen: set[torch.dtype] = set()
+        for module in model.image.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_pre_hook(lambda module, _: seen.add(module.weight.dtype))
+        Stage(2, settings, model, data, data, folder, lambda v, _: None, 0.5).run()
+        newest = max(folder.glob("step-*")) / "state.safetensors"
+        return state(model), load_file(newest), seen
+
+    once, kept_once, types = trained(tmp_path / "a")
+    monkeypatch.setattr("lfm.train.cast_once", lambda tower: {})
+    each, kept_each, before = trained(tmp_path / "b")
+    assert types == {torch.bfloat16} and before == {torch.float32}, "both ways were taken"
+    for ours, theirs in ((once, each), (kept_once, kept_each)):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(v, theirs[k]) and v.dtype == theirs[k].dtype for k, v in ours.items())
 
 
 def test_activations_computed_again_give_the_same_weights(tmp_path: Path) -> None:
@@ -451,8 +483,6 @@ def test_features_kept_in_stage_2_score_as_the_images_do() -> None:
 
 @pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     script = SCRIPT.replace("train__checkpoint_steps=5", "train__checkpoint_minutes=1e9").replace(
         "epochs=40", "epochs=80"
     )
