@@ -8,7 +8,7 @@ RUN ?=
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 TARGET ?= lfm
 
-.PHONY: help setup demo bench components test lint ui image lock clean
+.PHONY: help setup demo bench components test coverage lint ui image lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -51,7 +51,10 @@ lint: setup ## Format check, lint, types, import rules, unused dependencies
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
-test: lint ## Lint, types, import rules, then every test with coverage
+test: lint ## Lint, types, import rules, then every test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(RUN)
+
+coverage: setup ## Every test again, and which lines they run: half as slow again, since each step is watched
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto --dist loadfile $(RUN)
 	$(BIN)/coverage combine --quiet

@@ -21,9 +21,8 @@ import torch
 from scipy import stats
 
 from lfm.artifact import content_key, source_hash
-from lfm.config import RunConfig
+from lfm.config import GROUPS, RunConfig
 from lfm.data import open_split
-from lfm.evaluate import GROUPS
 from lfm.jobs import backbone_for, dataset_for, embeddings_for, inspect, new_model
 from lfm.presets import load
 from lfm.report import COLUMNS, percent

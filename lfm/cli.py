@@ -101,13 +101,13 @@ def run(
     if json_:
         _check_file(json_)
     from lfm import jobs
+    from lfm.device import check_device
     from lfm.report import table
-    from lfm.score import pick_device
     from pipelines.run import run_local
 
     for config in configs:
         jobs.check(config)
-        pick_device(config.train.device)
+        check_device(config.train.device)
     began, uri = time.monotonic(), ""
     methods: dict[str, Any] = {}
     for number, (config, changed) in enumerate(zip(configs, runs, strict=True), 1):
@@ -122,7 +122,7 @@ def run(
     typer.echo(table(methods))
     typer.echo(f"\nRegistered model  {uri}")
     typer.echo(f"Page              {result.metrics / 'report.html'}")
-    from lfm.delivery import is_server, server_address
+    from lfm.address import is_server, server_address
 
     ui = "make ui" if Path("Makefile").is_file() else "lfm ui"
     typer.echo(f"Compare the runs  {f'MLflow at {server_address()}' if is_server() else ui}")
@@ -295,7 +295,7 @@ def ui(
     _use_home(home_)
     if not (home() / "mlflow.db").is_file():
         raise InputError(f"there are no runs in {home()} yet; start one with: lfm run fashion-mnist-lt")
-    from lfm.delivery import tracking_uri
+    from lfm.address import tracking_uri
 
     # The helpers that MLflow would start for jobs take seven times 240 MB and nothing here uses them.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

@@ -90,11 +90,11 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
     config = load(preset, overrides)
     use_home(home_)
     from lfm import jobs
-    from lfm.score import pick_device
+    from lfm.device import check_device
     from pipelines.run import run_retraining
 
     jobs.check(config)
-    pick_device(config.train.device)
+    check_device(config.train.device)
     result = run_retraining(config, overrides, debugging())
     if result.news == "unchanged":
         typer.echo("nothing to do: the data are unchanged")

@@ -13,7 +13,6 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import yaml
 from filelock import FileLock
@@ -23,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from lfm import storage
+from lfm.address import is_server, server_address, tracking_uri
 from lfm.artifact import home
 from lfm.config import InputError, RunConfig, flatten
 from lfm.outbox import HEADER, Outbox, Record, RefusedError
@@ -36,16 +36,6 @@ ENDING = 5.0
 WORTH_SAYING = 5.0
 """Seconds of waiting that pass without a word."""
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
-
-
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else an SQLite file in LFM_HOME."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
-
-
-def is_server() -> bool:
-    """Whether runs go to a server, which may be down."""
-    return tracking_uri().startswith("http")
 
 
 def outboxes() -> Path:
@@ -88,12 +78,6 @@ def _down() -> InputError:
         f"the MLflow server at {server_address()} does not answer or refuses; "
         f"start it, correct MLFLOW_TRACKING_URI, or unset it to log to a file"
     )
-
-
-def server_address() -> str:
-    """HOST:PORT of the tracking server, without the user and password that its URI may hold."""
-    address = urlsplit(tracking_uri())
-    return f"{address.hostname}:{address.port}" if address.port else str(address.hostname)
 
 
 def find_run(client: MlflowClient, tag: str, value: str) -> Run | None:

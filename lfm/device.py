@@ -1,16 +1,27 @@
-"""Where a model runs, and in which precision."""
+"""Where a model runs, and in which precision. PyTorch, which takes seconds to import, waits inside the functions."""
 
-import torch
+from typing import TYPE_CHECKING
 
 from lfm.config import InputError
 
+if TYPE_CHECKING:
+    import torch
 
-def pick_device(name: str) -> torch.device:
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not there; raises as `pick_device`."""
+    if name not in ("auto", "cpu"):
+        pick_device(name)
+
+
+def pick_device(name: str) -> "torch.device":
     """The device named by `train.device`.
 
     Raises:
         InputError: a name PyTorch does not know, or a GPU that is not there.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -22,8 +33,10 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
+def use_bf16(precision: str, device: "torch.device") -> bool:
     """Whether to multiply in bfloat16: on request, or where the hardware does it natively."""
-    if precision == "auto":
-        return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return precision == "bf16"
+    if precision != "auto":
+        return precision == "bf16"
+    import torch
+
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()

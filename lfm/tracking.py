@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from lfm import outbox, storage
+from lfm.address import is_server, tracking_uri
 from lfm.artifact import MANIFEST, home
 from lfm.config import InputError
 from lfm.delivery import (
@@ -30,9 +31,7 @@ from lfm.delivery import (
     Tracker,
     connect,
     find_run,
-    is_server,
     outboxes,
-    tracking_uri,
 )  # fmt: skip
 from lfm.progress import say
 from lfm.revision import commit as commit

@@ -72,6 +72,17 @@ def test_places_has_an_alpha_for_each_stage_and_training_uses_it(tmp_path: Path)
     assert preview(load("places-lt", {"mixup.name": "none"}), 1, "", "") == 0.0
 
 
+def test_a_command_waits_for_no_library_before_its_steps_do() -> None:
+    """What `lfm run` does itself: PyTorch and MLflow would keep it for three seconds before the first step."""
+    program = (
+        "import sys; from lfm import cli; from lfm.jobs import check; from lfm.presets import load; "
+        "from lfm.device import check_device; from lfm.report import table; import pipelines.run; import lfm.address; "
+        "check(load('fashion-mnist-lt')); check_device('auto'); "
+        "assert not {'torch', 'mlflow', 'open_clip', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_data_are_prepared_once_and_shared(home: Path, small_fashion: Path) -> None:
     config = load("fashion-mnist-lt", {**LOCAL, "data.source": str(small_fashion)})
     folder, reused = dataset_for(config.data, config.model, 0)

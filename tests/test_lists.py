@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfm.config import DataConfig, InputError
+from lfm.config import DATASET_NAMES, DataConfig, InputError
 from lfm.data.class_names import named
 from lfm.data.downloads import HELP, where_to_put
 from lfm.data.fingerprint import fingerprint
@@ -335,7 +335,7 @@ def test_missing_lists_say_what_to_put_where(loader: Loader, files: list[str], f
 def test_help_for_every_data_set(home: Path) -> None:
     from lfm.data import DATASETS
 
-    assert set(HELP) == set(DATASETS) - {"custom"}
+    assert tuple(DATASETS) == DATASET_NAMES and set(HELP) == set(DATASETS) - {"custom"}
     for name in HELP:
         assert where_to_put(name).startswith("put ") and str(home / "downloads") in where_to_put(name)
     with pytest.raises(InputError, match="did you mean cifar10"):

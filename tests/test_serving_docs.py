@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lfm import registry, tracking
+from lfm.address import tracking_uri
 from lfm.cli import app
 from lfm.request import MOST_TOP
 from lfm.serve import Predictor
@@ -94,7 +95,7 @@ def test_the_python_of_the_document(place: Path) -> None:
     }  # fmt: skip
     load, ask = code.strip().splitlines()
     before = dict(os.environ)
-    mlflow.set_tracking_uri(tracking.tracking_uri())
+    mlflow.set_tracking_uri(tracking_uri())
     try:
         exec(load, given)
         answer = eval(ask, given)

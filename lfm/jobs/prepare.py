@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm.artifact import content_key, copy_to, home, read_manifest, source_hash
-from lfm.config import DataConfig, InputError, ModelConfig, RunConfig, TextConfig, unknown
+from lfm.config import DATASET_NAMES, DataConfig, InputError, ModelConfig, RunConfig, TextConfig, unknown
 from lfm.jobs.step import content, step, told
 from lfm.storage import is_remote
 from lfm.store import build_once
@@ -35,10 +35,9 @@ def check(config: RunConfig) -> None:
         InputError: unknown data set, tower or weights, a place that is not there, parts that do not fit each other.
     """
     from lfm import towers
-    from lfm.data import DATASETS
 
-    if config.data.name not in DATASETS:
-        raise unknown("data set", config.data.name, DATASETS)
+    if config.data.name not in DATASET_NAMES:
+        raise unknown("data set", config.data.name, DATASET_NAMES)
     if config.data.name == "custom" and not config.data.source:
         raise InputError("data.source is empty; set it to your images, as in --set data.source=photos (docs/data.md)")
     for field in ("source", "images", "class_names"):

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.config import InputError
-from lfm.evaluate import GROUPS
+from lfm.config import GROUPS, InputError
 from lfm.report.stats import Interval, accuracy_intervals
 
 Points = Sequence[tuple[int, float]]
