@@ -22,22 +22,13 @@ from lfm import outbox, storage
 from lfm.address import is_server, tracking_uri
 from lfm.artifact import MANIFEST, home
 from lfm.config import InputError
-from lfm.delivery import (
-    ENDING,
-    KEY,
-    KEY_VARIABLE,
-    Delivery,
-    Membership,
-    Tracker,
-    connect,
-    find_run,
-    outboxes,
-)  # fmt: skip
+from lfm.delivery import KEY, KEY_VARIABLE, Delivery, Membership, connect, find_run
 from lfm.progress import say
 from lfm.revision import commit as commit
 from lfm.shipped import copy_code
 from lfm.store import shared
 from lfm.system import SystemSampler
+from lfm.tracker import ENDING, Tracker, outboxes
 
 CONTENT = "lfm.content"
 SERVING_PACKAGES = (
