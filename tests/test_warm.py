@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import os, sys
+import os, signal, sys
 from kfp import dsl, local
 from pipelines.warm import warm_steps
 
@@ -36,6 +36,7 @@ def good(): show(word="one"); show(word="two")
 def bad(how: str): fail(how=how)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1])
     with warm_steps():
         os.environ["HOME_OF_TEST"] = "set later"
