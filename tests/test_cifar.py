@@ -495,3 +495,14 @@ def test_where_the_network_refuses_the_file_and_its_place_are_named(
     ):
         load_cifar100(DataConfig())
     assert list(place.iterdir()) == []
+
+
+def test_both_forms_hold_the_same_images_in_the_same_order(tmp_path: Path) -> None:
+    sources = []
+    for form in ("python", "binary"):
+        at = layout(CIFAR10, form)
+        path = write_archive(tmp_path / at.archive, at.folder, members(CIFAR10, form, *small(CIFAR10)))
+        sources.append(load(CIFAR10, path))
+    a, b = sources
+    assert np.array_equal(a.label_N, b.label_N) and np.array_equal(a.split_N, b.split_N) and a.classes == b.classes
+    assert [a.images.read(i) for i in range(len(a.images))] == [b.images.read(i) for i in range(len(b.images))]
