@@ -117,10 +117,11 @@ class Delivery:
     Args:
         header: `key`, `mlflow_run`, `step`, `attempt` (names the step's run for as long as it is not made), `at`.
         folder: where the files lie that records name.
+        fresh: nobody can have made the step's run yet, so that it need not be looked for.
     """
 
-    def __init__(self, header: Mapping[str, Any], folder: Path = Path()) -> None:
-        self.header, self.folder = header, folder
+    def __init__(self, header: Mapping[str, Any], folder: Path = Path(), fresh: bool = False) -> None:
+        self.header, self.folder, self.fresh = header, folder, fresh
         self._begun: dict[str, set[str]] = {}  # run -> curves that it had before
         self._sent: dict[tuple[str, str], set[int]] = {}  # (run, curve) -> its steps
 
@@ -150,9 +151,10 @@ class Delivery:
         if len(line) > 1:  # the plugin has made a run for this step
             self.client.update_run(line[0], name=step)
             return line[0]
-        if found := find_run(self.client, ATTEMPT, attempt):
+        if not self.fresh and (found := find_run(self.client, ATTEMPT, attempt)):
             return str(found.info.run_id)
         where = self.client.get_run(self.parent).info.experiment_id
+        self.fresh = False  # if no answer comes to what follows, it may be made all the same
         tags = {"mlflow.parentRunId": self.parent, ATTEMPT: attempt}
         return str(self.client.create_run(where, start_time=at, tags=tags, run_name=step).info.run_id)
 

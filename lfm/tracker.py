@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class Tracker:
     def __init__(self, step: str) -> None:
         at = get_current_time_millis()
         header = {**Membership.here()._asdict(), "step": step, "attempt": uuid.uuid4().hex, "at": at}
-        self._delivery, self._turn = Delivery(header), threading.Lock()
-        self._outbox = Outbox(outboxes(), header, Delivery) if is_server() else None
+        self._delivery, self._turn = Delivery(header, fresh=not is_server()), threading.Lock()
+        self._outbox = Outbox(outboxes(), header, partial(Delivery, fresh=True)) if is_server() else None
 
     def _put(self, do: str, on: list[str], **values: Any) -> None:
         record = {"do": do, "on": on, "at": get_current_time_millis(), **values}
