@@ -26,7 +26,7 @@ from PIL import Image
 
 from lfm.config import DataConfig, InputError
 from lfm.data import Images, Source, add_pixels, judge, open_split, read_info, write
-from lfm.data.decode import ODD, BadImageError, decode, look
+from lfm.data.decode import ODD, BadImageError, decode, decode_fast, look
 from lfm.data.fashion_mnist import CLASSES
 from lfm.data.source import TEST, TRAIN, VAL, Arrays, Files, Joined
 from lfm.data.table import open_table
@@ -392,6 +392,37 @@ def test_an_odd_image_is_used_and_remembered(kind: str) -> None:
     assert look(encoded(photo(1, 40, 40)), 100).odd == ()
 
 
+@pytest.mark.parametrize("kind", [*ODD_IMAGES, "grey"])
+def test_the_fast_way_decodes_odd_images_to_the_same_pixels(kind: str) -> None:
+    data = encoded(photo(1, 40, 30, "L"), "jpeg") if kind == "grey" else ODD_IMAGES[kind]()
+    found = decode_fast(memoryview(data), "x", 100)
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(decode(data, "x", 100)))
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (7, 33), (16, 16), (101, 67), (500, 375)])
+def test_the_fast_way_decodes_jpegs_to_the_same_bits(
+    subsampling: int, progressive: bool, size: tuple[int, int]
+) -> None:
+    for quality in (30, 75, 100):
+        out = io.BytesIO()
+        photo(quality, *size).save(out, "jpeg", quality=quality, subsampling=subsampling, progressive=progressive)
+        found = decode_fast(memoryview(out.getvalue()), "x", 100)
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(decode(out.getvalue(), "x", 100)))
+
+
+def test_the_fast_way_says_what_is_wrong_as_the_other_does() -> None:
+    whole = encoded(photo(1, 200, 100), "jpeg")
+    for data, limit in ((whole[: len(whole) // 2], 100), (b"junk", 100), (b"", 100), (whole, 0.001)):
+        said = []
+        for way in (decode, decode_fast):
+            with pytest.raises(BadImageError, match=r"^x ") as caught:
+                way(memoryview(data), "x", limit)
+            said.append(str(caught.value))
+        assert said[0] == said[1]
+
+
 def test_orientation_is_applied_and_16_bits_are_scaled() -> None:
     upright = np.asarray(photo(3, 60, 20).transpose(Image.Transpose.ROTATE_270), np.int16)
     found = np.asarray(decode(rotated(), "x", 100), np.int16)
@@ -476,6 +507,7 @@ def test_whatever_happens_to_the_bytes_the_image_is_used_or_refused(
     except BadImageError:
         return
     try:
+        assert decode_fast(memoryview(data), "x", 1).shape[0] == 3
         image = decode(data, "x", 1)
     except BadImageError:
         return

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from lfm.data.artifact import read_info
-from lfm.data.decode import decode, fitted, pixels_of
+from lfm.data.decode import decode, decode_fast, fitted, pixels_of
 from lfm.data.resample import Resampling, crop, resized
 from lfm.data.source import SPLITS
 from lfm.data.table import Table, open_table
@@ -182,15 +181,15 @@ def _rows_of(pixels: Tensor, index_B: Tensor) -> Tensor:
     return pixels.index_select(0, index_B.to(pixels.device)).permute(0, 3, 1, 2)
 
 
-def _fitted_as_pil(image: Image.Image, to: Preprocess) -> NDArray[np.uint8]:
-    return pixels_of(fitted(image, to))
+def _fitted_as_pil(data: memoryview, name: str, limit: float, to: Preprocess) -> NDArray[np.uint8]:
+    return pixels_of(fitted(decode(data, name, limit), to))
 
 
-def _fitted_fast(image: Image.Image, to: Preprocess) -> NDArray[np.uint8]:
-    """`fitted` with torch's 8-bit kernels, five times as fast; a few pixels in a thousand differ by one or two."""
-    size = resized(image.height, image.width, to)
-    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    x = F.interpolate(x, size, mode=to.interpolation, antialias=True)[0].permute(1, 2, 0)
+def _fitted_fast(data: memoryview, name: str, limit: float, to: Preprocess) -> NDArray[np.uint8]:
+    """The same with torch's 8-bit kernels, five times as fast; a few pixels in a thousand differ by one or two."""
+    x = decode_fast(data, name, limit)
+    size = resized(x.shape[1], x.shape[2], to)
+    x = F.interpolate(x[None], size, mode=to.interpolation, antialias=True)[0].permute(1, 2, 0)
     return x[crop(*size, to.size)].numpy()
 
 
@@ -202,8 +201,10 @@ class _Decoder:
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.pool = ThreadPoolExecutor(workers or max(1, cores), "decode")
 
-    def __call__(self, index_B: Tensor, fit: Callable[[Image.Image, Preprocess], NDArray[np.uint8]]) -> Tensor:
+    def __call__(
+        self, index_B: Tensor, fit: Callable[[memoryview, str, float, Preprocess], NDArray[np.uint8]]
+    ) -> Tensor:
         def one(i: int) -> NDArray[np.uint8]:
-            return fit(decode(self.table.encoded(i), self.table.name(i), self.limit), self.to)
+            return fit(self.table.encoded(i), self.table.name(i), self.limit, self.to)
 
         return torch.from_numpy(np.stack(list(self.pool.map(one, index_B.tolist())))).permute(0, 3, 1, 2)
