@@ -166,6 +166,12 @@ def sync(home_: HomeOption = None) -> None:
     """
     use_home(home_)
     from lfm import tracking
+    from lfm.config import InputError
 
     count = tracking.sync()
-    typer.echo(f"{count} records sent" if count else "nothing waits")
+    others = tracking.elsewhere()
+    if count or not others:
+        typer.echo(f"{count} records sent" if count else "nothing waits")
+    if others:
+        where = " and ".join(f"{number} records wait for MLflow at {place}" for place, number in others.items())
+        raise InputError(f"{where}; set MLFLOW_TRACKING_URI to it, then sync again")

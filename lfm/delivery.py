@@ -34,7 +34,12 @@ def connect() -> MlflowClient:
     """
     uri = tracking_uri()
     if uri.startswith("sqlite"):
-        home().mkdir(parents=True, exist_ok=True)
+        try:
+            home().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot write to {home()} ({error.strerror}); set LFM_HOME or --home to a folder"
+            ) from error
         with FileLock(home() / "mlflow.lock"):  # the first client makes the tables, which two at once cannot
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
     # MLflow's own limits keep a client of a dead server waiting for minutes without a word.

@@ -147,13 +147,19 @@ class Outbox:
                 self._change.notify_all()
 
 
-def drain(root: Path, sender: Sender, last: Callable[[Send, bool], None]) -> int:
+def drain(
+    root: Path,
+    sender: Sender,
+    last: Callable[[Send, bool], None],
+    ours: Callable[[Mapping[str, Any]], bool] = lambda header: True,
+) -> int:
     """Send what ended processes left behind, the oldest first.
 
     Args:
         root: folder of all outboxes.
         sender: of the records.
         last: called after the last record of each, with whether one of them said that the work had ended.
+        ours: by the header, whether the receiver is the one that an outbox is for; another's stays.
 
     Returns:
         How many records were sent. What cannot be sent raises, and stays with all after it.
@@ -164,7 +170,10 @@ def drain(root: Path, sender: Sender, last: Callable[[Send, bool], None]) -> int
             if not (folder / HEADER).is_file():  # killed before its first record
                 _remove(folder)
                 continue
-            send = sender(json.loads((folder / HEADER).read_text()), folder)
+            header = json.loads((folder / HEADER).read_text())
+            if not ours(header):
+                continue
+            send = sender(header, folder)
             for record in _unsent(folder):
                 _deliver(folder, record, send)
                 count += 1
@@ -175,7 +184,14 @@ def drain(root: Path, sender: Sender, last: Callable[[Send, bool], None]) -> int
 
 def waiting(root: Path) -> int:
     """How many records lie unsent."""
-    return sum(1 for folder in _folders(root) for _ in _unsent(folder))
+    return sum(count for _, count in left(root))
+
+
+def left(root: Path) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """Of each outbox its header and how many of its records lie unsent."""
+    for folder in _folders(root):
+        if (folder / HEADER).is_file():
+            yield json.loads((folder / HEADER).read_text()), sum(1 for _ in _unsent(folder))
 
 
 def _folders(root: Path) -> list[Path]:

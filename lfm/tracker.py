@@ -49,6 +49,7 @@ class Tracker:
     def __init__(self, step: str) -> None:
         at = get_current_time_millis()
         header = {**Membership.here()._asdict(), "step": step, "attempt": uuid.uuid4().hex, "at": at}
+        header["to"] = server_address()
         self._delivery, self._turn = Delivery(header, fresh=not is_server()), threading.Lock()
         self._outbox = Outbox(outboxes(), header, partial(Delivery, fresh=True)) if is_server() else None
 

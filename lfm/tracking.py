@@ -8,7 +8,7 @@ parent is the one above all. A sweep has a run for each variant under the parent
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from lfm import outbox, storage
-from lfm.address import is_server, tracking_uri
+from lfm.address import is_server, server_address, tracking_uri
 from lfm.artifact import MANIFEST, home
 from lfm.config import InputError
 from lfm.delivery import KEY, KEY_VARIABLE, Delivery, Membership, connect, find_run
@@ -165,6 +165,8 @@ def _answers() -> bool:
 def sync() -> int:
     """Send what waits on disk for a server that was down: of this machine, and of pods that are gone (LFM_STORE).
 
+    What waits for another server than this, `elsewhere`, stays: here its runs would not be found.
+
     Returns:
         How many records were sent.
 
@@ -172,7 +174,7 @@ def sync() -> int:
         InputError: the server does not answer; what waits stays.
     """
     connect()
-    count = outbox.drain(outboxes(), Delivery, _end_of_killed)
+    count = outbox.drain(outboxes(), Delivery, _end_of_killed, _is_for_here)
     remote = shared("outbox")
     items = storage.listing(remote) if remote else []
     for header in [item.uri for item in items if item.uri.endswith("/header.json")]:
@@ -181,9 +183,27 @@ def sync() -> int:
             folder = Path(place) / prefix.rpartition("/")[2]
             for item in storage.listing(prefix):
                 storage.download(item.uri, folder / item.uri.removeprefix(f"{prefix}/"))
-            count += outbox.drain(Path(place), Delivery, _end_of_killed)
-        storage.delete(prefix)
+            count += outbox.drain(Path(place), Delivery, _end_of_killed, _is_for_here)
+            kept = outbox.waiting(Path(place))
+        if not kept:
+            storage.delete(prefix)
     return count
+
+
+def elsewhere() -> dict[str, int]:
+    """HOST:PORT of other servers -> how many records wait on this machine for each."""
+    found: dict[str, int] = {}
+    for header, count in outbox.left(outboxes()):
+        if count and not _is_for_here(header):
+            found[header["to"]] = found.get(header["to"], 0) + count
+    return found
+
+
+def _is_for_here(header: Mapping[str, Any]) -> bool:
+    """Whether a step's records are for this server: by its address, or since its run is here, as after a move."""
+    if header.get("to", server_address()) == server_address():
+        return True
+    return Membership(header["key"], header["mlflow_run"]).parent(connect()) is not None
 
 
 def _end_of_killed(delivery: outbox.Send, ended: bool) -> None:
