@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ class Survived:
     home: Path
     first: str
     code: int
+    astray: "subprocess.CompletedProcess[str]"
     synced: str
     second: str
     client: MlflowClient
@@ -82,13 +84,15 @@ def survived(team: TeamServer, fashion: Fashion, tmp_path_factory: pytest.TempPa
         finally:
             running.kill()
         team.start()
+        nowhere = {k: v for k, v in environment.items() if k not in team.environment}
+        astray = subprocess.run([str(LFM), "sync"], env=nowhere, capture_output=True, text=True, timeout=120)
         synced = subprocess.run(
             [str(LFM), "sync"], env=environment, capture_output=True, text=True, timeout=120, check=True
         )
         environment.pop("LFM_MLFLOW_PATIENCE")
         again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert again.returncode == 0, again.stdout + again.stderr
-        yield Survived(home, first, running.returncode, synced.stdout, again.stdout, client)
+        yield Survived(home, first, running.returncode, astray, synced.stdout, again.stdout, client)
 
 
 def wait_for_an_epoch(client: MlflowClient, running: "subprocess.Popen[str]") -> None:
@@ -109,6 +113,10 @@ def test_training_outlives_the_server_and_nothing_is_lost(survived: Survived) ->
     assert "has not answered for 1 s" in survived.first and "it goes on" in survived.first
     assert "Traceback" not in survived.first
     count = int(survived.synced.split()[0])
+    rule = "set MLFLOW_TRACKING_URI to it, then sync again"
+    wait = rf"error: {count} records wait for MLflow at 127\.0\.0\.1:\d+; {rule}\n"
+    assert survived.astray.returncode == 2, "another server gets nothing"
+    assert re.search(wait, survived.astray.stderr), survived.astray.stderr
     assert count > EPOCHS // 2 and survived.synced.endswith("records sent\n")
     assert not list((survived.home / "outbox").iterdir())
     died, finished = survived.parents()
