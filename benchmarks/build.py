@@ -24,11 +24,11 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from lfm.config import DataConfig
+from lfm.backbones.towers import DEFAULT
+from lfm.config.schema import DataConfig
 from lfm.data import add_pixels, write
 from lfm.data.custom import load_custom
 from lfm.data.table import threads
-from lfm.towers import DEFAULT
 
 DISTINCT = 500
 CLASSES = 100

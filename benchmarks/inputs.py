@@ -15,14 +15,14 @@ from torch import Tensor
 
 from benchmarks import reference as usual
 from benchmarks.measure import Row, row, seconds, unit_rows
-from lfm.config import DataConfig
+from lfm.backbones.towers import DEFAULT
+from lfm.config.schema import DataConfig
 from lfm.data import Images, Source, add_pixels, open_split, write
 from lfm.data.decode import fitted
 from lfm.data.feed import fetched_ahead, mixed_images
 from lfm.data.source import TEST, TRAIN, Files
-from lfm.mixup import PairSampler
+from lfm.method.mixup import PairSampler
 from lfm.score import use_bf16
-from lfm.towers import DEFAULT
 
 TAU, BATCH, BATCHES = 0.05, 32, 9
 

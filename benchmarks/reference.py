@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchvision import transforms
 
-from lfm.towers import DEFAULT
+from lfm.backbones.towers import DEFAULT
 
 Action = Callable[[], Any]
 Pixels = np.ndarray[Any, Any]

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.mixup import BLOCK, KEPT_BYTES, TABLE_CLASSES, PartnerSampler
+from lfm.method.mixup import BLOCK, KEPT_BYTES, TABLE_CLASSES, PartnerSampler
 
 BATCH, DIM, TAU = 256, 512, 0.05
 

@@ -21,10 +21,10 @@ import torch
 from scipy import stats
 
 from lfm.artifact import content_key, source_hash
-from lfm.config import GROUPS, RunConfig
+from lfm.config.presets import load
+from lfm.config.schema import GROUPS, RunConfig
 from lfm.data import open_split
 from lfm.jobs import backbone_for, dataset_for, embeddings_for, inspect, new_model
-from lfm.presets import load
 from lfm.report import COLUMNS, percent
 from lfm.score import pick_device, score_split
 from lfm.tracking import commit
@@ -146,7 +146,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
         base, title, name, options.arms = FP32, "bf16 beside fp32", "precision", list(PRECISION)
     options.out = options.out or Path("docs") / name
     common = {"stage1.epochs": 10, "stage2.epochs": 3} if options.quick else {}
-    code = source_hash("lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.score", "lfm.data", "lfm.text")
+    code = source_hash(
+        "lfm.method.mixup",
+        "lfm.method.losses",
+        "lfm.model",
+        "lfm.train",
+        "lfm.score",
+        "lfm.data",
+        "lfm.backbones.text_encoders",
+    )
     kept_path = options.out.with_suffix(".json")
     kept: dict[str, Any] = json.loads(kept_path.read_text())["results"] if kept_path.exists() else {}
     scores: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in options.arms}

@@ -35,9 +35,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.measure import finished, short, unit_rows
 from lfm.artifact import publishing
-from lfm.backbone import build_image_tower
-from lfm.model import LFM
-from lfm.towers import DEFAULT
+from lfm.backbones.model import LFM
+from lfm.backbones.openclip import build_image_tower
+from lfm.backbones.towers import DEFAULT
 
 CLASSES = 100
 GOAL = 0.8

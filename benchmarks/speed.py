@@ -25,9 +25,9 @@ from benchmarks import reference as usual
 from benchmarks.inputs import jpeg_input_row, small_images, small_input_row
 from benchmarks.measure import Row, row, seconds, unit_rows
 from benchmarks.training import BATCH, SMALL, TOWER, loop_row, step_row, validation_row
-from lfm.config import ShotsConfig
+from lfm.config.schema import ShotsConfig
 from lfm.evaluate import accuracy, hits, shot_group, top_class
-from lfm.mixup import PartnerSampler, local_sampling_rows
+from lfm.method.mixup import PartnerSampler, local_sampling_rows
 
 TAU = 0.05
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.measure import DIM, Row, finished, row, seconds, unit_rows, utilisation
-from lfm.backbone import build_image_tower
-from lfm.config import RunConfig, StageConfig, TrainConfig
+from lfm.backbones.model import LFM
+from lfm.backbones.openclip import build_image_tower
+from lfm.config.schema import RunConfig, StageConfig, TrainConfig
 from lfm.data import Images
 from lfm.fit import cast_once
-from lfm.model import LFM
 from lfm.score import score_split, use_bf16
 from lfm.train import Stage
 

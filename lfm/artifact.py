@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm import __version__
-from lfm.config import InputError
+from lfm.errors import InputError
 
 MANIFEST = "manifest.json"
 # Files in this folder of an artifact say how it came about (times, say). They are checksummed, but the artifact's

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lfm.artifact import publishing, verify
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.progress import say
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from lfm.cli_options import check_file as _check_file
 from lfm.cli_options import debugging as _debugging
 from lfm.cli_options import examples as _examples
 from lfm.cli_options import use_home as _use_home
-from lfm.config import InputError, parse_overrides
-from lfm.presets import PRESETS, load
+from lfm.config.overrides import parse_overrides
+from lfm.config.presets import PRESETS, load
+from lfm.errors import InputError
 
 INSPECT_KEYS = (
     "classes", "counts", "gamma", "gamma_effective", "own_label_mass", "label_mass", "neighbours"
@@ -101,7 +102,7 @@ def run(
     if json_:
         _check_file(json_)
     from lfm import jobs
-    from lfm.device import check_device
+    from lfm.backbones.device import check_device
     from lfm.report import table
     from pipelines.run import run_local
 
@@ -166,9 +167,10 @@ def fetch(
     """
     name = PRESETS[name]().data.name if name in PRESETS else name
     _use_home(home_)
-    from lfm.config import DataConfig, unknown
+    from lfm.config.schema import DataConfig
     from lfm.data import DATASETS
     from lfm.data.custom import KINDS
+    from lfm.errors import unknown
 
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from lfm.cli_options import PresetArgument, SetOption, check_file, examples
-from lfm.config import InputError, RunConfig, parse_overrides, unknown
-from lfm.presets import PRESETS, load
+from lfm.config.overrides import parse_overrides
+from lfm.config.presets import PRESETS, load
+from lfm.config.schema import RunConfig
+from lfm.errors import InputError, unknown
 
 RUNNERS = ("local", "docker", "kfp")
 ACTIONS = ("list", "pause", "resume", "delete", "replace")

@@ -9,8 +9,8 @@ import typer
 
 from lfm.artifact import check_writable, home
 from lfm.cli_options import HomeOption, PresetArgument, SetOption, debugging, examples, use_home
-from lfm.config import parse_overrides
-from lfm.presets import load
+from lfm.config.overrides import parse_overrides
+from lfm.config.presets import load
 
 NameArgument = Annotated[str, typer.Argument(help="Of the registered model, which is the preset's.")]
 
@@ -46,7 +46,7 @@ def sweep(
     """
     overrides = parse_overrides(set_ or [])
     config = load(preset, overrides)
-    from lfm import sweeps
+    from lfm.config import sweeps
 
     chosen = [parse_overrides([f"value={value}"])["value"] for value in values.split(",")] if values else []
     variants = sweeps.variants_of(grid, chosen, seeds, config.seed)
@@ -90,7 +90,7 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
     config = load(preset, overrides)
     use_home(home_)
     from lfm import jobs
-    from lfm.device import check_device
+    from lfm.backbones.device import check_device
     from pipelines.run import run_retraining
 
     jobs.check(config)
@@ -166,7 +166,7 @@ def sync(home_: HomeOption = None) -> None:
     """
     use_home(home_)
     from lfm import tracking
-    from lfm.config import InputError
+    from lfm.errors import InputError
 
     count = tracking.sync()
     others = tracking.elsewhere()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lfm.artifact import check_writable, home
-from lfm.config import InputError
+from lfm.errors import InputError
 
 SetOption = Annotated[
     list[str] | None,

@@ -7,7 +7,7 @@ import typer
 
 from lfm.artifact import check_writable, home
 from lfm.cli_options import HomeOption, use_home
-from lfm.config import InputError
+from lfm.errors import InputError
 
 if TYPE_CHECKING:
     from lfm.report.page import Report

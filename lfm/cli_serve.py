@@ -11,7 +11,7 @@ import typer
 
 from lfm.artifact import MANIFEST
 from lfm.cli_options import HomeOption, examples, set_home
-from lfm.config import InputError
+from lfm.errors import InputError
 
 if TYPE_CHECKING:
     from lfm.serve import Predictor
@@ -75,7 +75,7 @@ def predict(
 def _answers(predictor: "Predictor", files: Sequence[Path], top: int, new: Sequence[str]) -> list[dict[str, Any]]:
     import numpy as np
 
-    from lfm.config import DataConfig
+    from lfm.config.schema import DataConfig
     from lfm.data.decode import BadImageError, decode
 
     largest, grey, pixels = DataConfig().max_megapixels, predictor.info["channels"] == 1, []
@@ -138,7 +138,7 @@ def serve(
     set_home(home_)
     with _folder_of(model) as (folder, uri):
         from lfm.artifact import verify
-        from lfm.device import pick_device
+        from lfm.backbones.device import pick_device
         from lfm.server.settings import Settings
         from lfm.server.supervise import serve as run
 

@@ -16,7 +16,7 @@ def rows_of(variants: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str,
     """A row for each configuration, its seeds together.
 
     Args:
-        variants: `label`, and `value` where the sweep is over numbers (`lfm.sweeps.variants_of`).
+        variants: `label`, and `value` where the sweep is over numbers (`lfm.config.sweeps.variants_of`).
         scores: of each variant: percent or None for each of `COLUMNS`.
 
     Returns:

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from lfm.address import server_address, tracking_uri
 from lfm.artifact import home
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.outbox import Record, RefusedError
 
 KEY, ATTEMPT = "lfm.pipeline_run", "lfm.attempt"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm.config import GROUPS, ShotsConfig
+from lfm.config.schema import GROUPS, ShotsConfig
 
 
 def shot_group(count_C: Tensor, shots: ShotsConfig) -> list[str]:

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.analysis import BLOCK_ENTRIES
-from lfm.config import RunConfig
+from lfm.backbones.model import LFM
+from lfm.config.schema import RunConfig
 from lfm.data import Images
 from lfm.evaluate import top_class
-from lfm.mixup import local_sampling_rows
-from lfm.model import LFM
+from lfm.method.analysis import BLOCK_ENTRIES
+from lfm.method.mixup import local_sampling_rows
 from lfm.score import EVAL_BATCH, autocast
 
 PAPER_PAIRS = (

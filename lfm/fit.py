@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lfm.config import InputError
+from lfm.errors import InputError
 
 BLOCK_WEIGHTS = 10_000
 SMALLEST_BATCH = 16

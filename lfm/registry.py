@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfm.artifact import home
-from lfm.config import InputError, unknown
 from lfm.delivery import connect
+from lfm.errors import InputError, unknown
 from lfm.tracking import CONTENT
 
 CHAMPION, CHALLENGER = "champion", "challenger"

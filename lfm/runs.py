@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lfm.config import InputError, RunConfig, flatten
+from lfm.config.overrides import flatten
+from lfm.config.presets import load
+from lfm.config.schema import RunConfig
 from lfm.delivery import connect
-from lfm.presets import load
+from lfm.errors import InputError
 
 GROUPS = ("many", "medium", "few", "all")
 # What changes neither the weights nor what they are scored on.

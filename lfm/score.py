@@ -9,12 +9,12 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from lfm.config import RunConfig
+from lfm.backbones.device import pick_device as pick_device
+from lfm.backbones.device import use_bf16 as use_bf16
+from lfm.backbones.model import LFM
+from lfm.config.schema import RunConfig
 from lfm.data import Images
-from lfm.device import pick_device as pick_device
-from lfm.device import use_bf16 as use_bf16
 from lfm.evaluate import accuracy, confusion, hits, metrics, predict
-from lfm.model import LFM
 
 EVAL_BATCH, EVAL_PIXELS = 1024, 1 << 24
 CONFUSION_CLASSES = 2048

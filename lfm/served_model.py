@@ -7,7 +7,7 @@ from mlflow.exceptions import MlflowException  # noqa: TID251
 from mlflow.models import set_model  # noqa: TID251
 from mlflow.pyfunc import PythonModel, PythonModelContext  # noqa: TID251
 
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.request import Limits, of_table, pixels_of
 from lfm.serve import Predictor
 

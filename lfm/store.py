@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from lfm import storage
 from lfm.artifact import MANIFEST, content_key, home, publishing, verify
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.progress import say
 
 PATIENCE = 60.0

@@ -17,8 +17,10 @@ from mlflow.utils.time import get_current_time_millis
 from lfm import storage
 from lfm.address import is_server, server_address
 from lfm.artifact import home
-from lfm.config import InputError, RunConfig, flatten
+from lfm.config.overrides import flatten
+from lfm.config.schema import RunConfig
 from lfm.delivery import DatasetUsed, Delivery, Membership
+from lfm.errors import InputError
 from lfm.outbox import HEADER, Outbox, Record, RefusedError
 from lfm.progress import say
 from lfm.store import shared

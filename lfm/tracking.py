@@ -21,8 +21,8 @@ from mlflow.utils.time import get_current_time_millis
 from lfm import outbox, storage
 from lfm.address import is_server, server_address, tracking_uri
 from lfm.artifact import MANIFEST, home
-from lfm.config import InputError
 from lfm.delivery import KEY, KEY_VARIABLE, Delivery, Membership, connect, find_run
+from lfm.errors import InputError
 from lfm.progress import say
 from lfm.revision import commit as commit
 from lfm.shipped import copy_code

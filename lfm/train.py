@@ -22,14 +22,16 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 
+from lfm.backbones.model import LFM
 from lfm.checkpoint import Checkpoints, like, whole
-from lfm.config import InputError, RunConfig, StageConfig, flatten
+from lfm.config.overrides import flatten
+from lfm.config.schema import RunConfig, StageConfig
 from lfm.data import Images
 from lfm.data.feed import fetched_ahead, mixed_images
+from lfm.errors import InputError
 from lfm.fit import cast_once, find_batch_size, recompute_activations, seconds_or_nothing, share
-from lfm.losses import Classes, make_loss, soft
-from lfm.mixup import PairBatch, PairSampler
-from lfm.model import LFM
+from lfm.method.losses import Classes, make_loss, soft
+from lfm.method.mixup import PairBatch, PairSampler
 from lfm.progress import bar, say
 from lfm.score import image_features, score_split, summed, use_bf16
 

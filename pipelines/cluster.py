@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lfm.config import InputError
-from lfm.jobs.form import divide
+from lfm.config.run_parameters import divide
+from lfm.errors import InputError
 from lfm.revision import commit
 from pipelines.compile import pipeline_name, pipeline_of, write
 from pipelines.cron import check_cron

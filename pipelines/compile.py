@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lfm.config import InputError
-from lfm.presets import PRESETS, load
-from lfm.sweeps import variants_of
+from lfm.config.presets import PRESETS, load
+from lfm.config.sweeps import variants_of
+from lfm.errors import InputError
 from pipelines.longtail import training_pipeline
 from pipelines.retrain import retraining_pipeline
 from pipelines.settings import ClusterSettings

@@ -2,7 +2,7 @@
 
 import re
 
-from lfm.config import InputError
+from lfm.errors import InputError
 
 NAMES = {
     "month": ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"),

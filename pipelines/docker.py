@@ -22,7 +22,9 @@ from kfp import local
 from kfp.local import docker_task_handler
 
 from lfm.artifact import home
-from lfm.config import InputError, RunConfig, flatten
+from lfm.config.overrides import flatten
+from lfm.config.schema import RunConfig
+from lfm.errors import InputError
 from pipelines.warm import ended_by
 
 LABEL = "lfm.pipeline_run"

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from kfp import dsl
 
 from components import control, steps
-from lfm.jobs.form import FORM, divide
-from lfm.presets import PRESETS
+from lfm.config.presets import PRESETS
+from lfm.config.run_parameters import FORM, divide
 from pipelines.placement import Placement
 from pipelines.settings import ClusterSettings
 

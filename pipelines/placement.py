@@ -3,7 +3,7 @@
 from typing import Any
 
 from components.needs import NEEDS, Needs
-from lfm.config import InputError
+from lfm.errors import InputError
 from pipelines.settings import ClusterSettings, StepSize
 
 HOURLY = 3600

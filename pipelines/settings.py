@@ -6,7 +6,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from lfm.config import InputError, Section
+from lfm.config.schema import Section
+from lfm.errors import InputError
 from lfm.revision import image
 
 

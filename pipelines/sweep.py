@@ -25,7 +25,7 @@ def sweep_pipeline(
 
     Args:
         preset: its name.
-        variants: default of the parameter of that name (`lfm.sweeps.variants_of`).
+        variants: default of the parameter of that name (`lfm.config.sweeps.variants_of`).
         overrides: of all configurations.
         settings: of a cluster; None: a local run.
         parallelism: configurations at a time, in a local run.

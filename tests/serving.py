@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lfm import backbone, weights
 from lfm.artifact import publishing
-from lfm.config import ModelConfig, TextConfig
+from lfm.backbones import openclip, weights
+from lfm.backbones.model import LFM, conv4
+from lfm.backbones.text_encoders import embed
+from lfm.config.schema import ModelConfig, TextConfig
 from lfm.data.fashion_mnist import CLASSES
-from lfm.model import LFM, conv4
-from lfm.text import embed
 from tests.conftest import Fashion
 
 LFM_COMMAND = Path(sys.executable).with_name("lfm")
@@ -74,7 +74,7 @@ def write_vit(folder: Path, work: Path) -> tuple[Path, Path]:
         "tower": "vit", "weights": "random", "architecture": VIT, "channels": 3, "image_shape": None,
         "preprocess": preprocess, "classes": list(COLOURS), "counts": [9, 9, 9], "temperature": 0.1,
     }  # fmt: skip
-    model = LFM(backbone.image_tower(whole), text_CD)
+    model = LFM(openclip.image_tower(whole), text_CD)
     served = {"groups": ["few"] * 3, "calibration": None, "text": text_of("backbone")}
     return write(folder, model, info, served, whole), whole
 
@@ -94,7 +94,7 @@ def write(
         (aside / "served.json").write_text(json.dumps(served))
         if whole:
             (aside / "text").mkdir()
-            backbone.keep_text_half(whole, aside / "text")
+            openclip.keep_text_half(whole, aside / "text")
     return folder
 
 

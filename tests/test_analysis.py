@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import integrate, special
 from torch import Tensor
 
-from lfm import analysis
-from lfm.analysis import (
+from lfm.method import analysis
+from lfm.method.analysis import (
     Pairs,
     auto_alpha,
     expected_label_weight,
@@ -26,7 +26,7 @@ from lfm.analysis import (
     own_label_mass,
     seen_probability,
 )
-from lfm.mixup import PairSampler
+from lfm.method.mixup import PairSampler
 
 
 @pytest.fixture(autouse=True, scope="module")

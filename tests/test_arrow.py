@@ -8,10 +8,11 @@ import datasets
 import numpy as np
 import pytest
 
-from lfm.config import DataConfig, InputError
+from lfm.config.schema import DataConfig
 from lfm.data.arrow import is_arrow
 from lfm.data.custom import load_custom
 from lfm.data.source import SPLITS
+from lfm.errors import InputError
 from tests.test_data import encoded, photo
 
 NAMES = ["cat", "dog"]

@@ -29,7 +29,7 @@ from lfm.artifact import (
     verify,
 )
 from lfm.artifact import home as lfm_home
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.store import build_once
 
 INPUTS = {"data": {"name": "x", "n": 3}, "seed": 0}

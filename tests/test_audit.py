@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from lfm import jobs
 from lfm.cli import app
-from lfm.config import DataConfig, InputError
+from lfm.config.presets import load
+from lfm.config.schema import DataConfig
 from lfm.data import hashes as hashes_module
 from lfm.data import write
 from lfm.data.audit import NEAR_SIDE, SHOWN_GROUPS, SHOWN_IMAGES, audit, name_problems, thumbnails
@@ -28,8 +29,8 @@ from lfm.data.decode import ODD
 from lfm.data.hashes import close_pairs
 from lfm.data.source import SPLITS, Files, Source
 from lfm.data.table import COLUMNS, Table, describe
+from lfm.errors import InputError
 from lfm.jobs.audit import to_mend
-from lfm.presets import load
 from lfm.report import data_page, data_summary, headline
 from tests.reader import Reader
 

@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lfm import backbone, towers
-from lfm.backbone import embed_prompts, image_tower, load
-from lfm.config import InputError, ModelConfig
-from lfm.text import minilm_folder
-from lfm.towers import Preprocess, preprocess
-from lfm.weights import fetch, weights_id
+from lfm.backbones import openclip, towers
+from lfm.backbones.openclip import embed_prompts, image_tower, load
+from lfm.backbones.text_encoders import minilm_folder
+from lfm.backbones.towers import Preprocess, preprocess
+from lfm.backbones.weights import fetch, weights_id
+from lfm.config.schema import ModelConfig
+from lfm.errors import InputError
 from tests.s3 import S3
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -178,7 +179,7 @@ def test_the_image_tower_is_rebuilt_from_the_configuration_alone(families: dict[
     for folder in families.values():
         config = json.loads((folder / "config.json").read_text())
         before = copy.deepcopy(config)
-        bare, filled = backbone.build_image_tower(config), image_tower(folder)
+        bare, filled = openclip.build_image_tower(config), image_tower(folder)
         assert config == before
         bare.load_state_dict(filled.state_dict())
         assert torch.equal(bare(images(folder)), filled(images(folder)))
@@ -269,7 +270,7 @@ def test_a_clip_file_fills_a_custom_text_model_and_a_larger_image(vit: Path, tmp
     wide = {**VIT, "custom_text": True, "vision_cfg": VISION | {"image_size": 48}}
     wide["text_cfg"] = TEXT | {"context_length": 20}
     folder = fetched(tmp_path / "out", model(tmp_path, wide, weights))
-    expected = backbone.build(wide, folder)
+    expected = openclip.build(wide, folder)
     load_checkpoint(expected, weights)
     got = load(folder).state_dict()
     assert all(torch.equal(got[key], value) for key, value in expected.state_dict().items())
@@ -413,7 +414,8 @@ def test_a_configuration_that_open_clip_cannot_build_is_refused(tmp_path: Path) 
 
 def test_checking_imports_neither_open_clip_nor_transformers() -> None:
     code = (
-        "import sys; from lfm import towers, weights; from lfm.config import ModelConfig as M; towers.check(M()); "
+        "import sys; from lfm.backbones import towers, weights; "
+        "from lfm.config.schema import ModelConfig as M; towers.check(M()); "
         "weights.weights_id(M(), 0); assert not {'open_clip', 'transformers', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -630,7 +632,7 @@ def test_sentences_that_are_too_long_are_told(families: dict[str, Path], capsys:
 def test_a_bar_shows_where_encoding_takes_long(vit: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     embed_prompts(vit, PROMPTS, batch=1)
     assert "%" not in capsys.readouterr().out
-    monkeypatch.setattr(backbone, "QUIET", 0.0)
+    monkeypatch.setattr(openclip, "QUIET", 0.0)
     embed_prompts(vit, PROMPTS, batch=1)
     out = capsys.readouterr().out
     assert "text" in out and "4/4 sentences" in out

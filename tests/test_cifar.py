@@ -19,11 +19,12 @@ import pytest
 import torchvision.datasets
 from numpy.typing import NDArray
 
-from lfm.config import DataConfig, InputError
+from lfm.config.schema import DataConfig
 from lfm.data import cifar as module
 from lfm.data.cifar import CIFAR10, CIFAR100, Cifar, Layout, load_cifar10, load_cifar100
 from lfm.data.longtail import profile, subset
 from lfm.data.source import TEST, TRAIN, Source
+from lfm.errors import InputError
 
 BOTH = pytest.mark.parametrize("cifar", [CIFAR10, CIFAR100], ids=lambda cifar: cifar.name)
 FORMS = pytest.mark.parametrize("form", ["python", "binary"])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from lfm import registry
 from lfm.cli import app
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.serve import Predictor
 from lfm.tracking import connect
 from tests.conftest import Fashion

@@ -9,7 +9,7 @@ import pytest
 from components import control, steps
 from components.__main__ import TARGET, listing
 from components.needs import NEEDS
-from lfm.jobs.form import FORM
+from lfm.config.run_parameters import FORM
 
 COMPONENTS: dict[str, Any] = {
     c.name: c for module in (steps, control) for c in vars(module).values() if hasattr(c, "component_spec")

@@ -8,17 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lfm.config import (
-    CODE_VALUES,
-    InputError,
-    RunConfig,
-    Section,
-    apply_overrides,
-    field_names,
-    flatten,
-    parse_overrides,
-)
-from lfm.presets import PRESETS, load
+from lfm.config.overrides import CODE_VALUES, apply_overrides, field_names, flatten, parse_overrides
+from lfm.config.presets import PRESETS, load
+from lfm.config.schema import RunConfig, Section
+from lfm.errors import InputError
 
 BASE = RunConfig(preset="test")
 SECTIONS = [name for name, value in BASE if isinstance(value, Section)]

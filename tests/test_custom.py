@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lfm import storage
-from lfm.config import DataConfig, InputError
+from lfm.config.schema import DataConfig
 from lfm.data.custom import load_custom
 from lfm.data.heldout import choose_test
 from lfm.data.source import SPLITS, Source
+from lfm.errors import InputError
 from tests.s3 import S3
 
 Files = dict[str, bytes]

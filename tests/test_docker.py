@@ -10,8 +10,9 @@ import pytest
 from kfp import dsl, local
 from kfp.local import docker_task_handler
 
-from lfm.config import InputError, RunConfig
-from lfm.presets import load
+from lfm.config.presets import load
+from lfm.config.schema import RunConfig
+from lfm.errors import InputError
 from pipelines.docker import _environment, _lines, _mounts, _run, docker_steps
 from tests.containers import ROOT, base_image, build, connect
 

@@ -10,13 +10,13 @@ from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
 from lfm import evidence
-from lfm.config import RunConfig
+from lfm.backbones.model import LFM
+from lfm.backbones.towers import Preprocess
+from lfm.config.presets import load
+from lfm.config.schema import RunConfig
 from lfm.data import Images
 from lfm.evaluate import confusion, metrics
-from lfm.mixup import local_sampling_rows
-from lfm.model import LFM
-from lfm.presets import load
-from lfm.towers import Preprocess
+from lfm.method.mixup import local_sampling_rows
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:

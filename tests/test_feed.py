@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from lfm.backbones.towers import DEFAULT, Preprocess
 from lfm.data.feed import mixed_images, positions
 from lfm.data.images import PIECE, Images, _rows_of
-from lfm.mixup import PairBatch
-from lfm.towers import DEFAULT, Preprocess
+from lfm.method.mixup import PairBatch
 
 COUNT = 2 * PIECE + 3
 TO = Preprocess(96, DEFAULT.mean, DEFAULT.std, "bicubic", "shortest")

@@ -12,13 +12,13 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-from lfm.config import InputError
+from lfm.config.presets import PRESETS, load
 from lfm.data.artifact import judge
+from lfm.errors import InputError
 from lfm.jobs import backbone_for, check, dataset_for, embeddings_for, inspect, new_model
 from lfm.jobs.prepare import table_for
 from lfm.jobs.preview import preview
 from lfm.jobs.step import step
-from lfm.presets import PRESETS, load
 
 LOCAL = {
     "model.tower": "conv4", "model.weights": "random", "text.encoder": "minilm", "data.verify": False,
@@ -75,8 +75,9 @@ def test_places_has_an_alpha_for_each_stage_and_training_uses_it(tmp_path: Path)
 def test_a_command_waits_for_no_library_before_its_steps_do() -> None:
     """What `lfm run` does itself: PyTorch and MLflow would keep it for three seconds before the first step."""
     program = (
-        "import sys; from lfm import cli; from lfm.jobs import check; from lfm.presets import load; "
-        "from lfm.device import check_device; from lfm.report import table; import pipelines.run; import lfm.address; "
+        "import sys; from lfm import cli; from lfm.jobs import check; from lfm.config.presets import load; "
+        "from lfm.backbones.device import check_device; from lfm.report import table; "
+        "import pipelines.run; import lfm.address; "
         "check(load('fashion-mnist-lt')); check_device('auto'); "
         "assert not {'torch', 'mlflow', 'open_clip', 'pandas'} & set(sys.modules)"
     )

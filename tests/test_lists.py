@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfm.config import DATASET_NAMES, DataConfig, InputError
+from lfm.config.schema import DATASET_NAMES, DataConfig
 from lfm.data.class_names import named
 from lfm.data.downloads import HELP, where_to_put
 from lfm.data.fingerprint import fingerprint
 from lfm.data.inaturalist import load_inaturalist2018
 from lfm.data.lists import imagenet_names, load_imagenet_lt, load_places_lt, read_list
 from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Source
+from lfm.errors import InputError
 
 Rows = list[tuple[str, int]]
 S3 = "s3://bucket/images"

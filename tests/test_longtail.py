@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfm.config import InputError
 from lfm.data.longtail import Index, hold_out, profile, subset
+from lfm.errors import InputError
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(lambda label: np.array(label, dtype=np.int64))

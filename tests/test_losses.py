@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.config import LossConfig
-from lfm.losses import LOSSES, Classes, LabelLoss, dense, hard, make_loss, soft
+from lfm.config.schema import LossConfig
+from lfm.method.losses import LOSSES, Classes, LabelLoss, dense, hard, make_loss, soft
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
 each_loss = pytest.mark.parametrize("name", LOSSES)

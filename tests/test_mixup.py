@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from lfm.mixup import (
+from lfm.method.mixup import (
     PairBatch,
     PairSampler,
     PartnerSampler,
@@ -184,7 +184,7 @@ def draws(sampler: PartnerSampler, class_B: Tensor, u_BK: Tensor) -> Tensor:
 def test_draw_inverts_the_cumulative_distribution(path: str, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The partner is the first class whose cumulative mass exceeds u; chunks of 3 of 7 classes."""
     classes = 7
-    monkeypatch.setattr("lfm.mixup.CHUNK", 3)
+    monkeypatch.setattr("lfm.method.mixup.CHUNK", 3)
     text_CD = make_text(classes, dtype=torch.float64)
     rng = torch.Generator().manual_seed(1)
     class_B = torch.randint(classes, (25,), generator=rng)
@@ -223,7 +223,7 @@ def test_table_and_chunks_draw_the_same_classes(
     """For the same u, whatever the pieces, but for the rounding of float32 cosines, which tau = .002 magnifies."""
     classes = 64
     for name, value in (("CHUNK", chunk), ("BLOCK", block), ("SCRATCH_ENTRIES", scratch)):
-        monkeypatch.setattr(f"lfm.mixup.{name}", value)
+        monkeypatch.setattr(f"lfm.method.mixup.{name}", value)
     text_CD = make_text(classes, dim=100, spread=0.1)
     rng = torch.Generator().manual_seed(0)
     table, chunks = PartnerSampler(text_CD, tau), PartnerSampler(text_CD, tau, table_classes=0)
@@ -236,7 +236,7 @@ def test_table_and_chunks_draw_the_same_classes(
 @pytest.mark.parametrize("tau", [0.05, 0.5])
 @pytest.mark.parametrize("path", PATHS)
 def test_partner_classes_follow_the_distribution(path: str, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lfm.mixup.CHUNK", 4)
+    monkeypatch.setattr("lfm.method.mixup.CHUNK", 4)
     each = 20_000
     text_CD = make_text(6)
     u_CK = torch.rand(6, each, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.config import InputError
-from lfm.model import LFM, conv4, load_weights
+from lfm.backbones.model import LFM, conv4, load_weights
+from lfm.errors import InputError
 
 
 def unit_rows(classes: int, dim: int) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lfm.artifact import content_key
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.jobs import Curves
 from lfm.jobs.nodes import train_on_nodes
 from tests.containers import ROOT, build, connect

@@ -21,8 +21,8 @@ from mlflow.entities import Run
 
 from lfm.artifact import verify
 from lfm.cli import _write_json
-from lfm.config import flatten
-from lfm.presets import load
+from lfm.config.overrides import flatten
+from lfm.config.presets import load
 
 LFM = Path(sys.executable).with_name("lfm")
 ROOT = Path(__file__).parent.parent

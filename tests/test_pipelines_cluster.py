@@ -12,9 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from lfm.cli import app
-from lfm.config import InputError
-from lfm.jobs.form import filled
-from lfm.presets import load
+from lfm.config.presets import load
+from lfm.config.run_parameters import filled
+from lfm.errors import InputError
 from pipelines import cluster as cluster_module
 from pipelines.cluster import Cluster
 from pipelines.settings import ClusterSettings

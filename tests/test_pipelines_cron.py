@@ -2,7 +2,7 @@
 
 import pytest
 
-from lfm.config import InputError
+from lfm.errors import InputError
 from pipelines.cron import check_cron
 
 

@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from lfm import registry
+from lfm.config.presets import load
 from lfm.data.fashion_mnist import read_idx
-from lfm.presets import load
 from pipelines.longtail import training_pipeline
 from pipelines.run import Result, run_local, run_pipeline, run_retraining
 from pipelines.settings import ClusterSettings

@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from lfm.cli import app
-from lfm.presets import load
-from lfm.sweeps import variants_of
+from lfm.config.presets import load
+from lfm.config.sweeps import variants_of
 from pipelines.run import run_sweep
 from tests.test_pipelines_retrain import PRESET, SMALL
 

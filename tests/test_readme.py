@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lfm.config import field_names
+from lfm.config.overrides import field_names
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

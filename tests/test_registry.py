@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from lfm import registry
 from lfm.cli import app
-from lfm.config import InputError
+from lfm.errors import InputError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lfm.config import ShotsConfig
+from lfm.config.schema import ShotsConfig
 from lfm.evaluate import metrics
 from lfm.report import histogram, percent, picture, table
 

@@ -13,17 +13,18 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.config import InputError, RunConfig
+from lfm.backbones.towers import Preprocess
+from lfm.config.presets import load
+from lfm.config.schema import RunConfig
 from lfm.data import Images
 from lfm.data.longtail import profile
+from lfm.errors import InputError
 from lfm.evaluate import confusion, metrics
 from lfm.evidence import Answer
 from lfm.jobs.gathering import gather, keep_answers
-from lfm.presets import load
 from lfm.report.page import Report, run_page
 from lfm.report.published import for_data
 from lfm.report.values import Other, Run, Sweep, read_run
-from lfm.towers import Preprocess
 from tests.browser import check
 from tests.reader import Reader
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lfm.config import RunConfig
-from lfm.presets import load
+from lfm.config.presets import load
+from lfm.config.schema import RunConfig
 from lfm.report.paper import Ours, paper_page, tasks
 from lfm.report.published import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, for_data
 from tests.reader import Reader

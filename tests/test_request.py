@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.request import Limits, Request, RequestError, of_json, of_table, params_of, pixels_of
 from lfm.serve import Predictor
 from tests.serving import png, write_vit

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
+from lfm.backbones.towers import Preprocess
 from lfm.data.decode import fitted
 from lfm.data.resample import HIGH, PIL_ONE, Resampling, _parts, resize_rows
-from lfm.towers import Preprocess
 
 CPU = torch.device("cpu")
 TO = Preprocess(96, (), (), "bicubic", "shortest")

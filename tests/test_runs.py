@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from lfm import runs
-from lfm.config import InputError, flatten
+from lfm.config.overrides import flatten
+from lfm.config.presets import load
 from lfm.delivery import connect
+from lfm.errors import InputError
 from lfm.jobs.reporting import others, report_paper, sweeps
-from lfm.presets import load
 from lfm.report.published import TABLE_1
 from tests.reader import Reader
 

@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lfm import backbone
-from lfm.config import InputError, TextConfig
+from lfm.backbones import openclip
+from lfm.backbones.text_encoders import embed
+from lfm.config.schema import TextConfig
+from lfm.errors import InputError
 from lfm.serve import Predictor
-from lfm.text import embed
 from tests.conftest import Fashion
 from tests.serving import GROUPS, write_conv4, write_vit
 
@@ -92,7 +93,7 @@ def test_new_classes_are_weighed_beside_those_of_training(predictor: Predictor, 
 
 def test_images_of_any_size_are_fitted_as_open_clip_does_it(vit: tuple[Path, Path]) -> None:
     predictor = Predictor(vit[0], precision="fp32")
-    rng, image_tower = np.random.default_rng(0), backbone.image_tower(vit[1])
+    rng, image_tower = np.random.default_rng(0), openclip.image_tower(vit[1])
     transform = open_clip.image_transform(32, is_train=False)
     for shape in ((40, 70, 3), (32, 32, 3), (90, 33)):
         image = Image.fromarray(rng.integers(0, 256, shape, np.uint8))

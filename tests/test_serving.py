@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from lfm.artifact import publishing
 from lfm.calibrate import MIN_IMAGES
-from lfm.config import RunConfig
+from lfm.config.presets import load
+from lfm.config.schema import RunConfig
 from lfm.data import Images, open_split, read_info
 from lfm.jobs import backbone_for, dataset_for, embeddings_for, new_model
 from lfm.jobs.serving import example_of, fresh, served
 from lfm.jobs.training import model_info
-from lfm.presets import load
 from lfm.request import Limits, of_table, pixels_of
 from lfm.serve import Predictor
 from tests.conftest import write_idx

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from lfm import registry, tracking
 from lfm.address import tracking_uri
+from lfm.backbones.class_embedder import LONGEST_NAME, MOST_NAMES
 from lfm.cli import app
 from lfm.request import MOST_TOP
 from lfm.serve import Predictor
 from lfm.server.settings import Settings
-from lfm.words import LONGEST_NAME, MOST_NAMES
 from tests.serving import png, serving, write_vit
 
 TEXT = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import stats
 
 from benchmarks import inputs, measure, reference, speed
-from lfm.config import ShotsConfig
+from lfm.config.schema import ShotsConfig
 from lfm.evaluate import accuracy, hits, shot_group
 
 # Written for these tests in the layout of the authors' repository: the names and arguments that the benchmark calls.

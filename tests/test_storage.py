@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lfm import storage
-from lfm.config import InputError
+from lfm.errors import InputError
 from tests.s3 import S3, free_ports
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from lfm import storage, store
 from lfm.artifact import publishing, verify
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.store import Mirror, build_once, fetch_checkpoints, pull, push, shared
 from tests.s3 import S3
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lfm.config import InputError
-from lfm.presets import load
-from lfm.sweeps import BASELINES, check, variants_of
+from lfm.config.presets import load
+from lfm.config.sweeps import BASELINES, check, variants_of
+from lfm.errors import InputError
 
 BASE = load("fashion-mnist-lt")
 

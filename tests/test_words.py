@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfm import backbone, words
-from lfm.config import InputError, TextConfig
-from lfm.text import embed
-from lfm.words import LONGEST_NAME, MOST_NAMES, Words, checked
+from lfm.backbones import class_embedder, openclip
+from lfm.backbones.class_embedder import LONGEST_NAME, MOST_NAMES, Words, checked
+from lfm.backbones.text_encoders import embed
+from lfm.config.schema import TextConfig
+from lfm.errors import InputError
 from tests.serving import write_vit
 
 PROMPTS = ("a photo of a {}", "{} in the wild")
@@ -21,13 +22,13 @@ PROMPTS = ("a photo of a {}", "{} in the wild")
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Sentences that reached the real tower, call by call."""
     calls: list[list[str]] = []
-    real = words.encoder
+    real = class_embedder.encoder
 
     def spying(*given: object) -> Callable[[list[str]], Tensor]:
         encode = real(*given)  # type: ignore[arg-type]
         return lambda sentences: (calls.append(sentences), encode(sentences))[1]
 
-    monkeypatch.setattr(words, "encoder", spying)
+    monkeypatch.setattr(class_embedder, "encoder", spying)
     return calls
 
 
@@ -46,7 +47,7 @@ def test_a_new_class_is_embedded_as_those_of_training_are_and_only_once(asked: l
 def test_what_was_asked_for_longest_ago_is_forgotten_first(
     asked: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(words, "KEPT", 2)
+    monkeypatch.setattr(class_embedder, "KEPT", 2)
     ours = Words(TextConfig(encoder="minilm"), None)
     for name in ("a", "b", "a", "c", "a", "b"):
         ours([name])
@@ -58,8 +59,8 @@ def test_the_text_half_gives_what_the_whole_backbone_gives_and_is_small(tmp_path
     config = TextConfig(encoder="backbone", prompt=PROMPTS)
     expected_CD = embed(["snow leopard", "lynx"], config, whole)
     assert torch.allclose(Words(config, folder / "text")(["snow leopard", "lynx"]), expected_CD, atol=1e-6)
-    half = backbone.load(folder / "text")
-    whole_net = backbone.load(whole)
+    half = openclip.load(folder / "text")
+    whole_net = openclip.load(whole)
     assert half.state_dict().keys() >= {k for k in whole_net.state_dict() if not k.startswith("visual.")}
     assert sum(w.numel() for w in half.visual.parameters()) < 100_000  # type: ignore[operator, union-attr]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lfm.config import DataConfig
+from lfm.config.schema import DataConfig
 from lfm.data.artifact import add_pixels, judge, read_info, write
 from lfm.data.cifar import load_cifar10, load_cifar100
 from lfm.data.custom import load_custom

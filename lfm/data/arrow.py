@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lfm.config import InputError
 from lfm.data.source import SPLITS, Encoded, Files, Index, Joined
 from lfm.data.table import Table
+from lfm.errors import InputError
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 

@@ -18,13 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lfm.artifact import MANIFEST, NOTES, link
-from lfm.config import DataConfig, InputError
+from lfm.backbones.towers import Preprocess
+from lfm.config.schema import DataConfig
 from lfm.data.decode import decode, fitted, pixels_of
 from lfm.data.longtail import hold_out, largest, profile, subset
 from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Index, Source
 from lfm.data.table import Table, in_order, open_table, threads, write_table
+from lfm.errors import InputError
 from lfm.progress import bar
-from lfm.towers import Preprocess
 
 SMALL = 64
 """Images all of one size, at most this many pixels a side, are kept as they are and resized on the device."""

@@ -17,11 +17,12 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from lfm.config import DataConfig, InputError
+from lfm.config.schema import DataConfig
 from lfm.data.class_names import named
 from lfm.data.downloads import downloads, where_to_put
 from lfm.data.source import Index, Source
 from lfm.data.unpickle import ByteArray, unpickle
+from lfm.errors import InputError
 from lfm.progress import bar, say
 
 CONNECT_SECONDS = 10

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lfm.config import DataConfig, InputError
+from lfm.config.schema import DataConfig
 from lfm.data.found import Found, absolute, first_few
 from lfm.data.manifest import read_file
 from lfm.data.source import Index
+from lfm.errors import InputError
 
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm import storage
-from lfm.config import DataConfig, InputError
+from lfm.config.schema import DataConfig
 from lfm.data.arrow import is_arrow, read_arrow
 from lfm.data.class_names import WHOLE_NUMBER, named, number_classes
 from lfm.data.found import Found, absolute, resolve, stamps
@@ -16,6 +16,7 @@ from lfm.data.heldout import choose_test, digests
 from lfm.data.image_folder import from_folder
 from lfm.data.manifest import MANIFESTS, Rows, read_lists, read_manifest
 from lfm.data.source import SPLITS, TEST, TRAIN, Encoded, Files, Index, Source
+from lfm.errors import InputError
 from lfm.progress import say
 from lfm.store import build_once
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from lfm.towers import Preprocess
+from lfm.backbones.towers import Preprocess
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lfm.artifact import home
-from lfm.config import DataConfig, InputError, unknown
+from lfm.config.schema import DataConfig
+from lfm.errors import InputError, unknown
 
 # What to fetch, and from whom. The folder and the options follow in `where_to_put`.
 HELP: dict[str, str] = {

@@ -18,8 +18,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lfm.artifact import home
-from lfm.config import DataConfig, InputError
+from lfm.config.schema import DataConfig
 from lfm.data.source import Source
+from lfm.errors import InputError
 from lfm.progress import bar, say
 
 CLASSES = (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lfm.data.images import Images
-from lfm.mixup import PairBatch, mix
+from lfm.method.mixup import PairBatch, mix
 
 FETCH_AHEAD = 3
 WHOLE = slice(None)

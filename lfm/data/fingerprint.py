@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lfm import storage
-from lfm.config import InputError
+from lfm.errors import InputError
 
 SHOWN = 5  # missing images that an error names
 THREADS = 8  # folders looked into at a time: a network file system answers slowly, but many at once

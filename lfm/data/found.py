@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from lfm import storage
-from lfm.config import InputError
+from lfm.errors import InputError
 
 READERS = 16
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.config import InputError
 from lfm.data.source import TEST, TRAIN, Encoded, Index
+from lfm.errors import InputError
 from lfm.progress import bar
 
 READERS = 16

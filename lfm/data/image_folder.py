@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from lfm import storage
-from lfm.config import InputError
 from lfm.data.found import Found, first_few, stamp_of
 from lfm.data.manifest import SPLIT_NAMES, unreadable
 from lfm.data.source import TRAIN
+from lfm.errors import InputError
 from lfm.progress import say
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from lfm.backbones.towers import Preprocess
 from lfm.data.artifact import read_info
 from lfm.data.decode import decode, decode_fast, fitted, pixels_of
 from lfm.data.resample import Resampling, crop, resized
 from lfm.data.source import SPLITS
 from lfm.data.table import Table, open_table
-from lfm.towers import Preprocess
 
 DEVICE_SHARE = 0.25
 """A split whose pixels take up to this share of a GPU's memory lies there whole."""

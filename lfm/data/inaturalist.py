@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lfm.config import DataConfig, InputError
+from lfm.config.schema import DataConfig
 from lfm.data.class_names import named
 from lfm.data.downloads import anew, require
 from lfm.data.lists import Listed, Published, check_published, source_of
 from lfm.data.source import TEST, TRAIN, Index, Source
+from lfm.errors import InputError
 
 INATURALIST_2018 = {
     "train2018.json": Published(437_513, 8142, 2, 1000),

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lfm.config import DataConfig, InputError
+from lfm.config.schema import DataConfig
 from lfm.data.class_names import named
 from lfm.data.downloads import anew, require
 from lfm.data.fingerprint import fingerprint, join
 from lfm.data.source import SPLITS, Files, Index, Source
+from lfm.errors import InputError
 from lfm.progress import say
 
 

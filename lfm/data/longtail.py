@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.config import InputError
+from lfm.errors import InputError
 
 Index = NDArray[np.int64]
 

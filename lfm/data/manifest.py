@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lfm import storage
-from lfm.config import InputError
 from lfm.data.source import TEST, TRAIN, VAL
+from lfm.errors import InputError
 
 SPLIT_NAMES = {"train": TRAIN, "val": VAL, "validation": VAL, "test": TEST}
 PATH_COLUMNS = ("path", "uri", "image", "file")

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lfm.backbones.towers import Preprocess
 from lfm.data.decode import fitted, pixels_of
-from lfm.towers import Preprocess
 
 PIL_ONE = 1 << 22
 """What PIL's resampling counts as 1 in its whole numbers."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lfm import storage
-from lfm.config import InputError
-from lfm.text import check_class_names
+from lfm.backbones.text_encoders import check_class_names
+from lfm.errors import InputError
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)

@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from lfm.artifact import link
-from lfm.config import InputError
 from lfm.data.decode import BadImageError, Look, look
 from lfm.data.source import SPLITS, Encoded, Index
+from lfm.errors import InputError
 from lfm.progress import bar
 
 J = TypeVar("J")

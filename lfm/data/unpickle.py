@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.config import InputError
+from lfm.errors import InputError
 
 
 class _Dtype:

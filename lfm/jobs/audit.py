@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lfm.config import InputError, RunConfig
+from lfm.config.schema import RunConfig
+from lfm.errors import InputError
 from lfm.jobs.prepare import backbone_for, embeddings_for, table_for
 from lfm.jobs.preview import inspect
 from lfm.jobs.step import content

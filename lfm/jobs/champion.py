@@ -9,7 +9,7 @@ from typing import Any
 
 from lfm import registry, tracking
 from lfm.artifact import content_key, read_manifest
-from lfm.config import RunConfig
+from lfm.config.schema import RunConfig
 from lfm.data import read_info
 from lfm.progress import say
 
@@ -38,9 +38,9 @@ class Champion:
             test: `lfm.data.Images`, whose mean and deviation give way to those that the champion was trained with.
             config: precision.
         """
+        from lfm.backbones.towers import Preprocess
         from lfm.score import predict_split
         from lfm.serve import Predictor
-        from lfm.towers import Preprocess
 
         with tempfile.TemporaryDirectory() as folder:
             predictor = Predictor(tracking.fetch_model(self.uri, Path(folder)))

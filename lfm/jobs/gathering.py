@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lfm.config import RunConfig
+from lfm.config.schema import RunConfig
 from lfm.jobs.audit import to_mend
 from lfm.jobs.preview import inspect, read_text
 
@@ -121,7 +121,7 @@ def _confused(text_CD: Any, tau: float, label_N: Any, trained: "Answer") -> list
     import torch
 
     from lfm.evidence import CONFUSED, confused
-    from lfm.mixup import local_sampling_rows
+    from lfm.method.mixup import local_sampling_rows
 
     found = []
     for truth, answer, images in confused(label_N, trained.predicted_N, len(text_CD))[:CONFUSED].tolist():

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from lfm.config import InputError, RunConfig
-from lfm.jobs import form as forms
+from lfm.config import run_parameters as forms
+from lfm.config.presets import load
+from lfm.config.schema import RunConfig
+from lfm.errors import InputError
 from lfm.jobs.prepare import check
 from lfm.jobs.step import step
-from lfm.presets import load
 
 ENDS = {"SUCCEEDED": "FINISHED", "CANCELED": "KILLED", "CANCELLED": "KILLED"}
 
@@ -20,7 +21,7 @@ def configure(preset: str, form: Mapping[str, Any], overrides: Mapping[str, Any]
 
     Args:
         preset: its name.
-        form: the values that stand in the run form (`lfm.jobs.form.FORM`), all or none.
+        form: the values that stand in the run form (`lfm.config.run_parameters.FORM`), all or none.
         overrides: of any field; they win.
 
     Returns:

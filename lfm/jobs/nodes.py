@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lfm.artifact import copy_to
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.jobs.curves import Curves, following
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.trainer import NO_ANSWER, Backend, choose, reason

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm.artifact import content_key, copy_to, home, read_manifest, source_hash
-from lfm.config import DATASET_NAMES, DataConfig, InputError, ModelConfig, RunConfig, TextConfig, unknown
+from lfm.config.schema import DATASET_NAMES, DataConfig, ModelConfig, RunConfig, TextConfig
+from lfm.errors import InputError, unknown
 from lfm.jobs.step import content, step, told
 from lfm.storage import is_remote
 from lfm.store import build_once
@@ -34,7 +35,7 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: unknown data set, tower or weights, a place that is not there, parts that do not fit each other.
     """
-    from lfm import towers
+    from lfm.backbones import towers
 
     if config.data.name not in DATASET_NAMES:
         raise unknown("data set", config.data.name, DATASET_NAMES)
@@ -53,8 +54,8 @@ def check(config: RunConfig) -> None:
 
 
 def preprocess_for(model: ModelConfig) -> Any:
-    """How images become the tower's input (`lfm.towers.Preprocess`); conv4 takes its mean from the data."""
-    from lfm import towers
+    """How images become the tower's input (`lfm.backbones.towers.Preprocess`); conv4 takes its mean from the data."""
+    from lfm.backbones import towers
 
     if towers.uses_open_clip(model):
         return towers.preprocess(model)
@@ -63,7 +64,7 @@ def preprocess_for(model: ModelConfig) -> Any:
 
 def backbone_for(model: ModelConfig, seed: int) -> tuple[Path, bool]:
     """The pre-trained towers in the store, fetched if need be; and whether they were there."""
-    from lfm import towers, weights
+    from lfm.backbones import towers, weights
 
     if not towers.uses_open_clip(model):
         return build_once(
@@ -132,8 +133,8 @@ def embeddings_for(config: TextConfig, dataset: Path, backbone: Path) -> tuple[P
     """
     from safetensors.torch import save_file
 
+    from lfm.backbones.text_encoders import MINILM_SHA256, embed, text_inputs
     from lfm.data import read_info
-    from lfm.text import MINILM_SHA256, embed, text_inputs
 
     info = read_info(dataset)
     names = info["classes"]

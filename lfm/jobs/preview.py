@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lfm.config import RunConfig
+from lfm.config.schema import RunConfig
 from lfm.progress import say
 
 SHOWN_CLASSES = 20
@@ -38,7 +38,7 @@ def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:
 
 
 def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[str, Any]:
-    """What the method will do to each class, exact and without sampling (`lfm.analysis`).
+    """What the method will do to each class, exact and without sampling (`lfm.method.analysis`).
 
     Returns:
         `classes`, `counts`, `gamma`, `gamma_effective`, `own_label_mass`, `label_mass`, `neighbours` (for each class
@@ -47,8 +47,8 @@ def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[st
     """
     import torch
 
-    from lfm import analysis
     from lfm.data import read_info
+    from lfm.method import analysis
 
     info, text_CD = read_info(dataset), read_text(text)
     count_C = torch.tensor(info["counts"])

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lfm.artifact import source_hash
-from lfm.config import InputError, RunConfig
+from lfm.config.schema import RunConfig
+from lfm.errors import InputError
 from lfm.jobs.curves import Curves
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.training import METHOD, train

@@ -66,7 +66,7 @@ def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
         InputError: no such run, fewer than two, or runs that were not scored on the same data.
     """
     from lfm import runs
-    from lfm.config import InputError
+    from lfm.errors import InputError
     from lfm.report.compare import compare_page
 
     among = runs.evaluated()
@@ -88,7 +88,7 @@ def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
 
 def _compared(past: "Past", place: Path) -> Any:
     from lfm import runs
-    from lfm.config import InputError
+    from lfm.errors import InputError
     from lfm.report.values import FILES, Other, read_run
 
     try:
@@ -113,7 +113,7 @@ def report_paper() -> "Report":
 
 def _read(folder: Path, past: "Past", beside: Sequence["Past"], place: Path) -> "Run":
     from lfm import runs
-    from lfm.config import InputError
+    from lfm.errors import InputError
     from lfm.report.values import FILES, read_run
 
     baseline = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm.artifact import MANIFEST, copy_to, source_hash
-from lfm.config import RunConfig
+from lfm.config.schema import RunConfig
 from lfm.jobs.gathering import gather, keep_answers, problems
 from lfm.jobs.reporting import page_of
 from lfm.jobs.step import content, step, told
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 # The source whose change makes kept scores stale.
 SCORING = (
-    "lfm.evaluate", "lfm.evidence", "lfm.jobs.gathering", "lfm.model", "lfm.train", "lfm.score", "lfm.data.images"
+    "lfm.evaluate", "lfm.evidence", "lfm.jobs.gathering", "lfm.backbones.model",
+    "lfm.train", "lfm.score", "lfm.data.images"
 )  # fmt: skip
 EXAMPLE_IMAGES = 2
 SHOWN_CLASSES = 50
@@ -160,10 +161,10 @@ def _score(
     import numpy as np
     import torch
 
+    from lfm.backbones.model import load_weights
     from lfm.data import open_split, read_info
     from lfm.evaluate import shot_group
     from lfm.evidence import answer
-    from lfm.model import load_weights
     from lfm.score import image_features, pick_device, score
 
     test = open_split(Path(dataset), "test", pick_device(config.train.device))

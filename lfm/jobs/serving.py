@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm.artifact import link, read_manifest, source_hash
-from lfm.config import RunConfig
+from lfm.config.schema import RunConfig
 from lfm.jobs.step import content
 from lfm.progress import say
 from lfm.store import build_once
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SERVING = ("lfm.calibrate", "lfm.jobs.serving", "lfm.model", "lfm.score", "lfm.data.images")
+SERVING = ("lfm.calibrate", "lfm.jobs.serving", "lfm.backbones.model", "lfm.score", "lfm.data.images")
 CALIBRATION_IMAGES = 2000
 """One number needs no more."""
 
@@ -52,7 +52,7 @@ def _text(config: RunConfig) -> dict[str, Any]:
 def _make(config: RunConfig, dataset: str, backbone: str, model: str, aside: Path) -> None:
     import torch
 
-    from lfm.backbone import keep_text_half
+    from lfm.backbones.openclip import keep_text_half
     from lfm.evaluate import shot_group
     from lfm.serve import SERVED, TEXT_HALF
 

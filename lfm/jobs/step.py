@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from lfm.artifact import home, read_manifest
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.progress import say
 
 P = ParamSpec("P")

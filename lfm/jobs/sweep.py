@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lfm.config import RunConfig
+from lfm.config.schema import RunConfig
 from lfm.jobs.lifecycle import whole
 from lfm.jobs.prepare import check
 from lfm.jobs.step import step
@@ -18,12 +18,13 @@ def plan_sweep(config: dict[str, Any], variants: Sequence[Mapping[str, Any]]) ->
 
     Args:
         config: what they share.
-        variants: as `lfm.sweeps.variants_of` gives them.
+        variants: as `lfm.config.sweeps.variants_of` gives them.
 
     Returns:
         The same, each with its whole `config`.
     """
-    from lfm import sweeps, tracking
+    from lfm import tracking
+    from lfm.config import sweeps
 
     base = RunConfig.model_validate(config)
     ready = [{**variant, "overrides": whole(variant["overrides"])} for variant in variants]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from lfm.config import InputError
+from lfm.errors import InputError
 
 RUNTIME = "lfm"
 """The TrainingRuntime of infra/kustomize; LFM_TRAINING_RUNTIME names another."""

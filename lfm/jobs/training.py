@@ -12,7 +12,8 @@ from typing import Any
 
 from lfm import storage
 from lfm.artifact import NOTES, content_key, copy_to, home, source_hash
-from lfm.config import InputError, RunConfig
+from lfm.config.schema import RunConfig
+from lfm.errors import InputError
 from lfm.jobs.curves import Curves, following
 from lfm.jobs.preview import preview, read_text
 from lfm.jobs.step import content, step, told
@@ -26,7 +27,7 @@ WEIGHED = {"device", "nodes", "processes", "precision", "flip", "resize", "compi
 
 # The source whose change makes a kept model stale.
 METHOD = (
-    "lfm.mixup", "lfm.losses", "lfm.model", "lfm.train", "lfm.fit", "lfm.score",
+    "lfm.method.mixup", "lfm.method.losses", "lfm.backbones.model", "lfm.train", "lfm.fit", "lfm.score",
     "lfm.data.images", "lfm.data.feed", "lfm.data.resample",
 )  # fmt: skip
 
@@ -113,10 +114,10 @@ def new_model(config: RunConfig, dataset: str | Path, text: str | Path, backbone
     Raises:
         InputError: image and text embeddings differ in length.
     """
-    from lfm import towers
-    from lfm.backbone import image_tower
+    from lfm.backbones import towers
+    from lfm.backbones.model import LFM, conv4
+    from lfm.backbones.openclip import image_tower
     from lfm.data import read_info
-    from lfm.model import LFM, conv4
 
     text_CD = read_text(text)
     if not towers.uses_open_clip(config.model):
@@ -151,8 +152,8 @@ def train(
     import torch
     from safetensors.torch import save_file
 
+    from lfm.backbones.model import load_weights
     from lfm.data import open_split, read_info
-    from lfm.model import load_weights
     from lfm.score import pick_device
     from lfm.train import NonFiniteLossError, Stage
 
@@ -274,7 +275,7 @@ def write_ranks(path: Path, told: Mapping[str, Any]) -> None:
 
 def model_info(config: RunConfig, info: Mapping[str, Any], images: Any, backbone: str) -> dict[str, Any]:
     """What a predictor must know beside the weights."""
-    from lfm.towers import uses_open_clip
+    from lfm.backbones.towers import uses_open_clip
 
     architecture = None
     if uses_open_clip(config.model):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lfm.config import GROUPS
+from lfm.config.schema import GROUPS
 from lfm.report.draw import GROUP_COLOUR, MUTED, Piece, Table, legend_above, panels, style
 from lfm.report.figures_scores import flow
 from lfm.report.html import cell, document, figure, number, part, row, table, text

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.config import GROUPS
+from lfm.config.schema import GROUPS
 from lfm.report.draw import BLUE, GREY, GROUP_COLOUR, INK, MUTED, PURPLE, Piece, legend_above, panels, plain_log, style
 from lfm.report.stats import Interval, calibration, regression
 from lfm.report.text import COLUMNS, percent

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfm.config import GROUPS
+from lfm.config.schema import GROUPS
 from lfm.report import figures_method as method
 from lfm.report import figures_scores as scored
 from lfm.report import figures_training as trained

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lfm.config import GROUPS
+from lfm.config.schema import GROUPS
 from lfm.report import figures_method as method
 from lfm.report import figures_scores as scored
 from lfm.report import figures_space as where

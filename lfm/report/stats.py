@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.config import GROUPS
+from lfm.config.schema import GROUPS
 from lfm.report.text import COLUMNS
 
 Floats = NDArray[np.float64]

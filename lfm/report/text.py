@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lfm.config import GROUPS
+from lfm.config.schema import GROUPS
 
 COLUMNS = (*GROUPS, "all")
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.config import GROUPS, InputError
+from lfm.config.schema import GROUPS
+from lfm.errors import InputError
 from lfm.report.stats import Interval, accuracy_intervals
 
 Points = Sequence[tuple[int, float]]

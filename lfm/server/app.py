@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from lfm import __version__
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.request import FORMATS, MOST_TOP, TOP, RequestError, of_json, params_of, pixels_of
 from lfm.request import Request as Asked
 from lfm.revision import commit

@@ -6,7 +6,7 @@ import tempfile
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from lfm.config import InputError
+from lfm.errors import InputError
 from lfm.progress import say
 from lfm.server.settings import VARIABLE, Settings
 

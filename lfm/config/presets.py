@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lfm.config import (
+from lfm.config.overrides import apply_overrides
+from lfm.config.schema import (
     DataConfig,
     LossConfig,
     MixupConfig,
@@ -12,9 +13,8 @@ from lfm.config import (
     StageConfig,
     TextConfig,
     TrainConfig,
-    apply_overrides,
-    unknown,
 )
+from lfm.errors import unknown
 
 
 def fashion_mnist_lt() -> RunConfig:

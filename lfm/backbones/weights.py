@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
-from lfm import storage, towers
+from lfm import storage
 from lfm.artifact import content_key, home, sha256_file
-from lfm.backbone import WEIGHTS, build, hub_tokenizer
-from lfm.config import InputError, ModelConfig
+from lfm.backbones import towers
+from lfm.backbones.openclip import WEIGHTS, build, hub_tokenizer
+from lfm.config.schema import ModelConfig
+from lfm.errors import InputError
 from lfm.progress import say
 
 T = TypeVar("T")

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm import backbone as backbones
 from lfm import storage
 from lfm.artifact import sha256_file
-from lfm.config import InputError, TextConfig, unknown
+from lfm.backbones import openclip as backbones
+from lfm.config.schema import TextConfig
+from lfm.errors import InputError, unknown
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 

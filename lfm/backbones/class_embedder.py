@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lfm.backbone import Encoder
-from lfm.config import InputError, TextConfig
-from lfm.text import embed_new, encoder
+from lfm.backbones.openclip import Encoder
+from lfm.backbones.text_encoders import embed_new, encoder
+from lfm.config.schema import TextConfig
+from lfm.errors import InputError
 
 MOST_NAMES, LONGEST_NAME = 100, 100
 KEPT = 4096

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lfm.config import InputError, RunConfig, apply_overrides, parse_overrides, unknown
+from lfm.config.overrides import apply_overrides, parse_overrides
+from lfm.config.schema import RunConfig
+from lfm.errors import InputError, unknown
 
 PLAIN = {"mixup.name": "none"}
 BASELINES: dict[str, dict[str, Any]] = {

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lfm import storage
-from lfm.config import InputError, ModelConfig, unknown
+from lfm.config.schema import ModelConfig
+from lfm.errors import InputError, unknown
 
 FILE_KINDS = (".safetensors", ".pt", ".pth", ".bin")
 

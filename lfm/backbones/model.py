@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.config import InputError
+from lfm.errors import InputError
 
 
 def conv4(channels: int, dim: int, seed: int) -> nn.Sequential:

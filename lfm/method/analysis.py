@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lfm.mixup import local_sampling_rows, uniform_rows
+from lfm.method.mixup import local_sampling_rows, uniform_rows
 
 BLOCK_ENTRIES = 2**22
 # Gauss-Jacobi nodes for the expectation over lambda_x ~ Beta(b, b); lambda_y has two kinks, hence so many.

@@ -27,7 +27,7 @@ class Classes:
 
 
 class LossValues(Protocol):
-    """The fields of `lfm.config.LossConfig` that a loss reads."""
+    """The fields of `lfm.config.schema.LossConfig` that a loss reads."""
 
     @property
     def name(self) -> str: ...  # noqa: D102

@@ -1,22 +1,13 @@
 """Every value of a run, in one typed place.
 
-A run is described by one `RunConfig`. Presets build it (`lfm/presets.py`), `--set stage1.epochs=3`
+A run is described by one `RunConfig`. Presets build it (`lfm/config/presets.py`), `--set stage1.epochs=3`
 changes it, and it is checked on construction: a bad value is refused with the value, the rule and the fix.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-
-class InputError(ValueError):
-    """Something the user gave is wrong; the message names the item, the rule and the fix."""
-
-    exit_code = 2
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -153,7 +144,7 @@ class LossConfig(Section):
     """The loss on the cosine logits (paper.md section 6)."""
 
     name: Literal["ce", "balce", "focal", "ldam", "mms"] = "ce"
-    """One of `lfm.losses.LOSSES`."""
+    """One of `lfm.method.losses.LOSSES`."""
     temperature: float = Field(1.0, gt=0)
     """ce, balce and focal divide the cosines by this. The paper uses the cosine as it is: 1."""
     focal_gamma: float = Field(2.0, ge=0)
@@ -293,126 +284,3 @@ class RunConfig(Section):
     def stage(self, number: int) -> StageConfig:
         """Stage 1 or 2."""
         return {1: self.stage1, 2: self.stage2}[number]
-
-
-# Where the authors' released code differs from the paper's text (paper.md section 9).
-# MMS, LDAM and Remix carry the same numbers in both, so they do not appear.
-CODE_VALUES: dict[str, Any] = {
-    "mixup.beta": 0.2,
-    "mixup.lambda_per": "batch",
-    "mixup.partner_image": "until-used-up",
-    "shots.few": 21,
-    "loss.focal_gamma": 0.0,
-}
-
-
-def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
-    """`["stage1.epochs=3"]` -> `{"stage1.epochs": 3}`; values are read as YAML scalars or lists.
-
-    Raises:
-        InputError: an item without `=`, or a value that is not YAML.
-    """
-    overrides = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals or not name:
-            raise InputError(f"--set {item!r} is not NAME=VALUE; write it like --set stage1.epochs=3")
-        try:
-            overrides[name.strip()] = _yaml_value(value)
-        except yaml.YAMLError as error:
-            raise InputError(
-                f'--set {item!r}: the value is not valid YAML; put texts in quotes, a list as ["one", "two"]'
-            ) from error
-    return overrides
-
-
-def _yaml_value(text: str) -> Any:
-    if not text:  # data.source= empties the field; YAML would say null
-        return ""
-    value = yaml.safe_load(text)
-    if isinstance(value, dict):  # no field takes a table: `{}` is the place of a class name
-        return text
-    if isinstance(value, str):  # YAML 1.1 reads 2e-3 as text; people mean the number
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def apply_overrides(base: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    """The base with some fields replaced, `fidelity: code` filled in, and everything checked again.
-
-    Args:
-        base: a checked configuration, normally a preset's.
-        overrides: dotted field name -> value.
-
-    Raises:
-        InputError: an unknown field (the nearest valid name is given) or a bad value.
-    """
-    values = base.model_dump()
-    if overrides.get("fidelity", base.fidelity) == "code":
-        overrides = {**CODE_VALUES, **overrides}
-    for name, value in overrides.items():
-        if name == "preset":
-            raise InputError("preset is not a field to set; name another preset instead")
-        _put(values, name, value)
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise InputError("; ".join(_explain(cast("dict[str, Any]", item)) for item in error.errors())) from error
-
-
-def _put(values: dict[str, Any], name: str, value: Any) -> None:
-    *path, leaf = name.split(".")
-    section: Any = values
-    for part in path:
-        section = section.get(part) if isinstance(section, dict) else None
-    if not isinstance(section, dict) or leaf not in section:
-        raise unknown("config field", name, field_names())
-    if isinstance(section[leaf], dict):
-        raise InputError(
-            f"{name} is a section; set one of its fields: {', '.join(f'{name}.{k}' for k in section[leaf])}"
-        )
-    section[leaf] = value
-
-
-def _explain(item: dict[str, Any]) -> str:
-    # A union's location also names the alternative that failed: alpha.float, alpha.literal['auto'].
-    fields = [
-        str(part)
-        for part in item["loc"]
-        if str(part) not in ("float", "int", "constrained-int") and "[" not in str(part)
-    ]
-    name = ".".join(fields)
-    message = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    given = "" if item["type"] == "value_error" else f" = {item['input']!r}:"
-    return f"{name}{given or ':'} {message}"
-
-
-def field_names() -> list[str]:
-    """All dotted names that `--set` takes."""
-    names: list[str] = []
-    for name, field in RunConfig.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            names += [f"{name}.{sub}" for sub in kind.model_fields]
-        elif name != "preset":
-            names.append(name)
-    return names
-
-
-def flatten(config: RunConfig) -> dict[str, Any]:
-    """Dotted name -> value, in the order of the declaration."""
-    flat: dict[str, Any] = {}
-    for name, value in config.model_dump().items():
-        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that does not exist: the nearest one if there is one, else all of them."""
-    known = list(known)
-    near = [k for k in known if k.rpartition(".")[2] == name] or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return InputError(f"unknown {kind} {name!r}; {hint}")

@@ -6,8 +6,9 @@ A preset gives their defaults. Every other field of the configuration goes throu
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lfm.config import RunConfig, flatten
-from lfm.presets import load
+from lfm.config.overrides import flatten
+from lfm.config.presets import load
+from lfm.config.schema import RunConfig
 
 
 class Entry(NamedTuple):
@@ -57,7 +58,7 @@ def divide(preset: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], d
     """A preset and its overrides as a filled form and the overrides that the form cannot say.
 
     Raises:
-        InputError: as `lfm.presets.load`.
+        InputError: as `lfm.config.presets.load`.
     """
     config = load(preset, overrides)
     form = filled(config)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lfm.config import InputError
+from lfm.errors import InputError
 
 if TYPE_CHECKING:
     import torch
