@@ -26,8 +26,8 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 from lfm.backbones.towers import DEFAULT
 from lfm.config.schema import DataConfig
-from lfm.data import add_pixels, write
-from lfm.data.custom import load_custom
+from lfm.data.artifact import add_pixels, write
+from lfm.data.sources.custom import load_custom
 from lfm.data.table import threads
 
 DISTINCT = 500

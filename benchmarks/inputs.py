@@ -17,10 +17,11 @@ from benchmarks import reference as usual
 from benchmarks.measure import Row, row, seconds, unit_rows
 from lfm.backbones.towers import DEFAULT
 from lfm.config.schema import DataConfig
-from lfm.data import Images, Source, add_pixels, open_split, write
-from lfm.data.decode import fitted
-from lfm.data.feed import fetched_ahead, mixed_images
-from lfm.data.source import TEST, TRAIN, Files
+from lfm.data.artifact import add_pixels, write
+from lfm.data.decoding import fitted
+from lfm.data.images import Images, open_split
+from lfm.data.prefetch import fetched_ahead, mixed_images
+from lfm.data.sources.base import TEST, TRAIN, Files, Source
 from lfm.method.mixup import PairSampler
 from lfm.score import use_bf16
 

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from scipy import stats
 
-from lfm.artifact import content_key, source_hash
 from lfm.config.presets import load
 from lfm.config.schema import GROUPS, RunConfig
-from lfm.data import open_split
+from lfm.data.images import open_split
 from lfm.jobs import backbone_for, dataset_for, embeddings_for, inspect, new_model
 from lfm.report import COLUMNS, percent
 from lfm.score import pick_device, score_split
+from lfm.storage.artifact import content_key, source_hash
 from lfm.tracking import commit
 from lfm.train import Stage
 

@@ -34,10 +34,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.measure import finished, short, unit_rows
-from lfm.artifact import publishing
 from lfm.backbones.model import LFM
 from lfm.backbones.openclip import build_image_tower
 from lfm.backbones.towers import DEFAULT
+from lfm.storage.artifact import publishing
 
 CLASSES = 100
 GOAL = 0.8

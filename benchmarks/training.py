@@ -18,7 +18,7 @@ from benchmarks.measure import DIM, Row, finished, row, seconds, unit_rows, util
 from lfm.backbones.model import LFM
 from lfm.backbones.openclip import build_image_tower
 from lfm.config.schema import RunConfig, StageConfig, TrainConfig
-from lfm.data import Images
+from lfm.data.images import Images
 from lfm.fit import cast_once
 from lfm.score import score_split, use_bf16
 from lfm.train import Stage

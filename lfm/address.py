@@ -3,7 +3,7 @@
 import os
 from urllib.parse import urlsplit
 
-from lfm.artifact import home
+from lfm.storage.artifact import home
 
 
 def tracking_uri() -> str:

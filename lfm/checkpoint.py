@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lfm.artifact import publishing, verify
 from lfm.errors import InputError
 from lfm.progress import say
+from lfm.storage.artifact import publishing, verify
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

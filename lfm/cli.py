@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from lfm import __version__, cli_cluster, cli_models, cli_report, cli_serve
-from lfm.artifact import home
 from lfm.cli_options import HomeOption, PresetArgument, SetOption
 from lfm.cli_options import check_file as _check_file
 from lfm.cli_options import debugging as _debugging
@@ -21,6 +20,7 @@ from lfm.cli_options import use_home as _use_home
 from lfm.config.overrides import parse_overrides
 from lfm.config.presets import PRESETS, load
 from lfm.errors import InputError
+from lfm.storage.artifact import home
 
 INSPECT_KEYS = (
     "classes", "counts", "gamma", "gamma_effective", "own_label_mass", "label_mass", "neighbours"
@@ -168,8 +168,8 @@ def fetch(
     name = PRESETS[name]().data.name if name in PRESETS else name
     _use_home(home_)
     from lfm.config.schema import DataConfig
-    from lfm.data import DATASETS
-    from lfm.data.custom import KINDS
+    from lfm.data.sources.custom import KINDS
+    from lfm.data.sources.registry import DATASETS
     from lfm.errors import unknown
 
     if name not in DATASETS:

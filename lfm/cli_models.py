@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lfm.artifact import check_writable, home
 from lfm.cli_options import HomeOption, PresetArgument, SetOption, debugging, examples, use_home
 from lfm.config.overrides import parse_overrides
 from lfm.config.presets import load
+from lfm.storage.artifact import check_writable, home
 
 NameArgument = Annotated[str, typer.Argument(help="Of the registered model, which is the preset's.")]
 

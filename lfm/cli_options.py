@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from lfm.artifact import check_writable, home
 from lfm.errors import InputError
+from lfm.storage.artifact import check_writable, home
 
 SetOption = Annotated[
     list[str] | None,

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lfm.artifact import check_writable, home
 from lfm.cli_options import HomeOption, use_home
 from lfm.errors import InputError
+from lfm.storage.artifact import check_writable, home
 
 if TYPE_CHECKING:
     from lfm.report.page import Report

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lfm.artifact import MANIFEST
 from lfm.cli_options import HomeOption, examples, set_home
 from lfm.errors import InputError
+from lfm.storage.artifact import MANIFEST
 
 if TYPE_CHECKING:
     from lfm.serve import Predictor
@@ -76,7 +76,7 @@ def _answers(predictor: "Predictor", files: Sequence[Path], top: int, new: Seque
     import numpy as np
 
     from lfm.config.schema import DataConfig
-    from lfm.data.decode import BadImageError, decode
+    from lfm.data.decoding import BadImageError, decode
 
     largest, grey, pixels = DataConfig().max_megapixels, predictor.info["channels"] == 1, []
     for path in files:
@@ -99,7 +99,7 @@ def _shown(path: Path, top: Sequence[dict[str, Any]]) -> str:
 
 def _files(given: Sequence[Path]) -> list[Path]:
     """The files, and those of folders that end as images do."""
-    from lfm.data.image_folder import IMAGES
+    from lfm.data.sources.image_folder import IMAGES
 
     found: list[Path] = []
     for path in given:
@@ -137,10 +137,10 @@ def serve(
     """
     set_home(home_)
     with _folder_of(model) as (folder, uri):
-        from lfm.artifact import verify
         from lfm.backbones.device import pick_device
         from lfm.server.settings import Settings
         from lfm.server.supervise import serve as run
+        from lfm.storage.artifact import verify
 
         verify(folder)
         pick_device(device)

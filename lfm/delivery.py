@@ -17,9 +17,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from lfm.address import server_address, tracking_uri
-from lfm.artifact import home
 from lfm.errors import InputError
 from lfm.outbox import Record, RefusedError
+from lfm.storage.artifact import home
 
 KEY, ATTEMPT = "lfm.pipeline_run", "lfm.attempt"
 KEY_VARIABLE = "LFM_PIPELINE_RUN"

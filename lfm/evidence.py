@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from lfm.backbones.model import LFM
 from lfm.config.schema import RunConfig
-from lfm.data import Images
+from lfm.data.images import Images
 from lfm.evaluate import top_class
 from lfm.method.analysis import BLOCK_ENTRIES
 from lfm.method.mixup import local_sampling_rows

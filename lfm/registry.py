@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from lfm.artifact import home
 from lfm.delivery import connect
 from lfm.errors import InputError, unknown
+from lfm.storage.artifact import home
 from lfm.tracking import CONTENT
 
 CHAMPION, CHALLENGER = "champion", "challenger"

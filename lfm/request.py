@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from lfm.data.decode import BadImageError, decode
+from lfm.data.decoding import BadImageError, decode
 from lfm.errors import InputError
 from lfm.serve import Predictor
 

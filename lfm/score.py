@@ -13,7 +13,7 @@ from lfm.backbones.device import pick_device as pick_device
 from lfm.backbones.device import use_bf16 as use_bf16
 from lfm.backbones.model import LFM
 from lfm.config.schema import RunConfig
-from lfm.data import Images
+from lfm.data.images import Images
 from lfm.evaluate import accuracy, confusion, hits, metrics, predict
 
 EVAL_BATCH, EVAL_PIXELS = 1024, 1 << 24

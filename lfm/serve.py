@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.artifact import verify
 from lfm.backbones.class_embedder import Words, checked
 from lfm.backbones.device import pick_device, use_bf16
 from lfm.backbones.model import LFM, conv4, load_weights
 from lfm.backbones.openclip import build_image_tower
 from lfm.backbones.towers import Preprocess
 from lfm.config.schema import TextConfig
-from lfm.data.decode import fitted, pixels_of
+from lfm.data.decoding import fitted, pixels_of
 from lfm.errors import InputError
+from lfm.storage.artifact import verify
 
 SERVED, TEXT_HALF = "served.json", "text"
 BATCH = 32

@@ -14,16 +14,16 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
-from lfm import storage
 from lfm.address import is_server, server_address
-from lfm.artifact import home
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig
 from lfm.delivery import DatasetUsed, Delivery, Membership
 from lfm.errors import InputError
 from lfm.outbox import HEADER, Outbox, Record, RefusedError
 from lfm.progress import say
-from lfm.store import shared
+from lfm.storage import s3
+from lfm.storage.artifact import home
+from lfm.storage.store import shared
 
 ENDING = 5.0
 """Seconds that a step waits at its end for a server that is down."""
@@ -177,5 +177,5 @@ class Tracker:
                 # The header last: with it there, all is there.
                 for path in sorted(self._outbox.folder.rglob("*"), key=lambda path: path.name == HEADER):
                     if path.is_file():
-                        storage.upload(path, f"{remote}/{path.relative_to(self._outbox.folder)}")
+                        s3.upload(path, f"{remote}/{path.relative_to(self._outbox.folder)}")
         return left

@@ -18,15 +18,16 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-from lfm import outbox, storage
+from lfm import outbox
 from lfm.address import is_server, server_address, tracking_uri
-from lfm.artifact import MANIFEST, home
 from lfm.delivery import KEY, KEY_VARIABLE, Delivery, Membership, connect, find_run
 from lfm.errors import InputError
 from lfm.progress import say
 from lfm.revision import commit as commit
-from lfm.shipped import copy_code
-from lfm.store import shared
+from lfm.storage import s3
+from lfm.storage.artifact import MANIFEST, home
+from lfm.storage.code_bundle import copy_code
+from lfm.storage.store import shared
 from lfm.system import SystemSampler
 from lfm.tracker import ENDING, Tracker, outboxes
 
@@ -176,17 +177,17 @@ def sync() -> int:
     connect()
     count = outbox.drain(outboxes(), Delivery, _end_of_killed, _is_for_here)
     remote = shared("outbox")
-    items = storage.listing(remote) if remote else []
+    items = s3.listing(remote) if remote else []
     for header in [item.uri for item in items if item.uri.endswith("/header.json")]:
         prefix = header.removesuffix("/header.json")
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / prefix.rpartition("/")[2]
-            for item in storage.listing(prefix):
-                storage.download(item.uri, folder / item.uri.removeprefix(f"{prefix}/"))
+            for item in s3.listing(prefix):
+                s3.download(item.uri, folder / item.uri.removeprefix(f"{prefix}/"))
             count += outbox.drain(Path(place), Delivery, _end_of_killed, _is_for_here)
             kept = outbox.waiting(Path(place))
         if not kept:
-            storage.delete(prefix)
+            s3.delete(prefix)
     return count
 
 

@@ -26,8 +26,8 @@ from lfm.backbones.model import LFM
 from lfm.checkpoint import Checkpoints, like, whole
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig, StageConfig
-from lfm.data import Images
-from lfm.data.feed import fetched_ahead, mixed_images
+from lfm.data.images import Images
+from lfm.data.prefetch import fetched_ahead, mixed_images
 from lfm.errors import InputError
 from lfm.fit import cast_once, find_batch_size, recompute_activations, seconds_or_nothing, share
 from lfm.method.losses import Classes, make_loss, soft

@@ -21,10 +21,10 @@ from docker.types import DeviceRequest, Mount
 from kfp import local
 from kfp.local import docker_task_handler
 
-from lfm.artifact import home
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
+from lfm.storage.artifact import home
 from pipelines.warm import ended_by
 
 LABEL = "lfm.pipeline_run"

@@ -39,7 +39,7 @@ def train(place: Placement, resolved: Any, backbone: Any, dataset: Any) -> Train
     """Embed text -> stage 1 -> stage 2 -> evaluate: the body of every pipeline.
 
     Training and evaluation write to MLflow, so KFP must run them each time; what has not changed is then taken from
-    the store of `lfm.artifact`.
+    the store of `lfm.storage.artifact`.
     """
     config, run = resolved.outputs["config"], resolved.outputs["run"]
     text = place(steps.embed_text, text=resolved.outputs["text"], dataset=dataset, backbone=backbone)

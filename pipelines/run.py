@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfm.artifact import home
 from lfm.backbones.towers import uses_open_clip
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.jobs.lifecycle import belong_to
+from lfm.storage.artifact import home
 from pipelines.longtail import training_pipeline
 from pipelines.output import StepOutput
 from pipelines.retrain import retraining_pipeline

@@ -15,8 +15,8 @@ from torch import Tensor
 from lfm.backbones.text_encoders import embed
 from lfm.config.presets import load
 from lfm.config.schema import DataConfig, RunConfig, TextConfig
-from lfm.data import Source
-from lfm.data.fashion_mnist import CLASSES, SHA256, load_fashion_mnist, read_idx
+from lfm.data.sources.base import Source
+from lfm.data.sources.fashion_mnist import CLASSES, SHA256, load_fashion_mnist, read_idx
 from tests.s3 import S3, serve_s3
 
 REPOSITORY = Path(__file__).parents[1]

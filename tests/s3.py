@@ -30,7 +30,7 @@ class S3:
 
     @functools.cache  # noqa: B019  one server a session
     def client(self):
-        """A client that owes nothing to lfm/storage.py."""
+        """A client that owes nothing to lfm/storage/s3.py."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,

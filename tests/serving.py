@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.artifact import publishing
 from lfm.backbones import openclip, weights
 from lfm.backbones.model import LFM, conv4
 from lfm.backbones.text_encoders import embed
 from lfm.config.schema import ModelConfig, TextConfig
-from lfm.data.fashion_mnist import CLASSES
+from lfm.data.sources.fashion_mnist import CLASSES
+from lfm.storage.artifact import publishing
 from tests.conftest import Fashion
 
 LFM_COMMAND = Path(sys.executable).with_name("lfm")

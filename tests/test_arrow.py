@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lfm.config.schema import DataConfig
-from lfm.data.arrow import is_arrow
-from lfm.data.custom import load_custom
-from lfm.data.source import SPLITS
+from lfm.data.sources.base import SPLITS
+from lfm.data.sources.custom import load_custom
+from lfm.data.sources.saved_dataset import is_arrow
 from lfm.errors import InputError
 from tests.test_data import encoded, photo
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfm.artifact import (
+from lfm.errors import InputError
+from lfm.storage.artifact import (
     MANIFEST,
     check_writable,
     content_key,
@@ -28,9 +29,8 @@ from lfm.artifact import (
     source_hash,
     verify,
 )
-from lfm.artifact import home as lfm_home
-from lfm.errors import InputError
-from lfm.store import build_once
+from lfm.storage.artifact import home as lfm_home
+from lfm.storage.store import build_once
 
 INPUTS = {"data": {"name": "x", "n": 3}, "seed": 0}
 

@@ -22,12 +22,12 @@ from lfm import jobs
 from lfm.cli import app
 from lfm.config.presets import load
 from lfm.config.schema import DataConfig
-from lfm.data import hashes as hashes_module
-from lfm.data import write
+from lfm.data import near_duplicates as hashes_module
+from lfm.data.artifact import write
 from lfm.data.audit import NEAR_SIDE, SHOWN_GROUPS, SHOWN_IMAGES, audit, name_problems, thumbnails
-from lfm.data.decode import ODD
-from lfm.data.hashes import close_pairs
-from lfm.data.source import SPLITS, Files, Source
+from lfm.data.decoding import ODD
+from lfm.data.near_duplicates import close_pairs
+from lfm.data.sources.base import SPLITS, Files, Source
 from lfm.data.table import COLUMNS, Table, describe
 from lfm.errors import InputError
 from lfm.jobs.audit import to_mend

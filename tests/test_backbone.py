@@ -162,7 +162,7 @@ def test_both_towers_give_what_open_clip_gives(
 
 
 def test_the_folder_says_what_it_holds(families: dict[str, Path]) -> None:
-    from lfm.artifact import sha256_file
+    from lfm.storage.artifact import sha256_file
 
     info = json.loads((families["siglip"] / "info.json").read_text())
     state = load_file(families["siglip"] / "model.safetensors")

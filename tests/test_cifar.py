@@ -20,10 +20,10 @@ import torchvision.datasets
 from numpy.typing import NDArray
 
 from lfm.config.schema import DataConfig
-from lfm.data import cifar as module
-from lfm.data.cifar import CIFAR10, CIFAR100, Cifar, Layout, load_cifar10, load_cifar100
-from lfm.data.longtail import profile, subset
-from lfm.data.source import TEST, TRAIN, Source
+from lfm.data.sources import cifar as module
+from lfm.data.sources.base import TEST, TRAIN, Source
+from lfm.data.sources.cifar import CIFAR10, CIFAR100, Cifar, Layout, load_cifar10, load_cifar100
+from lfm.data.subsets import profile, subset
 from lfm.errors import InputError
 
 BOTH = pytest.mark.parametrize("cifar", [CIFAR10, CIFAR100], ids=lambda cifar: cifar.name)

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lfm import storage
 from lfm.config.schema import DataConfig
-from lfm.data.custom import load_custom
-from lfm.data.heldout import choose_test
-from lfm.data.source import SPLITS, Source
+from lfm.data.sources.base import SPLITS, Source
+from lfm.data.sources.custom import load_custom
+from lfm.data.sources.test_split import choose_test
 from lfm.errors import InputError
+from lfm.storage import s3
 from tests.s3 import S3
 
 Files = dict[str, bytes]
@@ -260,7 +260,7 @@ def test_a_manifest_may_mix_addresses(manifest_in: str, put_in_s3: Put, tmp_path
         (tmp_path / "m.csv").write_bytes(content)
         source = load(str(tmp_path / "m.csv"))
     else:
-        storage.write(f"{remote}/m.csv", content)
+        s3.write(f"{remote}/m.csv", content)
         source = load(f"{remote}/m.csv")
     assert {(p.removeprefix(f"{local}/").removeprefix(f"{remote}/"), k, s) for p, k, s in rows(source, "-")} == set(
         TABLE

@@ -26,10 +26,11 @@ from PIL import Image
 
 from lfm.backbones.towers import Preprocess
 from lfm.config.schema import DataConfig
-from lfm.data import Images, Source, add_pixels, judge, open_split, read_info, write
-from lfm.data.decode import ODD, BadImageError, decode, decode_fast, look
-from lfm.data.fashion_mnist import CLASSES
-from lfm.data.source import TEST, TRAIN, VAL, Arrays, Files, Joined
+from lfm.data.artifact import add_pixels, judge, read_info, write
+from lfm.data.decoding import ODD, BadImageError, decode, decode_fast, look
+from lfm.data.images import Images, open_split
+from lfm.data.sources.base import TEST, TRAIN, VAL, Arrays, Files, Joined, Source
+from lfm.data.sources.fashion_mnist import CLASSES
 from lfm.data.table import open_table
 from lfm.errors import InputError
 from tests.conftest import Fashion, read_fashion
@@ -683,7 +684,7 @@ def test_joined_collections_are_one_after_the_other() -> None:
 
 
 def test_fetching_ahead_gives_the_same_batches(tmp_path: Path) -> None:
-    from lfm.data.feed import fetched_ahead, mixed_images
+    from lfm.data.prefetch import fetched_ahead, mixed_images
     from lfm.method.mixup import PairBatch
 
     data = [encoded(photo(k, 80, 70), "jpeg") for k in range(20)]

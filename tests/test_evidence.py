@@ -14,7 +14,7 @@ from lfm.backbones.model import LFM
 from lfm.backbones.towers import Preprocess
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
-from lfm.data import Images
+from lfm.data.images import Images
 from lfm.evaluate import confusion, metrics
 from lfm.method.mixup import local_sampling_rows
 

@@ -19,9 +19,8 @@ from torchvision.datasets import FashionMNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from lfm.config.schema import DataConfig
-from lfm.data import Source
-from lfm.data.fashion_mnist import CLASSES, SHA256, load_fashion_mnist, read_idx
-from lfm.data.source import Arrays, Joined
+from lfm.data.sources.base import Arrays, Joined, Source
+from lfm.data.sources.fashion_mnist import CLASSES, SHA256, load_fashion_mnist, read_idx
 from lfm.errors import InputError
 from tests.conftest import Fashion, write_idx
 

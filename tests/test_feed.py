@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from lfm.backbones.towers import DEFAULT, Preprocess
-from lfm.data.feed import mixed_images, positions
 from lfm.data.images import PIECE, Images, _rows_of
+from lfm.data.prefetch import mixed_images, positions
 from lfm.method.mixup import PairBatch
 
 COUNT = 2 * PIECE + 3

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm.config.schema import DATASET_NAMES, DataConfig
-from lfm.data.class_names import named
-from lfm.data.downloads import HELP, where_to_put
-from lfm.data.fingerprint import fingerprint
-from lfm.data.inaturalist import load_inaturalist2018
-from lfm.data.lists import imagenet_names, load_imagenet_lt, load_places_lt, read_list
-from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Source
+from lfm.data.sources.base import SPLITS, TEST, TRAIN, VAL, Source
+from lfm.data.sources.class_names import named
+from lfm.data.sources.downloads import HELP, where_to_put
+from lfm.data.sources.fingerprint import fingerprint
+from lfm.data.sources.inaturalist import load_inaturalist2018
+from lfm.data.sources.split_lists import imagenet_names, load_imagenet_lt, load_places_lt, read_list
 from lfm.errors import InputError
 
 Rows = list[tuple[str, int]]
@@ -334,7 +334,7 @@ def test_missing_lists_say_what_to_put_where(loader: Loader, files: list[str], f
 
 
 def test_help_for_every_data_set(home: Path) -> None:
-    from lfm.data import DATASETS
+    from lfm.data.sources.registry import DATASETS
 
     assert tuple(DATASETS) == DATASET_NAMES and set(HELP) == set(DATASETS) - {"custom"}
     for name in HELP:

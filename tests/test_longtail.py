@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfm.data.longtail import Index, hold_out, profile, subset
+from lfm.data.subsets import Index, hold_out, profile, subset
 from lfm.errors import InputError
 
 few = settings(max_examples=60, deadline=None, derandomize=True)

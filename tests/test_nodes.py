@@ -13,10 +13,10 @@ import docker
 import pytest
 from safetensors.torch import load_file
 
-from lfm.artifact import content_key
 from lfm.errors import InputError
 from lfm.jobs import Curves
 from lfm.jobs.nodes import train_on_nodes
+from lfm.storage.artifact import content_key
 from tests.containers import ROOT, build, connect
 from tests.test_ranks import alone, told  # noqa: F401  the same small run
 

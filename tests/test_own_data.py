@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from lfm.artifact import verify
+from lfm.storage.artifact import verify
 from tests.s3 import S3
 from tests.test_cifar import CIFAR10, layout, members, small, write_archive
 

@@ -19,10 +19,10 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from lfm.artifact import verify
 from lfm.cli import _write_json
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
+from lfm.storage.artifact import verify
 
 LFM = Path(sys.executable).with_name("lfm")
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: N812
 from lfm.backbones.towers import Preprocess
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
-from lfm.data import Images
-from lfm.data.longtail import profile
+from lfm.data.images import Images
+from lfm.data.subsets import profile
 from lfm.errors import InputError
 from lfm.evaluate import confusion, metrics
 from lfm.evidence import Answer

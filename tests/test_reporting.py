@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from lfm.artifact import verify
 from lfm.report.values import FILES
+from lfm.storage.artifact import verify
 from tests.browser import check
 from tests.reader import Reader
 

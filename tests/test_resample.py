@@ -10,8 +10,8 @@ from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 
 from lfm.backbones.towers import Preprocess
-from lfm.data.decode import fitted
-from lfm.data.resample import HIGH, PIL_ONE, Resampling, _parts, resize_rows
+from lfm.data.decoding import fitted
+from lfm.data.resize import HIGH, PIL_ONE, Resampling, _parts, resize_rows
 
 CPU = torch.device("cpu")
 TO = Preprocess(96, (), (), "bicubic", "shortest")

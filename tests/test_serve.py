@@ -105,7 +105,7 @@ def test_images_of_any_size_are_fitted_as_open_clip_does_it(vit: tuple[Path, Pat
 
 
 def test_a_model_of_before_serving_artifacts_still_answers(folder: Path, fashion: Fashion, tmp_path: Path) -> None:
-    from lfm.artifact import publishing
+    from lfm.storage.artifact import publishing
 
     with publishing(tmp_path / "old", "model", {}) as aside:
         for name in ("model.safetensors", "info.json"):

@@ -106,7 +106,12 @@ print(json.dumps([module.__file__ for name, module in sys.modules.items() if nam
 def test_it_brings_the_code_it_needs_and_no_more(registered: Registered, tmp_path: Path) -> None:
     place = Path(mlflow.artifacts.download_artifacts(registered.uri, dst_path=str(tmp_path)))
     brought = {str(path.relative_to(place / "code")) for path in (place / "code").rglob("*.py")}
-    assert {"lfm/serve.py", "lfm/backbones/class_embedder.py", "lfm/data/decode.py", "lfm/data/__init__.py"} <= brought
+    assert {
+        "lfm/serve.py",
+        "lfm/backbones/class_embedder.py",
+        "lfm/data/decoding.py",
+        "lfm/data/__init__.py",
+    } <= brought
     assert not {"lfm/cli.py", "lfm/train.py", "lfm/tracking.py"} & brought
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(place)], env=registered.environment, cwd=tmp_path,

@@ -8,16 +8,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lfm.artifact import publishing
 from lfm.calibrate import MIN_IMAGES
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
-from lfm.data import Images, open_split, read_info
+from lfm.data.artifact import read_info
+from lfm.data.images import Images, open_split
 from lfm.jobs import backbone_for, dataset_for, embeddings_for, new_model
 from lfm.jobs.serving import example_of, fresh, served
 from lfm.jobs.training import model_info
 from lfm.request import Limits, of_table, pixels_of
 from lfm.serve import Predictor
+from lfm.storage.artifact import publishing
 from tests.conftest import write_idx
 
 LOCAL = {"data.verify": False, "data.max_per_class": 40, "data.imbalance": 8, "train.precision": "fp32"}
@@ -86,7 +87,7 @@ def test_without_images_of_its_own_it_stays_as_it_was_trained_and_says_so(
 
 def test_images_that_train_or_test_never_calibrate(home: Path, small_fashion: Path) -> None:
     """The first two test images of each class are the last two of its training images, which are held out."""
-    from lfm.data.fashion_mnist import read_idx
+    from lfm.data.sources.fashion_mnist import read_idx
 
     names = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz")
     train, label_N, test = (read_idx(small_fashion / name).copy() for name in names)

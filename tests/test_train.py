@@ -19,18 +19,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lfm.artifact import MANIFEST
 from lfm.backbones.model import LFM, conv4
 from lfm.backbones.openclip import build_image_tower
 from lfm.backbones.towers import Preprocess
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig, StageConfig
-from lfm.data import Images
-from lfm.data.feed import mixed_images
+from lfm.data.images import Images
+from lfm.data.prefetch import mixed_images
 from lfm.errors import InputError
 from lfm.fit import blocks, find_batch_size, recompute_activations
 from lfm.method.mixup import PairBatch
 from lfm.score import image_features, pick_device, score_split, use_bf16
+from lfm.storage.artifact import MANIFEST
 from lfm.train import (
     NonFiniteLossError,
     Stage,

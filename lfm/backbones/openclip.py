@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from lfm.artifact import copy_to
 from lfm.progress import bar, say
+from lfm.storage.artifact import copy_to
 
 WEIGHTS = "model.safetensors"
 QUIET = 2.0  # seconds of encoding before a progress bar appears

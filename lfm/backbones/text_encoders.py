@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm import storage
-from lfm.artifact import sha256_file
 from lfm.backbones import openclip as backbones
 from lfm.config.schema import TextConfig
 from lfm.errors import InputError, unknown
+from lfm.storage import s3
+from lfm.storage.artifact import sha256_file
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -78,7 +78,7 @@ def _descriptions(path: str, names: Sequence[str]) -> dict[str, list[str]]:
     """Class name -> its sentences; classes may be left out."""
     rule = "write {class name: sentence or list of sentences}"
     try:
-        raw = storage.read(path) if storage.is_remote(path) else Path(path).read_bytes()
+        raw = s3.read(path) if s3.is_remote(path) else Path(path).read_bytes()
         table = json.loads(raw, object_pairs_hook=_no_twins)
     except OSError as error:
         raise InputError(f"text.descriptions={path} cannot be read ({error.strerror}); give a JSON file") from error

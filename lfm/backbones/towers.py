@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lfm import storage
 from lfm.config.schema import ModelConfig
 from lfm.errors import InputError, unknown
+from lfm.storage import s3
 
 FILE_KINDS = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -104,7 +104,7 @@ def _own_file(tower: str) -> dict[str, Any]:
     """The user's JSON: a model configuration, or open_clip_config.json with model_cfg and preprocess_cfg."""
     rule = "needs embed_dim, vision_cfg and text_cfg, as open_clip's model_configs/*.json or open_clip_config.json"
     try:
-        raw = json.loads(storage.read(tower) if storage.is_remote(tower) else Path(tower).read_bytes())
+        raw = json.loads(s3.read(tower) if s3.is_remote(tower) else Path(tower).read_bytes())
     except OSError as error:
         raise InputError(f"model.tower={tower} cannot be read ({error.strerror}); give the path of a file") from error
     except ValueError as error:
@@ -157,7 +157,7 @@ def check(model: ModelConfig) -> None:
         raise InputError(near.partition("; known")[0] + other)
     if Path(weights).suffix not in FILE_KINDS:
         raise InputError(f"model.weights={weights} ends in none of {', '.join(FILE_KINDS)}; save the weights as one")
-    if not (storage.exists(weights) if storage.is_remote(weights) else Path(weights).is_file()):
+    if not (s3.exists(weights) if s3.is_remote(weights) else Path(weights).is_file()):
         raise InputError(f"model.weights={weights} is not there; give the path of a checkpoint{other}")
 
 

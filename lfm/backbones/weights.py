@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
-from lfm import storage
-from lfm.artifact import content_key, home, sha256_file
 from lfm.backbones import towers
 from lfm.backbones.openclip import WEIGHTS, build, hub_tokenizer
 from lfm.config.schema import ModelConfig
 from lfm.errors import InputError
 from lfm.progress import say
+from lfm.storage import s3
+from lfm.storage.artifact import content_key, home, sha256_file
 
 T = TypeVar("T")
 
@@ -52,11 +52,11 @@ def weights_id(model: ModelConfig, seed: int) -> dict[str, Any]:
 @functools.cache
 def _checkpoint(weights: str, where: Path) -> Path:
     """The checkpoint as a local file; a remote one is downloaded once a process."""
-    if not storage.is_remote(weights):
+    if not s3.is_remote(weights):
         return Path(weights)
     path = where / "downloads" / "weights" / f"{content_key(weights)}{Path(weights).suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    storage.download(weights, path)
+    s3.download(weights, path)
     return path
 
 

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lfm.artifact import MANIFEST, NOTES, link
 from lfm.backbones.towers import Preprocess
 from lfm.config.schema import DataConfig
-from lfm.data.decode import decode, fitted, pixels_of
-from lfm.data.longtail import hold_out, largest, profile, subset
-from lfm.data.source import SPLITS, TEST, TRAIN, VAL, Index, Source
+from lfm.data.decoding import decode, fitted, pixels_of
+from lfm.data.sources.base import SPLITS, TEST, TRAIN, VAL, Index, Source
+from lfm.data.subsets import hold_out, largest, profile, subset
 from lfm.data.table import Table, in_order, open_table, threads, write_table
 from lfm.errors import InputError
 from lfm.progress import bar
+from lfm.storage.artifact import MANIFEST, NOTES, link
 
 SMALL = 64
 """Images all of one size, at most this many pixels a side, are kept as they are and resized on the device."""

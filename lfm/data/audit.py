@@ -19,12 +19,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from lfm.artifact import NOTES
 from lfm.data.artifact import read_info
-from lfm.data.decode import ODD, BadImageError, decode
-from lfm.data.hashes import NEAR, Hashes, chained, close_pairs
-from lfm.data.source import SPLITS, Index
+from lfm.data.decoding import ODD, BadImageError, decode
+from lfm.data.near_duplicates import NEAR, Hashes, chained, close_pairs
+from lfm.data.sources.base import SPLITS, Index
 from lfm.data.table import Table, open_table
+from lfm.storage.artifact import NOTES
 
 NEAR_SIDE = 48
 """Images smaller than this have too little in them for their hashes to tell them apart."""

@@ -19,9 +19,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from lfm.backbones.towers import Preprocess
 from lfm.data.artifact import read_info
-from lfm.data.decode import decode, decode_fast, fitted, pixels_of
-from lfm.data.resample import Resampling, crop, resized
-from lfm.data.source import SPLITS
+from lfm.data.decoding import decode, decode_fast, fitted, pixels_of
+from lfm.data.resize import Resampling, crop, resized
+from lfm.data.sources.base import SPLITS
 from lfm.data.table import Table, open_table
 
 DEVICE_SHARE = 0.25

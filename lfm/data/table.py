@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from lfm.artifact import link
-from lfm.data.decode import BadImageError, Look, look
-from lfm.data.source import SPLITS, Encoded, Index
+from lfm.data.decoding import BadImageError, Look, look
+from lfm.data.sources.base import SPLITS, Encoded, Index
 from lfm.errors import InputError
 from lfm.progress import bar
+from lfm.storage.artifact import link
 
 J = TypeVar("J")
 R = TypeVar("R")

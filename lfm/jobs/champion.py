@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lfm import registry, tracking
-from lfm.artifact import content_key, read_manifest
 from lfm.config.schema import RunConfig
-from lfm.data import read_info
+from lfm.data.artifact import read_info
 from lfm.progress import say
+from lfm.storage.artifact import content_key, read_manifest
 
 FITTED = ("size", "interpolation", "resize_mode")
 """What the pixels of a data set were made for; mean and deviation are taken later."""

@@ -37,7 +37,7 @@ def gather(
     import torch
 
     from lfm import evidence
-    from lfm.data import read_info
+    from lfm.data.artifact import read_info
     from lfm.evaluate import shot_group
 
     info, text_CD = read_info(dataset), read_text(text)

@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lfm.artifact import copy_to
 from lfm.errors import InputError
 from lfm.jobs.curves import Curves, following
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.trainer import NO_ANSWER, Backend, choose, reason
 from lfm.jobs.training import write_ranks
 from lfm.progress import say
+from lfm.storage.artifact import copy_to
 
 INPUTS = ("dataset", "text", "backbone", "before")
 POLL_SECONDS = 1.0

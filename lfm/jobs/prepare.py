@@ -7,22 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lfm.artifact import content_key, copy_to, home, read_manifest, source_hash
 from lfm.config.schema import DATASET_NAMES, DataConfig, ModelConfig, RunConfig, TextConfig
 from lfm.errors import InputError, unknown
 from lfm.jobs.step import content, step, told
-from lfm.storage import is_remote
-from lfm.store import build_once
+from lfm.storage.artifact import content_key, copy_to, home, read_manifest, source_hash
+from lfm.storage.s3 import is_remote
+from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
     from lfm.delivery import DatasetUsed
 
 # The source whose change makes a kept data set stale.
 BUILDING = (
-    "lfm.data.arrow", "lfm.data.artifact", "lfm.data.cifar", "lfm.data.class_names", "lfm.data.custom",
-    "lfm.data.decode", "lfm.data.downloads", "lfm.data.fashion_mnist", "lfm.data.fingerprint", "lfm.data.found",
-    "lfm.data.heldout", "lfm.data.image_folder", "lfm.data.inaturalist", "lfm.data.lists", "lfm.data.longtail",
-    "lfm.data.manifest", "lfm.data.source", "lfm.data.table", "lfm.data.unpickle",
+    "lfm.data.artifact", "lfm.data.decoding", "lfm.data.sources.base", "lfm.data.sources.cifar",
+    "lfm.data.sources.class_names", "lfm.data.sources.custom", "lfm.data.sources.downloads",
+    "lfm.data.sources.fashion_mnist", "lfm.data.sources.fingerprint", "lfm.data.sources.image_folder",
+    "lfm.data.sources.image_listing", "lfm.data.sources.inaturalist", "lfm.data.sources.manifest",
+    "lfm.data.sources.saved_dataset", "lfm.data.sources.split_lists", "lfm.data.sources.test_split",
+    "lfm.data.sources.unpickle", "lfm.data.subsets", "lfm.data.table",
 )  # fmt: skip
 
 # Fields that do not change what the Arrow files hold.
@@ -83,7 +85,8 @@ def table_for(config: DataConfig, seed: int) -> Path:
     Raises:
         InputError: unknown data set, or its files are missing or wrong.
     """
-    from lfm.data import CHECKSUMMED, DATASETS, write
+    from lfm.data.artifact import write
+    from lfm.data.sources.registry import CHECKSUMMED, DATASETS
 
     if config.name not in DATASETS:
         raise unknown("data set", config.name, DATASETS)
@@ -102,7 +105,7 @@ def dataset_for(config: DataConfig, model: ModelConfig, seed: int) -> tuple[Path
     Raises:
         InputError: as `table_for`, or bad images, or images that do not suit the tower.
     """
-    from lfm.data import add_pixels, judge
+    from lfm.data.artifact import add_pixels, judge
 
     base = table_for(config, seed)
     judge(base, config)
@@ -134,7 +137,7 @@ def embeddings_for(config: TextConfig, dataset: Path, backbone: Path) -> tuple[P
     from safetensors.torch import save_file
 
     from lfm.backbones.text_encoders import MINILM_SHA256, embed, text_inputs
-    from lfm.data import read_info
+    from lfm.data.artifact import read_info
 
     info = read_info(dataset)
     names = info["classes"]
@@ -179,7 +182,8 @@ def prepare_data(data: dict[str, Any], model: dict[str, Any], seed: int, out: st
 
 def splits_used(config: DataConfig, folder: Path) -> "list[DatasetUsed]":
     """The splits of a data set artifact as MLflow lists them: digest, shape, how many images of how many classes."""
-    from lfm.data import open_split, read_info
+    from lfm.data.artifact import read_info
+    from lfm.data.images import open_split
     from lfm.delivery import DatasetUsed
 
     info, digest = read_info(folder), content(folder)[:16]

@@ -47,7 +47,7 @@ def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[st
     """
     import torch
 
-    from lfm.data import read_info
+    from lfm.data.artifact import read_info
     from lfm.method import analysis
 
     info, text_CD = read_info(dataset), read_text(text)

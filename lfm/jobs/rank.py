@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lfm.artifact import source_hash
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.jobs.curves import Curves
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.training import METHOD, train
+from lfm.storage.artifact import source_hash
 
 
 def main(path: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lfm.artifact import MANIFEST, copy_to, source_hash
 from lfm.config.schema import RunConfig
 from lfm.jobs.gathering import gather, keep_answers, problems
 from lfm.jobs.reporting import page_of
@@ -15,7 +14,8 @@ from lfm.jobs.step import content, step, told
 from lfm.jobs.training import new_model
 from lfm.progress import say
 from lfm.revision import commit
-from lfm.store import build_once
+from lfm.storage.artifact import MANIFEST, copy_to, source_hash
+from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
     from lfm.jobs.champion import Champion
@@ -39,7 +39,7 @@ def evaluate(
     Leaves metrics as JSON, what the champion and the trained model predicted for each image, and a page to look at.
     """
     from lfm import runs, tracking
-    from lfm.data import read_info
+    from lfm.data.artifact import read_info
     from lfm.jobs.champion import present_champion
     from lfm.report import table
 
@@ -162,7 +162,8 @@ def _score(
     import torch
 
     from lfm.backbones.model import load_weights
-    from lfm.data import open_split, read_info
+    from lfm.data.artifact import read_info
+    from lfm.data.images import open_split
     from lfm.evaluate import shot_group
     from lfm.evidence import answer
     from lfm.score import image_features, pick_device, score

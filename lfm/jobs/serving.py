@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lfm.artifact import link, read_manifest, source_hash
 from lfm.config.schema import RunConfig
 from lfm.jobs.step import content
 from lfm.progress import say
-from lfm.store import build_once
+from lfm.storage.artifact import link, read_manifest, source_hash
+from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ def _calibrated(config: RunConfig, dataset: Path, model: Path, temperature: floa
     import torch
 
     from lfm.calibrate import MIN_IMAGES, fit
-    from lfm.data import open_split
+    from lfm.data.images import open_split
     from lfm.score import pick_device
     from lfm.serve import BATCH, Predictor
 
@@ -117,7 +117,7 @@ def example_of(dataset: str, images: int) -> Any:
     import torch
     from PIL import Image
 
-    from lfm.data import open_split
+    from lfm.data.images import open_split
 
     cells = []
     for pixels in open_split(Path(dataset), "test").fetch(torch.arange(images)):

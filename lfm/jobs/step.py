@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from lfm.artifact import home, read_manifest
 from lfm.errors import InputError
 from lfm.progress import say
+from lfm.storage.artifact import home, read_manifest
 
 P = ParamSpec("P")
 R = TypeVar("R")

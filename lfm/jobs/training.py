@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lfm import storage
-from lfm.artifact import NOTES, content_key, copy_to, home, source_hash
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.jobs.curves import Curves, following
 from lfm.jobs.preview import preview, read_text
 from lfm.jobs.step import content, step, told
 from lfm.progress import say
-from lfm.store import Mirror, build_once, fetch_checkpoints, shared
+from lfm.storage import s3
+from lfm.storage.artifact import NOTES, content_key, copy_to, home, source_hash
+from lfm.storage.store import Mirror, build_once, fetch_checkpoints, shared
 
 SHOWN_IMAGES = 8
 
@@ -28,7 +28,7 @@ WEIGHED = {"device", "nodes", "processes", "precision", "flip", "resize", "compi
 # The source whose change makes a kept model stale.
 METHOD = (
     "lfm.method.mixup", "lfm.method.losses", "lfm.backbones.model", "lfm.train", "lfm.fit", "lfm.score",
-    "lfm.data.images", "lfm.data.feed", "lfm.data.resample",
+    "lfm.data.images", "lfm.data.prefetch", "lfm.data.resize",
 )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def train_stage(
         shutil.rmtree(work, ignore_errors=True)
         if remote:
             with contextlib.suppress(InputError):  # left-overs there cost room, not correctness
-                storage.delete(remote)
+                s3.delete(remote)
         told(f"stage {stage}", folder, reused)
     copy_to(folder, Path(out))
 
@@ -117,7 +117,7 @@ def new_model(config: RunConfig, dataset: str | Path, text: str | Path, backbone
     from lfm.backbones import towers
     from lfm.backbones.model import LFM, conv4
     from lfm.backbones.openclip import image_tower
-    from lfm.data import read_info
+    from lfm.data.artifact import read_info
 
     text_CD = read_text(text)
     if not towers.uses_open_clip(config.model):
@@ -153,7 +153,8 @@ def train(
     from safetensors.torch import save_file
 
     from lfm.backbones.model import load_weights
-    from lfm.data import open_split, read_info
+    from lfm.data.artifact import read_info
+    from lfm.data.images import open_split
     from lfm.score import pick_device
     from lfm.train import NonFiniteLossError, Stage
 
@@ -191,7 +192,7 @@ def train(
 
 def _images_of(error: Any, dataset: Path) -> str:
     """The images of the pairs whose loss is no number, in words."""
-    from lfm.data import read_info
+    from lfm.data.artifact import read_info
     from lfm.data.table import open_table
 
     if error.index_K2 is None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from lfm.config.schema import DataConfig
-from lfm.data.class_names import named
-from lfm.data.downloads import anew, require
-from lfm.data.lists import Listed, Published, check_published, source_of
-from lfm.data.source import TEST, TRAIN, Index, Source
+from lfm.data.sources.base import TEST, TRAIN, Index, Source
+from lfm.data.sources.class_names import named
+from lfm.data.sources.downloads import anew, require
+from lfm.data.sources.split_lists import Listed, Published, check_published, source_of
 from lfm.errors import InputError
 
 INATURALIST_2018 = {

@@ -17,11 +17,11 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from lfm.artifact import home
 from lfm.config.schema import DataConfig
-from lfm.data.source import Source
+from lfm.data.sources.base import Source
 from lfm.errors import InputError
 from lfm.progress import bar, say
+from lfm.storage.artifact import home
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

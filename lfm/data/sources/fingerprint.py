@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lfm import storage
 from lfm.errors import InputError
+from lfm.storage import s3
 
 SHOWN = 5  # missing images that an error names
 THREADS = 8  # folders looked into at a time: a network file system answers slowly, but many at once
@@ -27,7 +27,7 @@ def fingerprint(root: str, paths: Sequence[str], files: Iterable[Path] = ()) -> 
         InputError: images are missing; the message has their number and the first five.
     """
     fulls = [join(root, path) for path in paths]
-    local = [i for i, full in enumerate(fulls) if not storage.is_remote(full)]
+    local = [i for i, full in enumerate(fulls) if not s3.is_remote(full)]
     facts = [f"{full}\n" for full in fulls] if len(local) < len(paths) else [""] * len(paths)
     missing = []
     for i, fact in zip(local, _facts([fulls[i] for i in local]), strict=True):
@@ -48,7 +48,7 @@ def fingerprint(root: str, paths: Sequence[str], files: Iterable[Path] = ()) -> 
 
 def join(root: str, path: str) -> str:
     """The path itself if it is absolute or at s3://, else below the root."""
-    return path if storage.is_remote(path) or path.startswith("/") else f"{root.rstrip('/')}/{path}"
+    return path if s3.is_remote(path) or path.startswith("/") else f"{root.rstrip('/')}/{path}"
 
 
 def _facts(fulls: Sequence[str]) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from lfm.config.schema import DataConfig
-from lfm.data.found import Found, absolute, first_few
-from lfm.data.manifest import read_file
-from lfm.data.source import Index
+from lfm.data.sources.base import Index
+from lfm.data.sources.image_listing import Found, absolute, first_few
+from lfm.data.sources.manifest import read_file
 from lfm.errors import InputError
 
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")

@@ -18,10 +18,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lfm.config.schema import DataConfig
-from lfm.data.class_names import named
-from lfm.data.downloads import downloads, where_to_put
-from lfm.data.source import Index, Source
-from lfm.data.unpickle import ByteArray, unpickle
+from lfm.data.sources.base import Index, Source
+from lfm.data.sources.class_names import named
+from lfm.data.sources.downloads import downloads, where_to_put
+from lfm.data.sources.unpickle import ByteArray, unpickle
 from lfm.errors import InputError
 from lfm.progress import bar, say
 

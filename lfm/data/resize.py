@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lfm.backbones.towers import Preprocess
-from lfm.data.decode import fitted, pixels_of
+from lfm.data.decoding import fitted, pixels_of
 
 PIL_ONE = 1 << 22
 """What PIL's resampling counts as 1 in its whole numbers."""

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from lfm import storage
-from lfm.data.found import Found, first_few, stamp_of
-from lfm.data.manifest import SPLIT_NAMES, unreadable
-from lfm.data.source import TRAIN
+from lfm.data.sources.base import TRAIN
+from lfm.data.sources.image_listing import Found, first_few, stamp_of
+from lfm.data.sources.manifest import SPLIT_NAMES, unreadable
 from lfm.errors import InputError
 from lfm.progress import say
+from lfm.storage import s3
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 
@@ -21,7 +21,7 @@ def from_folder(root: str) -> Found:
     """
     files: list[tuple[str, str]] = []  # path from the root, stamp
     folders: set[str] = set()
-    if storage.is_remote(root):
+    if s3.is_remote(root):
         ignored = _list_bucket(root, files, folders)
     else:
         try:
@@ -119,7 +119,7 @@ def _scan(
 
 def _list_bucket(root: str, files: list[tuple[str, str]], folders: set[str]) -> int:
     ignored = 0
-    for item in storage.listing(root):
+    for item in s3.listing(root):
         name = item.uri[len(root) + 1 :]
         *inner, last = name.split("/")
         if name.startswith(".") or "/." in name:

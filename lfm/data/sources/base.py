@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lfm import storage
 from lfm.backbones.text_encoders import check_class_names
 from lfm.errors import InputError
+from lfm.storage import s3
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
@@ -53,7 +53,7 @@ class Files:
     def read(self, i: int) -> bytes:
         """The file's bytes."""
         path = self.paths[i]
-        return storage.read(path) if storage.is_remote(path) else Path(path).read_bytes()
+        return s3.read(path) if s3.is_remote(path) else Path(path).read_bytes()
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfm import storage
-from lfm.data.source import TEST, TRAIN, VAL
+from lfm.data.sources.base import TEST, TRAIN, VAL
 from lfm.errors import InputError
+from lfm.storage import s3
 
 SPLIT_NAMES = {"train": TRAIN, "val": VAL, "validation": VAL, "test": TEST}
 PATH_COLUMNS = ("path", "uri", "image", "file")
@@ -39,7 +39,7 @@ def read_lists(source: str) -> list[Rows]:
     if train:
         for word in ("val", "validation", "test"):
             other = f"{folder}/{before}{word}{after}"
-            if storage.exists(other) if storage.is_remote(other) else Path(other).is_file():
+            if s3.exists(other) if s3.is_remote(other) else Path(other).is_file():
                 tables.append(_read_list(other, SPLIT_NAMES[word]))
     return tables
 
@@ -162,8 +162,8 @@ def read_file(source: str) -> bytes:
     Raises:
         InputError: it cannot be read.
     """
-    if storage.is_remote(source):
-        return storage.read(source)
+    if s3.is_remote(source):
+        return s3.read(source)
     try:
         return Path(source).read_bytes()
     except OSError as error:

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm import storage
 from lfm.config.schema import DataConfig
-from lfm.data.arrow import is_arrow, read_arrow
-from lfm.data.class_names import WHOLE_NUMBER, named, number_classes
-from lfm.data.found import Found, absolute, resolve, stamps
-from lfm.data.heldout import choose_test, digests
-from lfm.data.image_folder import from_folder
-from lfm.data.manifest import MANIFESTS, Rows, read_lists, read_manifest
-from lfm.data.source import SPLITS, TEST, TRAIN, Encoded, Files, Index, Source
+from lfm.data.sources.base import SPLITS, TEST, TRAIN, Encoded, Files, Index, Source
+from lfm.data.sources.class_names import WHOLE_NUMBER, named, number_classes
+from lfm.data.sources.image_folder import from_folder
+from lfm.data.sources.image_listing import Found, absolute, resolve, stamps
+from lfm.data.sources.manifest import MANIFESTS, Rows, read_lists, read_manifest
+from lfm.data.sources.saved_dataset import is_arrow, read_arrow
+from lfm.data.sources.test_split import choose_test, digests
 from lfm.errors import InputError
 from lfm.progress import say
-from lfm.store import build_once
+from lfm.storage import s3
+from lfm.storage.store import build_once
 
 KINDS = (
     "an image folder ROOT/CLASS/*.jpg or ROOT/{train,val,test}/CLASS/*.jpg (data.source=/data/birds), "
@@ -44,7 +44,7 @@ def load_custom(config: DataConfig) -> Source:
         raise InputError(f"data.source is empty; set it to {KINDS}")
     source = absolute(config.source)
     suffix = posixpath.splitext(source)[1].lower()
-    remote = storage.is_remote(source)
+    remote = s3.is_remote(source)
     images: Encoded
     if not remote and is_arrow(Path(source)):
         images, label_N, split_N, classes, checksum = read_arrow(Path(source))

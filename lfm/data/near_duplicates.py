@@ -6,7 +6,7 @@ Letters in the names give shapes: U distinct hashes, P pairs of them, M some of 
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.data.source import Index
+from lfm.data.sources.base import Index
 
 Hashes = NDArray[np.uint64]
 

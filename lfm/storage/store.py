@@ -16,10 +16,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from lfm import storage
-from lfm.artifact import MANIFEST, content_key, home, publishing, verify
 from lfm.errors import InputError
 from lfm.progress import say
+from lfm.storage import s3
+from lfm.storage.artifact import MANIFEST, content_key, home, publishing, verify
 
 PATIENCE = 60.0
 """Seconds to wait at the end of a stage, or at SIGTERM, for the last upload."""
@@ -34,7 +34,7 @@ def shared(*path: str) -> str | None:
     root = os.environ.get("LFM_STORE", "").rstrip("/")
     if not root:
         return None
-    if not storage.is_remote(root):
+    if not s3.is_remote(root):
         raise InputError(f"LFM_STORE={root} is no S3 address; write it as s3://BUCKET/FOLDER, or unset it")
     return "/".join([root, *path])
 
@@ -87,8 +87,8 @@ def push(folder: Path, remote: str) -> None:
     content = json.loads(manifest)["content"]
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            storage.upload(path, f"{remote}/{content}/{path.relative_to(folder)}")
-    storage.write(f"{remote}/{MANIFEST}", manifest)
+            s3.upload(path, f"{remote}/{content}/{path.relative_to(folder)}")
+    s3.write(f"{remote}/{MANIFEST}", manifest)
 
 
 def pull(remote: str, folder: Path) -> bool:
@@ -97,17 +97,17 @@ def pull(remote: str, folder: Path) -> bool:
     Raises:
         InputError: the server's refusal.
     """
-    if not storage.exists(f"{remote}/{MANIFEST}"):
+    if not s3.exists(f"{remote}/{MANIFEST}"):
         return False
     try:
-        content = json.loads(storage.read(f"{remote}/{MANIFEST}"))["content"]
+        content = json.loads(s3.read(f"{remote}/{MANIFEST}"))["content"]
     except (ValueError, KeyError, TypeError):  # what a damaged object can come to
         return False
     aside = folder.with_name(f".{folder.name}.pull.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     prefix = f"{remote}/{content}/"
-    for item in storage.listing(prefix.rstrip("/")):
-        storage.download(item.uri, aside / item.uri.removeprefix(prefix))
+    for item in s3.listing(prefix.rstrip("/")):
+        s3.download(item.uri, aside / item.uri.removeprefix(prefix))
     try:
         verify(aside)
     except InputError:
@@ -167,14 +167,14 @@ class Mirror:
         push(folder, f"{self.remote}/{folder.name}")
         for path in self.beside:
             with suppress(FileNotFoundError):
-                storage.upload(path, f"{self.remote}/{path.name}")
+                s3.upload(path, f"{self.remote}/{path.name}")
         for old in _steps(self.remote)[: -self.keep]:
-            storage.delete(f"{self.remote}/{old}")
+            s3.delete(f"{self.remote}/{old}")
 
 
 def _steps(remote: str) -> list[str]:
     """Names of the whole checkpoints at an address, oldest first."""
-    items = (item.uri.removeprefix(f"{remote}/").split("/") for item in storage.listing(remote))
+    items = (item.uri.removeprefix(f"{remote}/").split("/") for item in s3.listing(remote))
     return sorted({path[0] for path in items if path[0].startswith("step-") and path[1:] == [MANIFEST]})
 
 
@@ -191,7 +191,7 @@ def fetch_checkpoints(remote: str, folder: Path, beside: Sequence[Path] = ()) ->
         if not pull(f"{remote}/{name}", folder / name):
             continue
         for path in beside:
-            if storage.exists(f"{remote}/{path.name}"):
-                storage.download(f"{remote}/{path.name}", path)
+            if s3.exists(f"{remote}/{path.name}"):
+                s3.download(f"{remote}/{path.name}", path)
         say(f"{name} comes from the shared store")
         return

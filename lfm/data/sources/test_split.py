@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.data.source import TEST, TRAIN, Encoded, Index
+from lfm.data.sources.base import TEST, TRAIN, Encoded, Index
 from lfm.errors import InputError
 from lfm.progress import bar
 

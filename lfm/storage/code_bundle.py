@@ -5,7 +5,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[1].name
 
 
 def copy_code(module: str, folder: Path) -> Path:
@@ -22,7 +23,7 @@ def copy_code(module: str, folder: Path) -> Path:
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    return folder / Path(__file__).parent.name
+    return folder / PACKAGE
 
 
 def _reached(module: str) -> set[Path]:
@@ -38,7 +39,7 @@ def _reached(module: str) -> set[Path]:
 
 
 def _file(name: str) -> Path | None:
-    if name.partition(".")[0] != Path(__file__).parent.name:
+    if name.partition(".")[0] != PACKAGE:
         return None
     place = ROOT / Path(*name.split("."))
     return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()), None)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lfm.data.source import SPLITS, Encoded, Files, Index, Joined
+from lfm.data.sources.base import SPLITS, Encoded, Files, Index, Joined
 from lfm.data.table import Table
 from lfm.errors import InputError
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from lfm.config.schema import DataConfig
-from lfm.data.class_names import named
-from lfm.data.downloads import anew, require
-from lfm.data.fingerprint import fingerprint, join
-from lfm.data.source import SPLITS, Files, Index, Source
+from lfm.data.sources.base import SPLITS, Files, Index, Source
+from lfm.data.sources.class_names import named
+from lfm.data.sources.downloads import anew, require
+from lfm.data.sources.fingerprint import fingerprint, join
 from lfm.errors import InputError
 from lfm.progress import say
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from lfm import storage
 from lfm.errors import InputError
+from lfm.storage import s3
 
 READERS = 16
 
@@ -37,19 +37,19 @@ class Found:
 
 def absolute(place: str) -> str:
     """A folder or file as an absolute path or an s3:// address, without a slash at its end."""
-    if storage.is_remote(place):
+    if s3.is_remote(place):
         return f"s3://{place[5:].rstrip('/')}"
     return str(Path(place).expanduser().absolute())
 
 
 def resolve(base: str, path: str) -> str:
     """Absolute and in one spelling, so that the same file is seen to be the same."""
-    if storage.is_remote(path):
+    if s3.is_remote(path):
         return path
     whole = path if path.startswith("/") else f"{base}/{path}"
     if "./" not in path and "//" not in path:
         return whole
-    return f"s3://{posixpath.normpath(whole[5:])}" if storage.is_remote(whole) else os.path.normpath(whole)
+    return f"s3://{posixpath.normpath(whole[5:])}" if s3.is_remote(whole) else os.path.normpath(whole)
 
 
 def first_few(names: Sequence[str] | set[str]) -> str:
@@ -69,10 +69,10 @@ def stamps(path: list[str]) -> list[str]:
     Raises:
         InputError: files that do not exist; how many, and the first five.
     """
-    remote = _list_folders({each.rpartition("/")[0] for each in path if storage.is_remote(each)})
+    remote = _list_folders({each.rpartition("/")[0] for each in path if s3.is_remote(each)})
     stamp, missing = [], []
     for each in path:
-        if storage.is_remote(each):
+        if s3.is_remote(each):
             status = remote.get(each, "")
         else:
             try:
@@ -99,5 +99,5 @@ def _list_folders(folders: set[str]) -> dict[str, str]:
         return any("/".join(parts[:k]) in folders for k in range(3, len(parts)))
 
     with ThreadPoolExecutor(READERS) as pool:
-        items = chain.from_iterable(pool.map(storage.listing, [folder for folder in folders if not inside(folder)]))
+        items = chain.from_iterable(pool.map(s3.listing, [folder for folder in folders if not inside(folder)]))
         return {item.uri: f"{item.size} {item.etag}" for item in items}

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from lfm.artifact import home
 from lfm.config.schema import DataConfig
 from lfm.errors import InputError, unknown
+from lfm.storage.artifact import home
 
 # What to fetch, and from whom. The folder and the options follow in `where_to_put`.
 HELP: dict[str, str] = {
