@@ -22,8 +22,8 @@ from lfm.data.decoding import fitted
 from lfm.data.images import Images, open_split
 from lfm.data.prefetch import fetched_ahead, mixed_images
 from lfm.data.sources.base import TEST, TRAIN, Files, Source
+from lfm.evaluation.inference import use_bf16
 from lfm.method.mixup import PairSampler
-from lfm.score import use_bf16
 
 TAU, BATCH, BATCHES = 0.05, 32, 9
 

@@ -23,12 +23,12 @@ from scipy import stats
 from lfm.config.presets import load
 from lfm.config.schema import GROUPS, RunConfig
 from lfm.data.images import open_split
+from lfm.evaluation.inference import pick_device, score_split
 from lfm.jobs import backbone_for, dataset_for, embeddings_for, inspect, new_model
-from lfm.report import COLUMNS, percent
-from lfm.score import pick_device, score_split
+from lfm.report.tables import COLUMNS, percent
 from lfm.storage.artifact import content_key, source_hash
-from lfm.tracking import commit
-from lfm.train import Stage
+from lfm.tracking.pipeline_run import commit
+from lfm.training.loop import Stage
 
 PRESET = "fashion-mnist-lt"
 BASE = "CE"
@@ -150,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
         "lfm.method.mixup",
         "lfm.method.losses",
         "lfm.model",
-        "lfm.train",
-        "lfm.score",
+        "lfm.training.loop",
+        "lfm.evaluation.inference",
         "lfm.data",
         "lfm.backbones.text_encoders",
     )

@@ -26,7 +26,7 @@ from benchmarks.inputs import jpeg_input_row, small_images, small_input_row
 from benchmarks.measure import Row, row, seconds, unit_rows
 from benchmarks.training import BATCH, SMALL, TOWER, loop_row, step_row, validation_row
 from lfm.config.schema import ShotsConfig
-from lfm.evaluate import accuracy, hits, shot_group, top_class
+from lfm.evaluation.metrics import accuracy, hits, shot_group, top_class
 from lfm.method.mixup import PartnerSampler, local_sampling_rows
 
 TAU = 0.05

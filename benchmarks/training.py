@@ -19,9 +19,9 @@ from lfm.backbones.model import LFM
 from lfm.backbones.openclip import build_image_tower
 from lfm.config.schema import RunConfig, StageConfig, TrainConfig
 from lfm.data.images import Images
-from lfm.fit import cast_once
-from lfm.score import score_split, use_bf16
-from lfm.train import Stage
+from lfm.evaluation.inference import score_split, use_bf16
+from lfm.training.loop import Stage
+from lfm.training.memory import cast_once
 
 BATCH = 32
 TOWER, SMALL = "ViT-B/32", "a small ViT"

@@ -103,7 +103,7 @@ def run(
         _check_file(json_)
     from lfm import jobs
     from lfm.backbones.device import check_device
-    from lfm.report import table
+    from lfm.report.tables import table
     from pipelines.run import run_local
 
     for config in configs:
@@ -123,7 +123,7 @@ def run(
     typer.echo(table(methods))
     typer.echo(f"\nRegistered model  {uri}")
     typer.echo(f"Page              {result.metrics / 'report.html'}")
-    from lfm.address import is_server, server_address
+    from lfm.tracking.uri import is_server, server_address
 
     ui = "make ui" if Path("Makefile").is_file() else "lfm ui"
     typer.echo(f"Compare the runs  {f'MLflow at {server_address()}' if is_server() else ui}")
@@ -210,7 +210,8 @@ def inspect(
     if target.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--picture {target} does not end in .png, .svg or .pdf; name it so")
     _check_file(target)
-    from lfm import jobs, report
+    from lfm import jobs
+    from lfm.report import data_page
 
     with redirect_stdout(sys.stderr if json_ else sys.stdout):
         jobs.check(config)
@@ -218,7 +219,7 @@ def inspect(
         backbone, _ = jobs.backbone_for(config.model, config.seed)
         text, _ = jobs.embeddings_for(config.text, dataset, backbone)
         found = jobs.inspect(config, 1, dataset, text)
-        report.picture(target, f"{preset}, tau {config.mixup.tau:g}", found)
+        data_page.picture(target, f"{preset}, tau {config.mixup.tau:g}", found)
     if json_:
         typer.echo(json.dumps({name: found[name] for name in INSPECT_KEYS}))
         return
@@ -263,7 +264,7 @@ def report_(
     for path in (page, values):
         _check_file(path)
     from lfm import jobs
-    from lfm.report import data_summary
+    from lfm.report.data_page import data_summary
 
     jobs.check(config)
     found, html = jobs.report_data(config)
@@ -297,7 +298,7 @@ def ui(
     _use_home(home_)
     if not (home() / "mlflow.db").is_file():
         raise InputError(f"there are no runs in {home()} yet; start one with: lfm run fashion-mnist-lt")
-    from lfm.address import tracking_uri
+    from lfm.tracking.uri import tracking_uri
 
     # The helpers that MLflow would start for jobs take seven times 240 MB and nothing here uses them.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

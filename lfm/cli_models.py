@@ -55,7 +55,7 @@ def sweep(
     if out:
         check_writable(out)
     from lfm import jobs
-    from lfm.report import percent
+    from lfm.report.tables import percent
     from pipelines.run import run_sweep
 
     for one in configs:
@@ -111,7 +111,7 @@ def models(name: Annotated[str, typer.Argument(help="Only this model.")] = "", h
       lfm models fashion-mnist-lt
     """
     use_home(home_)
-    from lfm import registry
+    from lfm.tracking import registry
 
     found = registry.versions(name)
     if not found:
@@ -136,7 +136,7 @@ def promote(
       lfm promote fashion-mnist-lt 3 --why "looked at its mistakes"
     """
     use_home(home_)
-    from lfm import registry
+    from lfm.tracking import registry
 
     before = registry.promote(name, version, why)
     typer.echo(f"{name} {version} is champion" + (f", after {before.number}" if before else ""))
@@ -149,7 +149,7 @@ def rollback(name: NameArgument, home_: HomeOption = None) -> None:
       lfm rollback fashion-mnist-lt
     """
     use_home(home_)
-    from lfm import registry
+    from lfm.tracking import registry
 
     was, now = registry.rollback(name)
     typer.echo(f"{name} {now.number} is champion again, instead of {was.number}")
@@ -165,11 +165,11 @@ def sync(home_: HomeOption = None) -> None:
       MLFLOW_TRACKING_URI=http://localhost:5000 lfm sync
     """
     use_home(home_)
-    from lfm import tracking
     from lfm.errors import InputError
+    from lfm.tracking import pipeline_run
 
-    count = tracking.sync()
-    others = tracking.elsewhere()
+    count = pipeline_run.sync()
+    others = pipeline_run.elsewhere()
     if count or not others:
         typer.echo(f"{count} records sent" if count else "nothing waits")
     if others:

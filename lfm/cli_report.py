@@ -10,7 +10,7 @@ from lfm.errors import InputError
 from lfm.storage.artifact import check_writable, home
 
 if TYPE_CHECKING:
-    from lfm.report.page import Report
+    from lfm.report.run_page import Report
 
 PAPER = "paper"
 OutOption = Annotated[
@@ -75,7 +75,7 @@ def compare(
 
 def _compare(runs: list[str], out: Path | None) -> None:
     from lfm.jobs import reporting
-    from lfm.report import percent
+    from lfm.report.tables import percent
 
     found, differences = reporting.compare_runs(runs)
     columns, scores = found.tables["compared"]

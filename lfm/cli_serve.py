@@ -14,7 +14,7 @@ from lfm.errors import InputError
 from lfm.storage.artifact import MANIFEST
 
 if TYPE_CHECKING:
-    from lfm.serve import Predictor
+    from lfm.serving.predictor import Predictor
 
 ModelOption = Annotated[
     str,
@@ -60,7 +60,7 @@ def predict(
     set_home(home_)
     files = _files(images)
     with _folder_of(model) as (folder, uri):
-        from lfm.serve import Predictor
+        from lfm.serving.predictor import Predictor
 
         predictor = Predictor(folder, device)
         if not json_:
@@ -138,8 +138,8 @@ def serve(
     set_home(home_)
     with _folder_of(model) as (folder, uri):
         from lfm.backbones.device import pick_device
-        from lfm.server.settings import Settings
-        from lfm.server.supervise import serve as run
+        from lfm.serving.settings import Settings
+        from lfm.serving.supervisor import serve as run
         from lfm.storage.artifact import verify
 
         verify(folder)
@@ -162,8 +162,8 @@ def _folder_of(model: str) -> Iterator[tuple[Path, str]]:
             raise InputError(f"--model {model} holds no model; give models:/NAME@champion, or the folder of a model")
         yield found, model
         return
-    from lfm import registry, tracking
+    from lfm.tracking import pipeline_run, registry
 
     uri = registry.resolve(model) if model else registry.only_one()
     with tempfile.TemporaryDirectory(prefix="lfm-model-") as folder:
-        yield tracking.fetch_model(uri, Path(folder)), uri
+        yield pipeline_run.fetch_model(uri, Path(folder)), uri

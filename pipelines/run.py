@@ -169,8 +169,8 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
 
 def _close(key: str) -> None:
     """End the run in MLflow where its exit handler did not come to it, as after Ctrl-C."""
-    from lfm import tracking
+    from lfm.tracking import pipeline_run
 
     belong_to(key)
     with suppress(InputError):
-        tracking.end_pipeline_run("FAILED")
+        pipeline_run.end_pipeline_run("FAILED")

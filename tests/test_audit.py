@@ -31,7 +31,7 @@ from lfm.data.sources.base import SPLITS, Files, Source
 from lfm.data.table import COLUMNS, Table, describe
 from lfm.errors import InputError
 from lfm.jobs.audit import to_mend
-from lfm.report import data_page, data_summary, headline
+from lfm.report.data_page import data_page, data_summary, headline
 from tests.reader import Reader
 
 CLASSES = ("red <b>fox</b>", "n01440764", "Red <B>foxes</B>", "grey & wolf")

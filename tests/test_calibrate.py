@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from lfm.calibrate import RANGE, fit
+from lfm.evaluation.calibration import RANGE, fit
 
 
 def draws(temperature: float, images: int = 4000, classes: int = 7) -> tuple[torch.Tensor, torch.Tensor]:

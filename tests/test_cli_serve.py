@@ -8,11 +8,11 @@ import pytest
 from torch import Tensor
 from typer.testing import CliRunner
 
-from lfm import registry
 from lfm.cli import app
 from lfm.errors import InputError
-from lfm.serve import Predictor
-from lfm.tracking import connect
+from lfm.serving.predictor import Predictor
+from lfm.tracking import registry
+from lfm.tracking.pipeline_run import connect
 from tests.conftest import Fashion
 from tests.serving import png, write_conv4
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lfm.comparison import draw, page, rows_of, to_csv
+from lfm.evaluation.comparison import draw, page, rows_of, to_csv
 
 VARIANTS = [{"label": f"alpha {a}", "value": a} for a in (1.0, 0.5, 1.0)]
 SCORES = [

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm.config.schema import GROUPS, ShotsConfig
-from lfm.evaluate import accuracy, confusion, hits, metrics, predict, shot_group, top_class
+from lfm.evaluation.metrics import accuracy, confusion, hits, metrics, predict, shot_group, top_class
 
 TEXT, CODE = ShotsConfig(), ShotsConfig(few=21)
 

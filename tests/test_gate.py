@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from lfm.gate import Gain, gate, paired_gain
+from lfm.evaluation.promotion import Gain, gate, paired_gain
 
 Answers = NDArray[np.bool_]
 

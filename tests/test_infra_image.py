@@ -18,7 +18,7 @@ import pytest
 from docker.models.containers import Container
 from mlflow import MlflowClient
 
-from lfm.serve import Predictor
+from lfm.serving.predictor import Predictor
 from tests.containers import ROOT, SOMEBODY, Built, as_somebody, build, connect, give_away
 
 pytestmark = [pytest.mark.containers, pytest.mark.slow]
@@ -62,7 +62,9 @@ def test_the_image_carries_its_commit_and_is_a_batch_image(daemon: docker.Docker
     assert about["Labels"]["org.opencontainers.image.revision"] == commit
     assert about["User"] == "10001:10001" and not about.get("Healthcheck")
     assert (
-        inside(daemon, built.image, "python3", "-c", "from lfm.tracking import commit; print(commit())").strip()
+        inside(
+            daemon, built.image, "python3", "-c", "from lfm.tracking.pipeline_run import commit; print(commit())"
+        ).strip()
         == commit
     )
     assert built.seconds < 600, "make image takes less than ten minutes"

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
 
-from lfm.server.door import PATHS
-from lfm.server.settings import Settings
+from lfm.serving.admission import PATHS
+from lfm.serving.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

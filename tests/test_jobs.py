@@ -77,7 +77,7 @@ def test_a_command_waits_for_no_library_before_its_steps_do() -> None:
     program = (
         "import sys; from lfm import cli; from lfm.jobs import check; from lfm.config.presets import load; "
         "from lfm.backbones.device import check_device; from lfm.report import table; "
-        "import pipelines.run; import lfm.address; "
+        "import pipelines.run; import lfm.tracking.uri; "
         "check(load('fashion-mnist-lt')); check_device('auto'); "
         "assert not {'torch', 'mlflow', 'open_clip', 'pandas'} & set(sys.modules)"
     )

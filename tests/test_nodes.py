@@ -14,9 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from lfm.errors import InputError
-from lfm.jobs import Curves
 from lfm.jobs.nodes import train_on_nodes
 from lfm.storage.artifact import content_key
+from lfm.tracking.curves import Curves
 from tests.containers import ROOT, build, connect
 from tests.test_ranks import alone, told  # noqa: F401  the same small run
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lfm.outbox import Outbox, Record, RefusedError, Send, drain, waiting
+from lfm.tracking.outbox import Outbox, Record, RefusedError, Send, drain, waiting
 
 
 def to_file(header: Mapping[str, Any], folder: Path) -> Send:

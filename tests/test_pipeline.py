@@ -146,7 +146,7 @@ except Exception as error:
     assert "refused" in done.stdout
     version = client(home).get_model_version("fashion-mnist-lt", "2")
     assert version.run_id == parents(home)[1].info.run_id, "the model hangs on its run"
-    assert list((home / "mlartifacts").rglob("served_model.py")) and not (ROOT / "mlruns").exists()
+    assert list((home / "mlartifacts").rglob("packaged_model.py")) and not (ROOT / "mlruns").exists()
     assert not [path for path in home.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin")]
 
 

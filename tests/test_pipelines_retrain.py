@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from lfm import registry
 from lfm.config.presets import load
 from lfm.data.sources.fashion_mnist import read_idx
+from lfm.tracking import registry
 from pipelines.longtail import training_pipeline
 from pipelines.run import Result, run_local, run_pipeline, run_retraining
 from pipelines.settings import ClusterSettings

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from lfm.config.presets import load
-from lfm.jobs import Curves, backbone_for, dataset_for, embeddings_for
+from lfm.jobs import backbone_for, dataset_for, embeddings_for
 from lfm.jobs.training import train, train_together
+from lfm.tracking.curves import Curves
 from tests.test_own_data import PHOTOS, TOWER
 
 STAGE_1 = {"stage1.lr": 1e-3, "stage1.epochs": 3, "stage1.batch_size": 9, "stage1.alpha": 0.5}

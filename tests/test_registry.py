@@ -6,15 +6,15 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from lfm import registry
 from lfm.cli import app
 from lfm.errors import InputError
+from lfm.tracking import registry
 
 
 @pytest.fixture
 def three(home: Path) -> MlflowClient:
     """A model with three versions."""
-    from lfm.delivery import connect
+    from lfm.tracking.client import connect
 
     client = connect()
     client.create_registered_model("shoes")

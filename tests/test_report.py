@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lfm.config.schema import ShotsConfig
-from lfm.evaluate import metrics
-from lfm.report import histogram, percent, picture, table
+from lfm.evaluation.metrics import metrics
+from lfm.report.data_page import picture
+from lfm.report.tables import histogram, percent, table
 
 NASTY = ["<script>alert('x')</script>", 'a "quoted" & <b>bold</b> name', "T-shirt/top", "café ☕", "plain"]
 COUNTS = [900, 300, 150, 101, 5]

@@ -19,12 +19,12 @@ from lfm.config.schema import RunConfig
 from lfm.data.images import Images
 from lfm.data.subsets import profile
 from lfm.errors import InputError
-from lfm.evaluate import confusion, metrics
-from lfm.evidence import Answer
+from lfm.evaluation.diagnostics import Answer
+from lfm.evaluation.metrics import confusion, metrics
 from lfm.jobs.gathering import gather, keep_answers
-from lfm.report.page import Report, run_page
 from lfm.report.published import for_data
-from lfm.report.values import Other, Run, Sweep, read_run
+from lfm.report.run_page import Report, run_page
+from lfm.report.run_values import Other, Run, Sweep, read_run
 from tests.browser import check
 from tests.reader import Reader
 

@@ -4,7 +4,7 @@ import pytest
 
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
-from lfm.report.paper import Ours, paper_page, tasks
+from lfm.report.paper_tables import Ours, paper_page, tasks
 from lfm.report.published import TABLE_1, TABLE_2, TABLE_3, TABLE_4, TABLE_5, for_data
 from tests.reader import Reader
 

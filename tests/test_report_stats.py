@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lfm.evaluate import GROUPS
+from lfm.evaluation.metrics import GROUPS
 from lfm.report.stats import (
     accuracy_intervals,
     boundary,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from lfm.report.values import FILES
+from lfm.report.run_values import FILES
 from lfm.storage.artifact import verify
 from tests.browser import check
 from tests.reader import Reader

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm.errors import InputError
-from lfm.request import Limits, Request, RequestError, of_json, of_table, params_of, pixels_of
-from lfm.serve import Predictor
+from lfm.serving.predictor import Predictor
+from lfm.serving.request import Limits, Request, RequestError, of_json, of_table, params_of, pixels_of
 from tests.serving import png, write_vit
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), np.uint8)

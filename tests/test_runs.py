@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from lfm import runs
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
-from lfm.delivery import connect
 from lfm.errors import InputError
 from lfm.jobs.reporting import others, report_paper, sweeps
 from lfm.report.published import TABLE_1
+from lfm.tracking import past_runs
+from lfm.tracking.client import connect
 from tests.reader import Reader
 
 Logged = Callable[..., str]
@@ -53,25 +53,25 @@ def test_a_run_is_found_by_id_beginning_name_and_latest(logged: Logged) -> None:
     first = logged("fashion-mnist-lt", 60, mixup__name="none")
     second = logged("fashion-mnist-lt", 70)
     logged("fashion-mnist-lt", 80, "FAILED", seed=3)
-    among = runs.evaluated()
+    among = past_runs.evaluated()
     assert len(among) == 3, "the steps' own runs are left out"
-    assert runs.find("latest", among).run_id == second, "the newest that finished"
-    assert runs.find("ce, seed 0", among).run_id == runs.find(first[:9], among).run_id == first
-    assert runs.find(second, among).scores() == {"many": 75.0, "medium": 70.0, "few": None, "all": 71.0}
+    assert past_runs.find("latest", among).run_id == second, "the newest that finished"
+    assert past_runs.find("ce, seed 0", among).run_id == past_runs.find(first[:9], among).run_id == first
+    assert past_runs.find(second, among).scores() == {"many": 75.0, "medium": 70.0, "few": None, "all": 71.0}
 
 
 def test_a_run_that_is_not_there_or_meant_twice_is_refused(logged: Logged) -> None:
     with pytest.raises(InputError, match="no evaluated runs yet"):
-        runs.find("latest", runs.evaluated())
+        past_runs.find("latest", past_runs.evaluated())
     first, second = logged("fashion-mnist-lt", 60), logged("fashion-mnist-lt", 61)
-    among = runs.evaluated()
+    among = past_runs.evaluated()
     with pytest.raises(InputError, match=rf"2 runs are called 'lfm \+ ce, seed 0'; give an id of {second[:12]}"):
-        runs.find("lfm + ce, seed 0", among)
+        past_runs.find("lfm + ce, seed 0", among)
     for unknown in ("zzzz", first[:3], ""):
         with pytest.raises(InputError, match="no evaluated run"):
-            runs.find(unknown, among)
+            past_runs.find(unknown, among)
     with pytest.raises(InputError, match=r"has no metrics\.json.*older version; run it again"):
-        runs.download(among[0], ("metrics.json",), Path("never"))
+        past_runs.download(among[0], ("metrics.json",), Path("never"))
 
 
 def test_sweeps_are_the_runs_that_differ_in_one_field_alone(logged: Logged) -> None:
@@ -82,12 +82,12 @@ def test_sweeps_are_the_runs_that_differ_in_one_field_alone(logged: Logged) -> N
     logged("fashion-mnist-lt", 11, stage1__alpha=1.5, stage2__alpha=1.5, seed=1)
     logged("fashion-mnist-lt", 12, "FAILED", stage1__alpha=1.7, stage2__alpha=1.7)
     logged("fashion-mnist-lt", 66, mixup__tau=0.05, train__processes=2)
-    among = runs.evaluated()
-    alpha_, tau = sweeps(runs.find(ours, among), among)
+    among = past_runs.evaluated()
+    alpha_, tau = sweeps(past_runs.find(ours, among), among)
     assert [(value, scores["all"]) for value, scores in alpha_.points] == [(0.0, 61.0), (0.5, 71.0), (1.0, 66.0)]
     assert [(value, scores["all"]) for value, scores in tau.points] == [(0.05, 67.0), (0.25, 71.0)]
     plain = logged("fashion-mnist-lt", 50, mixup__name="none")
-    assert sweeps(runs.find(plain, runs.evaluated()), runs.evaluated()) == []
+    assert sweeps(past_runs.find(plain, past_runs.evaluated()), past_runs.evaluated()) == []
 
 
 def test_the_runs_beside_one_are_those_on_the_same_data_once_each(logged: Logged) -> None:
@@ -98,8 +98,8 @@ def test_the_runs_beside_one_are_those_on_the_same_data_once_each(logged: Logged
     logged("fashion-mnist-lt", 66, mixup__tau=0.05)
     logged("fashion-mnist-lt", 99, data__imbalance=10)
     logged("fashion-mnist-lt", 71)  # the same as ours
-    among = runs.evaluated()
-    found = others(runs.find(ours, among), among)
+    among = past_runs.evaluated()
+    found = others(past_runs.find(ours, among), among)
     assert [(other.name, other.seed, other.scores["medium"]) for other in found] == [
         ("lfm + ce · mixup.tau=0.05", "0", 66.0), ("ce", "0", 51.0), ("ce", "1", 52.0)
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from lfm.backbones import openclip
 from lfm.backbones.text_encoders import embed
 from lfm.config.schema import TextConfig
 from lfm.errors import InputError
-from lfm.serve import Predictor
+from lfm.serving.predictor import Predictor
 from tests.conftest import Fashion
 from tests.serving import GROUPS, write_conv4, write_vit
 

@@ -19,8 +19,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from torch import Tensor
 
-from lfm import tracking
-from lfm.serve import Predictor
+from lfm.serving.predictor import Predictor
+from lfm.tracking import pipeline_run
 from tests.conftest import Fashion
 from tests.serving import png, write_conv4
 
@@ -51,10 +51,10 @@ def registered(fashion: Fashion, text_CD: Tensor, tmp_path_factory: pytest.TempP
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LFM_HOME", str(work))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv(tracking.KEY_VARIABLE, "a-test")
-        tracking.begin_pipeline_run("tests", "a run")
-        with tracking.step_run("register") as run:
-            uri = tracking.register_model(run, "small", "a-content", folder, example, answer, "minilm")
+        patch.setenv(pipeline_run.KEY_VARIABLE, "a-test")
+        pipeline_run.begin_pipeline_run("tests", "a run")
+        with pipeline_run.step_run("register") as run:
+            uri = pipeline_run.register_model(run, "small", "a-content", folder, example, answer, "minilm")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{work / 'mlflow.db'}")
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         yield Registered(work, uri, predictor)
@@ -107,12 +107,12 @@ def test_it_brings_the_code_it_needs_and_no_more(registered: Registered, tmp_pat
     place = Path(mlflow.artifacts.download_artifacts(registered.uri, dst_path=str(tmp_path)))
     brought = {str(path.relative_to(place / "code")) for path in (place / "code").rglob("*.py")}
     assert {
-        "lfm/serve.py",
+        "lfm/serving/predictor.py",
         "lfm/backbones/class_embedder.py",
         "lfm/data/decoding.py",
         "lfm/data/__init__.py",
     } <= brought
-    assert not {"lfm/cli.py", "lfm/train.py", "lfm/tracking.py"} & brought
+    assert not {"lfm/cli.py", "lfm/training/loop.py", "lfm/tracking/pipeline_run.py"} & brought
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(place)], env=registered.environment, cwd=tmp_path,
         capture_output=True, text=True, timeout=120,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from lfm.serve import Predictor
+from lfm.serving.predictor import Predictor
 from tests.conftest import REPOSITORY, Fashion
 from tests.serving import LFM_COMMAND, Server, png, serving, write_conv4, write_vit
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lfm.calibrate import MIN_IMAGES
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
 from lfm.data.artifact import read_info
 from lfm.data.images import Images, open_split
+from lfm.evaluation.calibration import MIN_IMAGES
 from lfm.jobs import backbone_for, dataset_for, embeddings_for, new_model
 from lfm.jobs.serving import example_of, fresh, served
 from lfm.jobs.training import model_info
-from lfm.request import Limits, of_table, pixels_of
-from lfm.serve import Predictor
+from lfm.serving.predictor import Predictor
+from lfm.serving.request import Limits, of_table, pixels_of
 from lfm.storage.artifact import publishing
 from tests.conftest import write_idx
 

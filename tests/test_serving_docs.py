@@ -16,13 +16,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from lfm import registry, tracking
-from lfm.address import tracking_uri
 from lfm.backbones.class_embedder import LONGEST_NAME, MOST_NAMES
 from lfm.cli import app
-from lfm.request import MOST_TOP
-from lfm.serve import Predictor
-from lfm.server.settings import Settings
+from lfm.serving.predictor import Predictor
+from lfm.serving.request import MOST_TOP
+from lfm.serving.settings import Settings
+from lfm.tracking import pipeline_run, registry
+from lfm.tracking.uri import tracking_uri
 from tests.serving import png, serving, write_vit
 
 TEXT = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
@@ -43,12 +43,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(work)
         patch.setenv("LFM_HOME", str(work / ".lfm"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv(tracking.KEY_VARIABLE, "a-test")
-        tracking.begin_pipeline_run("tests", "a run")
+        patch.setenv(pipeline_run.KEY_VARIABLE, "a-test")
+        pipeline_run.begin_pipeline_run("tests", "a run")
         example = pd.DataFrame({"image": [base64.b64encode((work / "photos/0.jpg").read_bytes()).decode()]})
         answer = predictor.predict(np.zeros((1, 32, 32, 3), np.uint8))
-        with tracking.step_run("register") as run:
-            tracking.register_model(run, "custom", "a-content", folder, example, answer, "backbone")
+        with pipeline_run.step_run("register") as run:
+            pipeline_run.register_model(run, "custom", "a-content", folder, example, answer, "backbone")
         registry.promote("custom", "1", "for the test")
         yield work
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from benchmarks import inputs, measure, reference, speed
 from lfm.config.schema import ShotsConfig
-from lfm.evaluate import accuracy, hits, shot_group
+from lfm.evaluation.metrics import accuracy, hits, shot_group
 
 # Written for these tests in the layout of the authors' repository: the names and arguments that the benchmark calls.
 # No constructor may run, as theirs want CUDA, downloads or other arguments.

@@ -27,16 +27,11 @@ from lfm.config.schema import RunConfig, StageConfig
 from lfm.data.images import Images
 from lfm.data.prefetch import mixed_images
 from lfm.errors import InputError
-from lfm.fit import blocks, find_batch_size, recompute_activations
+from lfm.evaluation.inference import image_features, pick_device, score_split, use_bf16
 from lfm.method.mixup import PairBatch
-from lfm.score import image_features, pick_device, score_split, use_bf16
 from lfm.storage.artifact import MANIFEST
-from lfm.train import (
-    NonFiniteLossError,
-    Stage,
-    learning_rate,
-    pair_sampler,
-)
+from lfm.training.loop import NonFiniteLossError, Stage, learning_rate, pair_sampler
+from lfm.training.memory import blocks, find_batch_size, recompute_activations
 
 CLASSES = 6
 COUNTS = [40, 24, 14, 9, 5, 3]
@@ -225,7 +220,7 @@ def test_only_the_pairs_whose_loss_is_no_number_are_named(tmp_path: Path, monkey
         x = mixed_images(data, batch, False)
         return torch.where((batch.index_B2 == bad).any(dim=1)[:, None, None, None], math.inf, x)
 
-    monkeypatch.setattr("lfm.train.mixed_images", spoilt)
+    monkeypatch.setattr("lfm.training.loop.mixed_images", spoilt)
     model = LFM(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 32)), text())
     with pytest.raises(NonFiniteLossError) as caught:
         train(settings, tmp_path, model=model)
@@ -284,7 +279,7 @@ def test_a_frozen_tower_cast_once_trains_and_is_kept_as_one_cast_in_every_step(
         return state(model), load_file(newest), seen
 
     once, kept_once, types = trained(tmp_path / "a")
-    monkeypatch.setattr("lfm.train.cast_once", lambda tower: {})
+    monkeypatch.setattr("lfm.training.loop.cast_once", lambda tower: {})
     each, kept_each, before = trained(tmp_path / "b")
     assert types == {torch.bfloat16} and before == {torch.float32}, "both ways were taken"
     for ours, theirs in ((once, each), (kept_once, kept_each)):
@@ -369,7 +364,7 @@ def test_a_batch_size_found_by_trying_leaves_no_trace_and_is_kept_for_the_resume
     assert said
     plain, _ = train(config(stage1__batch_size=int(said[1]), stage1__epochs=2), tmp_path / "b")
     assert all(torch.equal(v, plain.state_dict()[k]) for k, v in found.state_dict().items())
-    monkeypatch.setattr("lfm.train.find_batch_size", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr("lfm.training.loop.find_batch_size", lambda *_: pytest.fail("tried again"))
     resumed, _ = train(automatic, tmp_path / "a")
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in found.state_dict().items())
 
@@ -435,7 +430,7 @@ def test_scores_equal_a_loop_over_the_images(monkeypatch: pytest.MonkeyPatch) ->
     matrix = torch.tensor(found.pop("confusion"))
     assert matrix.diagonal().tolist() == list(right.values()) and matrix.sum(dim=1).tolist() == COUNTS
     assert score_split(model, data, data.label_N, settings, confused=False) == found
-    monkeypatch.setattr("lfm.score.CONFUSION_CLASSES", CLASSES - 1)
+    monkeypatch.setattr("lfm.evaluation.inference.CONFUSION_CLASSES", CLASSES - 1)
     assert score_split(model, data, data.label_N, settings) == found
 
 

@@ -5,7 +5,6 @@ store when it is there, so a second run repeats nothing that has not changed. He
 """
 
 from lfm.jobs.audit import report_data
-from lfm.jobs.curves import Curves
 from lfm.jobs.lifecycle import belong_to, configure, configure_variant, finish
 from lfm.jobs.prepare import (
     backbone_for,
@@ -22,6 +21,7 @@ from lfm.jobs.scoring import evaluate, register, shown_scores, untrained
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.sweep import compare, plan_sweep
 from lfm.jobs.training import new_model, train_stage
+from lfm.tracking.curves import Curves
 
 __all__ = [
     "ERROR_MARK",

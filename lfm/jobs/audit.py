@@ -28,8 +28,8 @@ def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
     import torch
 
     from lfm.data.audit import audit, thumbnails
-    from lfm.evaluate import shot_group
-    from lfm.report import data_page
+    from lfm.evaluation.metrics import shot_group
+    from lfm.report.data_page import data_page
 
     table = table_for(config.data, config.seed)
     say("data report: duplicates, odd images, names")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfm import registry, tracking
 from lfm.config.schema import RunConfig
 from lfm.data.artifact import read_info
 from lfm.progress import say
 from lfm.storage.artifact import content_key, read_manifest
+from lfm.tracking import pipeline_run, registry
 
 FITTED = ("size", "interpolation", "resize_mode")
 """What the pixels of a data set were made for; mean and deviation are taken later."""
@@ -39,11 +39,11 @@ class Champion:
             config: precision.
         """
         from lfm.backbones.towers import Preprocess
-        from lfm.score import predict_split
-        from lfm.serve import Predictor
+        from lfm.evaluation.inference import predict_split
+        from lfm.serving.predictor import Predictor
 
         with tempfile.TemporaryDirectory() as folder:
-            predictor = Predictor(tracking.fetch_model(self.uri, Path(folder)))
+            predictor = Predictor(pipeline_run.fetch_model(self.uri, Path(folder)))
         images = dataclasses.replace(test, to=Preprocess.of(predictor.info["preprocess"]))
         return predict_split(predictor.model.to(test.device), images, config)
 

@@ -9,7 +9,7 @@ from lfm.jobs.audit import to_mend
 from lfm.jobs.preview import inspect, read_text
 
 if TYPE_CHECKING:
-    from lfm.evidence import Answer
+    from lfm.evaluation.diagnostics import Answer
 
 
 def keep_answers(folder: Path, label_N: Any, untrained: "Answer", trained: "Answer") -> None:
@@ -36,18 +36,18 @@ def gather(
     """
     import torch
 
-    from lfm import evidence
     from lfm.data.artifact import read_info
-    from lfm.evaluate import shot_group
+    from lfm.evaluation import diagnostics
+    from lfm.evaluation.metrics import shot_group
 
     info, text_CD = read_info(dataset), read_text(text)
     label_N = images.label_N.cpu().numpy()
     count_C = torch.tensor(info["counts"])
     groups = shot_group(count_C, config.shots)
     few_C = torch.tensor([name == "few" for name in groups])
-    pairs = evidence.choose_pairs(info["classes"], count_C, text_CD, few_C)
+    pairs = diagnostics.choose_pairs(info["classes"], count_C, text_CD, few_C)
     names = [k for pair in pairs for k in pair]
-    shown = evidence.embedded_images(label_N, names)
+    shown = diagnostics.embedded_images(label_N, names)
     stages = [s for s in (1, 2) if config.stage(s).epochs] or [1]
     return {
         "title": f"{config.preset}: {config.method}, seed {config.seed}",
@@ -60,13 +60,16 @@ def gather(
         "pairing": _pairing(config),
         "stages": {str(s): _stage(inspect(config, s, dataset, text)) for s in stages},
         "pairs": pairs,
-        "margins": {name: evidence.margins(of, label_N, text_CD, pairs) for name, of in answers.items()},
+        "margins": {name: diagnostics.margins(of, label_N, text_CD, pairs) for name, of in answers.items()},
         "embedding": {
             "names": names,
             "class": [names.index(k) for k in label_N[shown].tolist()],
-            **{name: evidence.tsne(of.unit_ND[torch.from_numpy(shown)].cpu().numpy()) for name, of in answers.items()},
+            **{
+                name: diagnostics.tsne(of.unit_ND[torch.from_numpy(shown)].cpu().numpy())
+                for name, of in answers.items()
+            },
         },
-        "affinity": evidence.affinity(text_CD, config.mixup.tau, evidence.shown_classes(len(groups), pairs)),
+        "affinity": diagnostics.affinity(text_CD, config.mixup.tau, diagnostics.shown_classes(len(groups), pairs)),
         "similarity": _similarity(text_CD, label_N, answers),
         "confused": _confused(text_CD, config.mixup.tau, label_N, answers["trained"]),
         "worst": _worst(label_N, answers["trained"], len(groups), images),
@@ -105,7 +108,7 @@ def _pairing(config: RunConfig) -> str:
 
 
 def _similarity(text_CD: Any, label_N: Any, answers: Mapping[str, "Answer"]) -> dict[str, Any]:
-    from lfm.evidence import similarity_and_confusion
+    from lfm.evaluation.diagnostics import similarity_and_confusion
     from lfm.report.stats import spearman, twentieths
 
     found: dict[str, Any] = {"curve": {}, "rho": {}}
@@ -120,7 +123,7 @@ def _similarity(text_CD: Any, label_N: Any, answers: Mapping[str, "Answer"]) -> 
 def _confused(text_CD: Any, tau: float, label_N: Any, trained: "Answer") -> list[dict[str, Any]]:
     import torch
 
-    from lfm.evidence import CONFUSED, confused
+    from lfm.evaluation.diagnostics import CONFUSED, confused
     from lfm.method.mixup import local_sampling_rows
 
     found = []
@@ -132,7 +135,7 @@ def _confused(text_CD: Any, tau: float, label_N: Any, trained: "Answer") -> list
 
 
 def _worst(label_N: Any, trained: "Answer", classes: int, images: Any) -> list[dict[str, Any]]:
-    from lfm.evidence import thumbnail, worst
+    from lfm.evaluation.diagnostics import thumbnail, worst
 
     found = worst(label_N, trained, classes)
     for of in found:

@@ -42,13 +42,13 @@ def configure_variant(variant: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _begin(config: RunConfig, variant: str = "") -> tuple[dict[str, Any], str]:
-    from lfm import tracking
+    from lfm.tracking import pipeline_run
 
     check(config)
     name = variant or f"{config.method}, seed {config.seed}"
-    key = tracking.begin_pipeline_run(config.preset, name, variant)
+    key = pipeline_run.begin_pipeline_run(config.preset, name, variant)
     belong_to(key)
-    with tracking.step_run("configure") as run:
+    with pipeline_run.step_run("configure") as run:
         run.config(config)
         run.tags({"lfm.method": config.method, "lfm.data": config.data.name})
     return config.model_dump(), key
@@ -71,9 +71,9 @@ def finish(state: str) -> None:
     Args:
         state: KFP's word for how the steps ended.
     """
-    from lfm import tracking
+    from lfm.tracking import pipeline_run
 
     status = ENDS.get(state, "FAILED")
     # A tracking server that died takes no status; the error to show is that of the step that met it.
     with suppress(*() if status == "FINISHED" else (InputError,)):
-        tracking.end_pipeline_run(status)
+        pipeline_run.end_pipeline_run(status)

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lfm.errors import InputError
-from lfm.jobs.curves import Curves, following
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.trainer import NO_ANSWER, Backend, choose, reason
 from lfm.jobs.training import write_ranks
 from lfm.progress import say
 from lfm.storage.artifact import copy_to
+from lfm.tracking.curves import Curves, following
 
 INPUTS = ("dataset", "text", "backbone", "before")
 POLL_SECONDS = 1.0

@@ -15,7 +15,7 @@ from lfm.storage.s3 import is_remote
 from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
-    from lfm.delivery import DatasetUsed
+    from lfm.tracking.client import DatasetUsed
 
 # The source whose change makes a kept data set stale.
 BUILDING = (
@@ -156,9 +156,9 @@ def embeddings_for(config: TextConfig, dataset: Path, backbone: Path) -> tuple[P
 @step
 def fetch_backbone(model: dict[str, Any], seed: int, out: str) -> None:
     """Fetch the pre-trained towers once, so that no later step asks a network."""
-    from lfm import tracking
+    from lfm.tracking import pipeline_run
 
-    with tracking.step_run("fetch backbone") as run:
+    with pipeline_run.step_run("fetch backbone") as run:
         config = ModelConfig.model_validate(model)
         folder, reused = backbone_for(config, int(seed))
         run.tags({"lfm.backbone": f"{config.tower} {config.weights}"})
@@ -169,9 +169,9 @@ def fetch_backbone(model: dict[str, Any], seed: int, out: str) -> None:
 @step
 def prepare_data(data: dict[str, Any], model: dict[str, Any], seed: int, out: str) -> None:
     """Fetch, check, subset, decode: the data set artifact."""
-    from lfm import tracking
+    from lfm.tracking import pipeline_run
 
-    with tracking.step_run("prepare data") as run:
+    with pipeline_run.step_run("prepare data") as run:
         config = DataConfig.model_validate(data)
         folder, reused = dataset_for(config, ModelConfig.model_validate(model), int(seed))
         run.tags({"lfm.dataset": content(folder)})
@@ -184,7 +184,7 @@ def splits_used(config: DataConfig, folder: Path) -> "list[DatasetUsed]":
     """The splits of a data set artifact as MLflow lists them: digest, shape, how many images of how many classes."""
     from lfm.data.artifact import read_info
     from lfm.data.images import open_split
-    from lfm.delivery import DatasetUsed
+    from lfm.tracking.client import DatasetUsed
 
     info, digest = read_info(folder), content(folder)[:16]
     counts = sorted(info["counts"])
@@ -209,9 +209,9 @@ def splits_used(config: DataConfig, folder: Path) -> "list[DatasetUsed]":
 @step
 def embed_text(text: dict[str, Any], dataset: str, backbone: str, out: str) -> None:
     """Class names -> frozen class embeddings."""
-    from lfm import tracking
+    from lfm.tracking import pipeline_run
 
-    with tracking.step_run("embed text"):
+    with pipeline_run.step_run("embed text"):
         folder, reused = embeddings_for(TextConfig.model_validate(text), Path(dataset), Path(backbone))
         told("text embeddings", folder, reused)
         copy_to(folder, Path(out))

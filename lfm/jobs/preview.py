@@ -78,7 +78,7 @@ def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[st
 
 def describe(found: Mapping[str, Any]) -> str:
     """The result of `inspect` as a table with a bar a class; the first and last classes of many."""
-    from lfm.report import histogram
+    from lfm.report.tables import histogram
 
     columns = {
         "images": found["counts"],

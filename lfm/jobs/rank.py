@@ -7,10 +7,10 @@ from typing import Any
 
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
-from lfm.jobs.curves import Curves
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.training import METHOD, train
 from lfm.storage.artifact import source_hash
+from lfm.tracking.curves import Curves
 
 
 def main(path: str) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lfm.report.page import Report
-    from lfm.report.values import Other, Run, Sweep
-    from lfm.runs import Past
+    from lfm.report.run_page import Report
+    from lfm.report.run_values import Other, Run, Sweep
+    from lfm.tracking.past_runs import Past
 
 SHOWN_DIFFERENCES = 3
 SWEEPS = {"alpha": ("stage1.alpha", "stage2.alpha"), "tau": ("mixup.tau",)}
@@ -32,12 +32,12 @@ def page_of(folder: Path, past: "Past") -> "Report":
         folder: the artifact.
         past: the run.
     """
-    from lfm import runs
-    from lfm.report.page import run_page
     from lfm.report.published import for_data
+    from lfm.report.run_page import run_page
+    from lfm.tracking import past_runs
 
     with tempfile.TemporaryDirectory() as place:
-        run = _read(folder, past, runs.evaluated([past.experiment]), Path(place))
+        run = _read(folder, past, past_runs.evaluated([past.experiment]), Path(place))
     data = {k: past.params[f"data.{k}"] for k in ("name", "profile", "imbalance")}
     return run_page(run, for_data(data), f"lfm report {past.run_id[:12]}")
 
@@ -51,12 +51,12 @@ def report_run(selector: str) -> tuple["Report", "Past"]:
     Raises:
         InputError: no such run, or it is of a version that kept less.
     """
-    from lfm import runs
-    from lfm.report.values import FILES
+    from lfm.report.run_values import FILES
+    from lfm.tracking import past_runs
 
-    past = runs.find(selector, runs.evaluated())
+    past = past_runs.find(selector, past_runs.evaluated())
     with tempfile.TemporaryDirectory() as place:
-        return page_of(runs.download(past, FILES, Path(place)), past), past
+        return page_of(past_runs.download(past, FILES, Path(place)), past), past
 
 
 def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
@@ -65,12 +65,12 @@ def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
     Raises:
         InputError: no such run, fewer than two, or runs that were not scored on the same data.
     """
-    from lfm import runs
     from lfm.errors import InputError
-    from lfm.report.compare import compare_page
+    from lfm.report.compare_page import compare_page
+    from lfm.tracking import past_runs
 
-    among = runs.evaluated()
-    chosen = [runs.find(selector, among) for selector in selectors]
+    among = past_runs.evaluated()
+    chosen = [past_runs.find(selector, among) for selector in selectors]
     if len({run.run_id for run in chosen}) < 2:
         raise InputError("comparing needs two or more different runs, as in lfm compare RUN RUN")
     for run in chosen[1:]:
@@ -87,46 +87,46 @@ def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
 
 
 def _compared(past: "Past", place: Path) -> Any:
-    from lfm import runs
     from lfm.errors import InputError
-    from lfm.report.values import FILES, Other, read_run
+    from lfm.report.run_values import FILES, Other, read_run
+    from lfm.tracking import past_runs
 
     try:
-        return read_run(runs.download(past, FILES, place), run_id=past.run_id)
+        return read_run(past_runs.download(past, FILES, place), run_id=past.run_id)
     except InputError:  # of an older version: its scores alone
         return Other(past.method, past.scores(), past.run_id, past.seed, past.method)
 
 
 def report_paper() -> "Report":
     """The paper's tables, filled from all runs in MLflow."""
-    from lfm import runs
-    from lfm.report.paper import Ours, paper_page, tasks
+    from lfm.report.paper_tables import Ours, paper_page, tasks
+    from lfm.tracking import past_runs
 
-    among = runs.evaluated()
+    among = past_runs.evaluated()
     ours = {}
     for task in tasks():
-        found = runs.matching(task.preset, dict(task.overrides), among, task.untrained)
+        found = past_runs.matching(task.preset, dict(task.overrides), among, task.untrained)
         if found:
             ours[task.command] = Ours.of([run.scores("untrained" if task.untrained else "test") for run in found])
     return paper_page(ours)
 
 
 def _read(folder: Path, past: "Past", beside: Sequence["Past"], place: Path) -> "Run":
-    from lfm import runs
     from lfm.errors import InputError
-    from lfm.report.values import FILES, read_run
+    from lfm.report.run_values import FILES, read_run
+    from lfm.tracking import past_runs
 
     baseline = None
     found = next((run for run in beside if _is_baseline(run, past)), None)
     if found:
         try:
-            baseline = read_run(runs.download(found, FILES, place), run_id=found.run_id)
+            baseline = read_run(past_runs.download(found, FILES, place), run_id=found.run_id)
         except InputError:  # of an older version; its scores are in the table all the same
             baseline = None
     return read_run(
         folder,
         run_id=past.run_id,
-        curves=runs.curves(past.run_id),
+        curves=past_runs.curves(past.run_id),
         others=others(past, beside),
         baseline=baseline,
         sweeps=sweeps(past, beside),
@@ -150,7 +150,7 @@ def others(past: "Past", beside: Sequence["Past"]) -> list["Other"]:
         past: the run of the page.
         beside: of the experiment, newest first.
     """
-    from lfm.report.values import Other
+    from lfm.report.run_values import Other
 
     kept: dict[str, Other] = {}
     for run in beside:
@@ -172,7 +172,7 @@ def _differences(run: "Past", fields: set[str]) -> str:
 
 def sweeps(past: "Past", beside: Sequence["Past"]) -> list["Sweep"]:
     """Alpha and tau, each from the runs that differ from this one in nothing else."""
-    from lfm.report.values import Sweep
+    from lfm.report.run_values import Sweep
 
     found: list[Sweep] = []
     if not past.method.startswith("lfm"):

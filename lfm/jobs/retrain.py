@@ -18,10 +18,10 @@ def data_news(config: dict[str, Any], dataset: str) -> str:
     Without a champion everything is new. The challenger counts too: data that gave no better model once are not
     trained on again every night.
     """
-    from lfm import registry, tracking
+    from lfm.tracking import pipeline_run, registry
 
     name, found = RunConfig.model_validate(config).preset, content(dataset)
-    with tracking.step_run("data news") as run:
+    with pipeline_run.step_run("data news") as run:
         aliased = (registry.with_alias(name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
         known = [version for version in aliased if version]
         same = next((version for version in known if version.tags.get(registry.DATASET) == found), None)
@@ -36,10 +36,10 @@ def data_news(config: dict[str, Any], dataset: str) -> str:
 @step
 def decide(config: dict[str, Any], dataset: str, metrics: str, uri: str) -> str:
     """Make the new version champion or challenger and keep the reason: champion or challenger."""
-    from lfm import registry, tracking
+    from lfm.tracking import pipeline_run, registry
 
     name, number = RunConfig.model_validate(config).preset, uri.rpartition("/")[2]
-    with tracking.step_run("decide") as run:
+    with pipeline_run.step_run("decide") as run:
         champion = registry.with_alias(name, registry.CHAMPION)
         promoted, why = True, "there was no champion"
         if champion and champion.number == number:
@@ -62,9 +62,9 @@ def _compared(champion: Any, dataset: str, metrics: Path, run: Any) -> tuple[boo
 
     import numpy as np
 
-    from lfm import registry
-    from lfm.gate import gate
+    from lfm.evaluation.promotion import gate
     from lfm.jobs.champion import test_images
+    from lfm.tracking import registry
 
     if not (metrics / CHAMPION_PREDICTIONS).is_file():
         return False, f"champion {champion.number} knows other classes or takes other pixels, so the two do not compare"

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # The source whose change makes kept scores stale.
 SCORING = (
-    "lfm.evaluate", "lfm.evidence", "lfm.jobs.gathering", "lfm.backbones.model",
-    "lfm.train", "lfm.score", "lfm.data.images"
+    "lfm.evaluation.metrics", "lfm.evaluation.diagnostics", "lfm.jobs.gathering", "lfm.backbones.model",
+    "lfm.training.loop", "lfm.evaluation.inference", "lfm.data.images"
 )  # fmt: skip
 EXAMPLE_IMAGES = 2
 SHOWN_CLASSES = 50
@@ -38,13 +38,13 @@ def evaluate(
 
     Leaves metrics as JSON, what the champion and the trained model predicted for each image, and a page to look at.
     """
-    from lfm import runs, tracking
     from lfm.data.artifact import read_info
     from lfm.jobs.champion import present_champion
-    from lfm.report import table
+    from lfm.report.tables import table
+    from lfm.tracking import past_runs, pipeline_run
 
     run_config = RunConfig.model_validate(config)
-    with tracking.step_run("evaluate") as run:
+    with pipeline_run.step_run("evaluate") as run:
         provenance = {
             "data": f"{run_config.data.name}, imbalance {read_info(Path(dataset))['imbalance']:.4g}",
             "split": "test",
@@ -82,7 +82,7 @@ def evaluate(
         run.tags({f"lfm.{k}": v for k, v in provenance.items()})
         copy_to(folder, Path(out))
         # Not kept in the store: the page also shows the runs beside this one, and those come and go.
-        page, report = Path(out) / "report.html", page_of(folder, runs.read(run.parent, run_config))
+        page, report = Path(out) / "report.html", page_of(folder, past_runs.read(run.parent, run_config))
         page.write_text(report.html, encoding="utf-8")
         Path(page_out).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(page, page_out)
@@ -95,7 +95,7 @@ def evaluate(
             run.folder(Path(place))
         columns, rows = report.tables["classes"]
         run.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)), "classes.json")
-    tracking.end_variant()
+    pipeline_run.end_variant()
 
 
 def group_scores(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -164,9 +164,9 @@ def _score(
     from lfm.backbones.model import load_weights
     from lfm.data.artifact import read_info
     from lfm.data.images import open_split
-    from lfm.evaluate import shot_group
-    from lfm.evidence import answer
-    from lfm.score import image_features, pick_device, score
+    from lfm.evaluation.diagnostics import answer
+    from lfm.evaluation.inference import image_features, pick_device, score
+    from lfm.evaluation.metrics import shot_group
 
     test = open_split(Path(dataset), "test", pick_device(config.train.device))
     train_label_N = open_split(Path(dataset), "train").label_N
@@ -201,11 +201,11 @@ def _score(
 @step
 def register(config: dict[str, Any], dataset: str, backbone: str, model: str) -> str:
     """Register the model in MLflow under the preset's name, unless it is there. Its `models:/NAME/VERSION`."""
-    from lfm import registry, tracking
     from lfm.jobs.champion import input_of, test_images
     from lfm.jobs.serving import example_of, served
-    from lfm.request import Limits, of_table, pixels_of
-    from lfm.serve import Predictor
+    from lfm.serving.predictor import Predictor
+    from lfm.serving.request import Limits, of_table, pixels_of
+    from lfm.tracking import pipeline_run, registry
 
     run_config = RunConfig.model_validate(config)
     origin = {
@@ -214,8 +214,8 @@ def register(config: dict[str, Any], dataset: str, backbone: str, model: str) ->
         registry.INPUT: input_of(dataset),
         "lfm.method": run_config.method,
     }
-    with tracking.step_run("register") as run:
-        if known := tracking.registered_version(run, run_config.preset, content(model)):
+    with pipeline_run.step_run("register") as run:
+        if known := pipeline_run.registered_version(run, run_config.preset, content(model)):
             run.tags({"lfm.model": known})
             say(f"registered before, as {known}")
             registry.tag(run_config.preset, known.rpartition("/")[2], origin)
@@ -224,7 +224,7 @@ def register(config: dict[str, Any], dataset: str, backbone: str, model: str) ->
         predictor, example = Predictor(folder), example_of(dataset, EXAMPLE_IMAGES)
         unit_ND = predictor.features(pixels_of(of_table(example, None), predictor, Limits()))
         answer = predictor.table(predictor.answers(unit_ND))
-        uri = tracking.register_model(
+        uri = pipeline_run.register_model(
             run, run_config.preset, content(model), folder, example, answer, run_config.text.encoder
         )
         registry.tag(run_config.preset, uri.rpartition("/")[2], origin)

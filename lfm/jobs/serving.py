@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SERVING = ("lfm.calibrate", "lfm.jobs.serving", "lfm.backbones.model", "lfm.score", "lfm.data.images")
+SERVING = (
+    "lfm.evaluation.calibration",
+    "lfm.jobs.serving",
+    "lfm.backbones.model",
+    "lfm.evaluation.inference",
+    "lfm.data.images",
+)
 CALIBRATION_IMAGES = 2000
 """One number needs no more."""
 
@@ -53,8 +59,8 @@ def _make(config: RunConfig, dataset: str, backbone: str, model: str, aside: Pat
     import torch
 
     from lfm.backbones.openclip import keep_text_half
-    from lfm.evaluate import shot_group
-    from lfm.serve import SERVED, TEXT_HALF
+    from lfm.evaluation.metrics import shot_group
+    from lfm.serving.predictor import SERVED, TEXT_HALF
 
     for name in read_manifest(Path(model))["files"]:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +92,10 @@ def _calibrated(config: RunConfig, dataset: Path, model: Path, temperature: floa
     """The temperature fitted on validation images; None where there are too few."""
     import torch
 
-    from lfm.calibrate import MIN_IMAGES, fit
     from lfm.data.images import open_split
-    from lfm.score import pick_device
-    from lfm.serve import BATCH, Predictor
+    from lfm.evaluation.calibration import MIN_IMAGES, fit
+    from lfm.evaluation.inference import pick_device
+    from lfm.serving.predictor import BATCH, Predictor
 
     found = torch.from_numpy(fresh(dataset))
     if len(found) < MIN_IMAGES:

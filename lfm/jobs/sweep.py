@@ -23,16 +23,16 @@ def plan_sweep(config: dict[str, Any], variants: Sequence[Mapping[str, Any]]) ->
     Returns:
         The same, each with its whole `config`.
     """
-    from lfm import tracking
     from lfm.config import sweeps
+    from lfm.tracking import pipeline_run
 
     base = RunConfig.model_validate(config)
     ready = [{**variant, "overrides": whole(variant["overrides"])} for variant in variants]
     configs = sweeps.check(base, ready)
     for one in configs:
         check(one)
-    tracking.begin_pipeline_run(base.preset, f"sweep of {len(ready)}")
-    with tracking.step_run("plan sweep") as run:
+    pipeline_run.begin_pipeline_run(base.preset, f"sweep of {len(ready)}")
+    with pipeline_run.step_run("plan sweep") as run:
         run.tags({"lfm.sweep": ", ".join(variant["name"] for variant in ready)[:5000]})
     say(f"{len(ready)} configurations: {', '.join(variant['name'] for variant in ready)}")
     return [{**variant, "config": one.model_dump()} for variant, one in zip(ready, configs, strict=True)]
@@ -54,14 +54,15 @@ def compare(
     Returns:
         All of each configuration, by a name that KFP takes.
     """
-    from lfm import comparison, tracking
+    from lfm.evaluation import comparison
+    from lfm.tracking import pipeline_run
 
     scores = [json.loads((Path(folder) / "metrics.json").read_text())["test"] for folder in metrics]
     rows = comparison.rows_of(variants, scores)
     over = str(variants[0].get("over", ""))
     for folder in (table, figure):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    with tracking.step_run("compare") as run:
+    with pipeline_run.step_run("compare") as run:
         title = f"Sweep over {over}" if over else "Sweep"
         drawn = [Path(figure) / f"figure.{ending}" for ending in ("svg", "png")]
         comparison.draw(drawn, title, rows, over)

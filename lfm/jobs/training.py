@@ -12,13 +12,13 @@ from typing import Any
 
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
-from lfm.jobs.curves import Curves, following
 from lfm.jobs.preview import preview, read_text
 from lfm.jobs.step import content, step, told
 from lfm.progress import say
 from lfm.storage import s3
 from lfm.storage.artifact import NOTES, content_key, copy_to, home, source_hash
 from lfm.storage.store import Mirror, build_once, fetch_checkpoints, shared
+from lfm.tracking.curves import Curves, following
 
 SHOWN_IMAGES = 8
 
@@ -27,7 +27,8 @@ WEIGHED = {"device", "nodes", "processes", "precision", "flip", "resize", "compi
 
 # The source whose change makes a kept model stale.
 METHOD = (
-    "lfm.method.mixup", "lfm.method.losses", "lfm.backbones.model", "lfm.train", "lfm.fit", "lfm.score",
+    "lfm.method.mixup", "lfm.method.losses", "lfm.backbones.model",
+    "lfm.training.loop", "lfm.training.memory", "lfm.evaluation.inference",
     "lfm.data.images", "lfm.data.prefetch", "lfm.data.resize",
 )  # fmt: skip
 
@@ -40,11 +41,11 @@ def train_stage(
 
     A killed step goes on from its last checkpoint: checkpoints lie in a folder named by the same inputs.
     """
-    from lfm import tracking
+    from lfm.tracking import pipeline_run
 
     run_config = RunConfig.model_validate(config)
     inputs = stage_inputs(run_config, stage, dataset, text, backbone, before)
-    with tracking.step_run(f"stage {stage}") as run:
+    with pipeline_run.step_run(f"stage {stage}") as run:
         alpha = preview(run_config, stage, dataset, text)
         run.params({f"stage{stage}.alpha_used": alpha}, on_parent=True)
         work = home() / "work" / content_key(inputs)
@@ -155,8 +156,8 @@ def train(
     from lfm.backbones.model import load_weights
     from lfm.data.artifact import read_info
     from lfm.data.images import open_split
-    from lfm.score import pick_device
-    from lfm.train import NonFiniteLossError, Stage
+    from lfm.evaluation.inference import pick_device
+    from lfm.training.loop import NonFiniteLossError, Stage
 
     started = int(os.environ.get("WORLD_SIZE", "1"))
     assert started == processes, f"{started} processes were started, {processes} were asked for"

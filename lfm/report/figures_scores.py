@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lfm.config.schema import GROUPS
 from lfm.report.draw import BLUE, GREY, GROUP_COLOUR, INK, MUTED, PURPLE, Piece, legend_above, panels, plain_log, style
 from lfm.report.stats import Interval, calibration, regression
-from lfm.report.text import COLUMNS, percent
+from lfm.report.tables import COLUMNS, percent
 
 MODEL_COLOURS = (GREY, PURPLE, BLUE)
 FLOW_COLOURS = {"right": BLUE, **{name: GROUP_COLOUR[name] for name in GROUPS}}

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lfm.report.draw import BLUE, GROUP_COLOUR, ORANGE, Piece, legend_above, panels, plain_log, style
-from lfm.report.text import COLUMNS, percent
-from lfm.report.values import Points, Sweep
+from lfm.report.run_values import Points, Sweep
+from lfm.report.tables import COLUMNS, percent
 
 STAGES = (1, 2)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm.config.schema import GROUPS
-from lfm.report.text import COLUMNS
+from lfm.report.tables import COLUMNS
 
 Floats = NDArray[np.float64]
 

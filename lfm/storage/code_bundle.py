@@ -13,7 +13,7 @@ def copy_code(module: str, folder: Path) -> Path:
     """Copy a module and all of our modules that it may ever import, in the layout of the package.
 
     Args:
-        module: of this package, as `lfm.serve`.
+        module: of this package, as `lfm.serving.predictor`.
         folder: gets the package.
 
     Returns:

@@ -8,7 +8,7 @@ from uvicorn.supervisors import Multiprocess
 
 from lfm.errors import InputError
 from lfm.progress import say
-from lfm.server.settings import VARIABLE, Settings
+from lfm.serving.settings import VARIABLE, Settings
 
 COUNTERS = "PROMETHEUS_MULTIPROC_DIR"
 HUNG_SECONDS = 30
@@ -28,8 +28,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
         InputError: the port is taken, or the workers cannot start.
     """
     config = uvicorn.Config(
-        "lfm.server.app:create", factory=True, host=host, port=port, workers=settings.workers, lifespan="on", ws="none",
-        access_log=False, log_level="warning", server_header=False, proxy_headers=False,
+        "lfm.serving.app:create", factory=True, host=host, port=port, workers=settings.workers, lifespan="on",
+        ws="none", access_log=False, log_level="warning", server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=settings.stop_seconds, timeout_worker_healthcheck=HUNG_SECONDS,
     )  # fmt: skip
     try:

@@ -23,14 +23,14 @@ from starlette.responses import PlainTextResponse
 
 from lfm import __version__
 from lfm.errors import InputError
-from lfm.request import FORMATS, MOST_TOP, TOP, RequestError, of_json, params_of, pixels_of
-from lfm.request import Request as Asked
 from lfm.revision import commit
-from lfm.serve import BATCH, Predictor
-from lfm.server import gauges
-from lfm.server.batches import Batches
-from lfm.server.door import Door, refusal
-from lfm.server.settings import Settings, from_environment
+from lfm.serving import server_metrics
+from lfm.serving.admission import Door, refusal
+from lfm.serving.batching import Batches
+from lfm.serving.predictor import BATCH, Predictor
+from lfm.serving.request import FORMATS, MOST_TOP, TOP, RequestError, of_json, params_of, pixels_of
+from lfm.serving.request import Request as Asked
+from lfm.serving.settings import Settings, from_environment
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {
@@ -93,7 +93,7 @@ class Service:
         self.predictor = Predictor(settings.folder, settings.device, settings.precision)
         self.predictor.features(self.predictor.blank())  # the first pass is the slowest
         self.decoders = ThreadPoolExecutor(settings.threads_each, "decode")
-        self.batches = Batches(self.predictor.features, BATCH, gauges.BATCH.observe)
+        self.batches = Batches(self.predictor.features, BATCH, server_metrics.BATCH.observe)
 
     async def answer(self, asked: Asked, names: list[str] | None = None) -> dict[str, Any]:
         """What the model says to each image.
@@ -107,7 +107,7 @@ class Service:
         pixels = await asyncio.to_thread(pixels_of, asked, self.predictor, limits, names or (), self.decoders.map)
         unit_ND = await self.batches(pixels)
         answers = await asyncio.to_thread(self.predictor.answers, unit_ND, asked.top, asked.new_classes)
-        gauges.IMAGES.inc(len(pixels))
+        server_metrics.IMAGES.inc(len(pixels))
         return {"predictions": self.predictor.rows(answers)}
 
 
@@ -204,7 +204,7 @@ async def version(request: Request) -> dict[str, Any]:
 
 async def metrics() -> Response:
     """Counters of all workers, for Prometheus."""
-    content, kind = await asyncio.to_thread(gauges.exposition)
+    content, kind = await asyncio.to_thread(server_metrics.exposition)
     return Response(content, media_type=kind)
 
 

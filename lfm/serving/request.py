@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from lfm.data.decoding import BadImageError, decode
 from lfm.errors import InputError
-from lfm.serve import Predictor
+from lfm.serving.predictor import Predictor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """PIL reads more, some with the help of other programs."""

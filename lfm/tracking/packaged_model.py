@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException  # noqa: TID251
-from mlflow.models import set_model  # noqa: TID251
-from mlflow.pyfunc import PythonModel, PythonModelContext  # noqa: TID251
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from lfm.errors import InputError
-from lfm.request import Limits, of_table, pixels_of
-from lfm.serve import Predictor
+from lfm.serving.predictor import Predictor
+from lfm.serving.request import Limits, of_table, pixels_of
 
 
 class ServedModel(PythonModel):
@@ -20,7 +20,7 @@ class ServedModel(PythonModel):
         self.predictor = Predictor(Path(context.artifacts["model"]))
 
     def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
-        """A column of images, as base64, bytes of files or arrays -> a row an image (`lfm.serve.Predictor.table`)."""
+        """A column of images, as base64, bytes of files or arrays -> a row an image (`Predictor.table`)."""
         try:
             request = of_table(model_input, params)
             pixels = pixels_of(request, self.predictor, Limits(len(request.images), total_megapixels=float("inf")))

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from lfm.delivery import connect
 from lfm.errors import InputError, unknown
 from lfm.storage.artifact import home
-from lfm.tracking import CONTENT
+from lfm.tracking.client import connect
+from lfm.tracking.pipeline_run import CONTENT
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON, WHEN, BEFORE, DATASET, TEST, INPUT = (

@@ -1,7 +1,7 @@
 """How records reach MLflow: runs found or made, each record once, refusals told from servers that are down.
 
 A server may be down for a while: training neither dies nor waits for it. Which pipeline run a process belongs to comes
-from the environment, see `lfm.tracking`.
+from the environment, see `lfm.tracking.pipeline_run`.
 """
 
 import json
@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from lfm.address import server_address, tracking_uri
 from lfm.errors import InputError
-from lfm.outbox import Record, RefusedError
 from lfm.storage.artifact import home
+from lfm.tracking.outbox import Record, RefusedError
+from lfm.tracking.uri import server_address, tracking_uri
 
 KEY, ATTEMPT = "lfm.pipeline_run", "lfm.attempt"
 KEY_VARIABLE = "LFM_PIPELINE_RUN"

@@ -11,11 +11,11 @@ from lfm.report import figures_scores as scored
 from lfm.report import figures_training as trained
 from lfm.report.draw import Piece, Table, save_svg, write_csv, write_piece
 from lfm.report.html import cell, document, facts, figure, grid, number, part, row, table, text
-from lfm.report.page_errors import errors, space
 from lfm.report.published import Published
+from lfm.report.run_page_errors import errors, space
+from lfm.report.run_values import Other, Run
 from lfm.report.stats import Interval, accuracy_intervals, hits
-from lfm.report.text import COLUMNS
-from lfm.report.values import Other, Run
+from lfm.report.tables import COLUMNS
 
 MOST_OTHERS = 15
 NAMED_WEAK = 8

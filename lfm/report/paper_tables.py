@@ -7,9 +7,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from lfm.report.html import cell, document, number, part, row, table, text
-from lfm.report.page import Report
 from lfm.report.published import TABLE_1, TABLE_2, TABLE_2_DATA, TABLE_3, TABLE_4, TABLE_5, Published
-from lfm.report.text import COLUMNS
+from lfm.report.run_page import Report
+from lfm.report.tables import COLUMNS
 
 PLAIN = {"mixup.name": "none"}
 METHODS: dict[str, dict[str, Any]] = {

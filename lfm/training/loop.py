@@ -23,17 +23,17 @@ from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 
 from lfm.backbones.model import LFM
-from lfm.checkpoint import Checkpoints, like, whole
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig, StageConfig
 from lfm.data.images import Images
 from lfm.data.prefetch import fetched_ahead, mixed_images
 from lfm.errors import InputError
-from lfm.fit import cast_once, find_batch_size, recompute_activations, seconds_or_nothing, share
+from lfm.evaluation.inference import image_features, score_split, summed, use_bf16
 from lfm.method.losses import Classes, make_loss, soft
 from lfm.method.mixup import PairBatch, PairSampler
 from lfm.progress import bar, say
-from lfm.score import image_features, score_split, summed, use_bf16
+from lfm.training.checkpoints import Checkpoints, like, whole
+from lfm.training.memory import cast_once, find_batch_size, recompute_activations, seconds_or_nothing, share
 
 LOOK_EVERY = 20
 """Steps between looks at what only a wait for the device, or for other processes, can tell."""

@@ -14,7 +14,7 @@ from lfm.backbones.device import use_bf16 as use_bf16
 from lfm.backbones.model import LFM
 from lfm.config.schema import RunConfig
 from lfm.data.images import Images
-from lfm.evaluate import accuracy, confusion, hits, metrics, predict
+from lfm.evaluation.metrics import accuracy, confusion, hits, metrics, predict
 
 EVAL_BATCH, EVAL_PIXELS = 1024, 1 << 24
 CONFUSION_CLASSES = 2048

@@ -12,7 +12,7 @@ from lfm.report import figures_scores as scored
 from lfm.report import figures_space as where
 from lfm.report.draw import Piece, Table
 from lfm.report.html import cell, figure, grid, number, part, row, table, text
-from lfm.report.values import Run
+from lfm.report.run_values import Run
 
 
 def errors(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:

@@ -20,10 +20,10 @@ from torch.nn import functional as F  # noqa: N812
 from lfm.backbones.model import LFM
 from lfm.config.schema import RunConfig
 from lfm.data.images import Images
-from lfm.evaluate import top_class
+from lfm.evaluation.inference import EVAL_BATCH, autocast
+from lfm.evaluation.metrics import top_class
 from lfm.method.analysis import BLOCK_ENTRIES
 from lfm.method.mixup import local_sampling_rows
-from lfm.score import EVAL_BATCH, autocast
 
 PAPER_PAIRS = (
     ("apple", "pear"), ("lobster", "crab"), ("snake", "worm"), ("bed", "couch"), ("bicycle", "motorcycle"),
@@ -60,11 +60,11 @@ class Answer:
 
 @torch.inference_mode()
 def answer(model: LFM, feature_ND: Tensor, config: RunConfig, temperature: float) -> Answer:
-    """Predictions and confidences from what the image tower gave, the same as `lfm.score.score_split` counts.
+    """Predictions and confidences from what the image tower gave, as `lfm.evaluation.inference.score_split` counts.
 
     Args:
         model: any stage.
-        feature_ND: from `lfm.score.image_features`, of one process.
+        feature_ND: from `lfm.evaluation.inference.image_features`, of one process.
         config: of the run; its precision.
         temperature: that serving divides the cosines by.
     """

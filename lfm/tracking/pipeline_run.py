@@ -18,9 +18,6 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-from lfm import outbox
-from lfm.address import is_server, server_address, tracking_uri
-from lfm.delivery import KEY, KEY_VARIABLE, Delivery, Membership, connect, find_run
 from lfm.errors import InputError
 from lfm.progress import say
 from lfm.revision import commit as commit
@@ -28,8 +25,11 @@ from lfm.storage import s3
 from lfm.storage.artifact import MANIFEST, home
 from lfm.storage.code_bundle import copy_code
 from lfm.storage.store import shared
-from lfm.system import SystemSampler
-from lfm.tracker import ENDING, Tracker, outboxes
+from lfm.tracking import outbox
+from lfm.tracking.client import KEY, KEY_VARIABLE, Delivery, Membership, connect, find_run
+from lfm.tracking.step_logger import ENDING, Tracker, outboxes
+from lfm.tracking.system_metrics import SystemSampler
+from lfm.tracking.uri import is_server, server_address, tracking_uri
 
 CONTENT = "lfm.content"
 SERVING_PACKAGES = (
@@ -271,10 +271,10 @@ def register_model(
     with tempfile.TemporaryDirectory() as code, _mlflow() as mlflow, mlflow.start_run(run_id=tracker.parent):
         info = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(Path(__file__).with_name("served_model.py")),
+            python_model=str(Path(__file__).with_name("packaged_model.py")),
             artifacts={"model": str(model)},
             # Our code travels with the model, so that it loads wherever these packages are.
-            code_paths=[str(copy_code("lfm.served_model", Path(code)))],
+            code_paths=[str(copy_code("lfm.tracking.packaged_model", Path(code)))],
             pip_requirements=[f"{package}=={version(package)}" for package in packages],
             signature=signature,
             input_example=example,

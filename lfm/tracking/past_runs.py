@@ -9,8 +9,8 @@ from typing import Any
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
-from lfm.delivery import connect
 from lfm.errors import InputError
+from lfm.tracking.client import connect
 
 GROUPS = ("many", "medium", "few", "all")
 # What changes neither the weights nor what they are scored on.

@@ -8,9 +8,9 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lfm.request import RequestError
-from lfm.server import gauges
-from lfm.server.settings import Settings
+from lfm.serving import server_metrics
+from lfm.serving.request import RequestError
+from lfm.serving.settings import Settings
 
 PATHS = ("/invocations", "/predict", "/ping", "/ready", "/version", "/metrics", "/openapi.json")
 DRAIN_BYTES, DRAIN_SECONDS = 100_000_000, 5.0
@@ -50,15 +50,15 @@ class Door:
         try:
             await (self._admit if scope["method"] == "POST" else self.app)(scope, receive, counted)
         finally:
-            gauges.REQUESTS.labels(path, status).inc()
-            gauges.LATENCY.labels(path).observe(time.perf_counter() - began)
+            server_metrics.REQUESTS.labels(path, status).inc()
+            server_metrics.LATENCY.labels(path).observe(time.perf_counter() - began)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.inside >= self.settings.requests:
             await _drain(receive)
             return await _closing(refusal(503, BUSY))(scope, receive, send)
         self.inside += 1
-        gauges.IN_FLIGHT.inc()
+        server_metrics.IN_FLIGHT.inc()
         try:
             try:
                 async with asyncio.timeout(self.settings.read_seconds):
@@ -70,7 +70,7 @@ class Door:
             await self.app(scope, _replay(body, receive), send)
         finally:
             self.inside -= 1
-            gauges.IN_FLIGHT.dec()
+            server_metrics.IN_FLIGHT.dec()
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """All of it, or an error as soon as it is known to be too large."""

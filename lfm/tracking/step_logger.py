@@ -14,16 +14,16 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
-from lfm.address import is_server, server_address
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig
-from lfm.delivery import DatasetUsed, Delivery, Membership
 from lfm.errors import InputError
-from lfm.outbox import HEADER, Outbox, Record, RefusedError
 from lfm.progress import say
 from lfm.storage import s3
 from lfm.storage.artifact import home
 from lfm.storage.store import shared
+from lfm.tracking.client import DatasetUsed, Delivery, Membership
+from lfm.tracking.outbox import HEADER, Outbox, Record, RefusedError
+from lfm.tracking.uri import is_server, server_address
 
 ENDING = 5.0
 """Seconds that a step waits at its end for a server that is down."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lfm.request import Limits
+from lfm.serving.request import Limits
 
 VARIABLE = "LFM_SERVER"
 

@@ -9,10 +9,10 @@ from lfm.config.schema import GROUPS
 from lfm.report.draw import GROUP_COLOUR, MUTED, Piece, Table, legend_above, panels, style
 from lfm.report.figures_scores import flow
 from lfm.report.html import cell, document, figure, number, part, row, table, text
-from lfm.report.page import Report, score_cells
+from lfm.report.run_page import Report, score_cells
+from lfm.report.run_values import Other, Run
 from lfm.report.stats import Difference, accuracy_intervals, hits, paired_differences, unpaired_differences
-from lfm.report.text import COLUMNS
-from lfm.report.values import Other, Run
+from lfm.report.tables import COLUMNS
 
 SHOWN_CLASSES = 10
 Compared = Run | Other

@@ -1,0 +1,1 @@
+"""One loop for both stages, its checkpoints, and how it fits into memory."""
