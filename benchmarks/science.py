@@ -24,7 +24,9 @@ from lfm.config.presets import load
 from lfm.config.schema import GROUPS, RunConfig
 from lfm.data.images import open_split
 from lfm.evaluation.inference import pick_device, score_split
-from lfm.jobs import backbone_for, dataset_for, embeddings_for, inspect, new_model
+from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
+from lfm.jobs.preview import inspect
+from lfm.jobs.training import new_model
 from lfm.report.tables import COLUMNS, percent
 from lfm.storage.artifact import content_key, source_hash
 from lfm.tracking.pipeline_run import commit

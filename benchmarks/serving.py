@@ -122,7 +122,7 @@ def serving(folder: Path, precision: str) -> Iterator[int]:
     command = [
         sys.executable,
         "-m",
-        "lfm.cli",
+        "lfm.cli.main",
         "serve",
         "--model",
         str(folder),

@@ -18,7 +18,7 @@ def finish(status: dsl.PipelineTaskFinalStatus) -> None:
     Args:
         status: What KFP says of the steps.
     """
-    from lfm.jobs import finish
+    from lfm.jobs.pipeline_run import finish
 
     finish(status.state)
 
@@ -34,7 +34,7 @@ def plan_sweep(config: dict, variants: list) -> list:  # type: ignore[type-arg]
     Returns:
         Output: The same, each with its whole configuration.
     """
-    from lfm.jobs import plan_sweep
+    from lfm.jobs.sweep import plan_sweep
 
     return plan_sweep(config, variants)
 
@@ -56,7 +56,7 @@ def configure_variant(
         config: The whole configuration.
         run: Key under which later steps find the MLflow run.
     """
-    from lfm.jobs import configure_variant
+    from lfm.jobs.pipeline_run import configure_variant
 
     config, run = configure_variant(variant)
     return config["data"], config["model"], config["text"], config["seed"], config, run
@@ -83,7 +83,7 @@ def compare(
         report: Table and figure as a page.
         scores: Accuracy of each configuration on all test images.
     """
-    from lfm.jobs import compare
+    from lfm.jobs.sweep import compare
 
     best = compare(variants, [one.path for one in metrics], table.path, figure.path, report.path)
     for name, value in best.items():
@@ -101,7 +101,7 @@ def data_news(config: dict, dataset: Input[Dataset]) -> str:  # type: ignore[typ
     Returns:
         Output: changed, or unchanged.
     """
-    from lfm.jobs import data_news
+    from lfm.jobs.retrain import data_news
 
     return data_news(config, dataset.path)
 
@@ -120,7 +120,8 @@ def decide(run: str, config: dict, dataset: Input[Dataset], metrics: Input[Metri
     Returns:
         Output: champion or challenger.
     """
-    from lfm.jobs import belong_to, decide
+    from lfm.jobs.pipeline_run import belong_to
+    from lfm.jobs.retrain import decide
 
     belong_to(run)
     return decide(config, dataset.path, metrics.path, model_uri)

@@ -64,7 +64,7 @@ def configure(
         config: The whole configuration.
         run: Key under which later steps find the MLflow run.
     """
-    from lfm.jobs import configure
+    from lfm.jobs.pipeline_run import configure
 
     form = {
         "data_source": data_source, "imbalance": imbalance, "backbone": backbone, "weights": weights, "mixup": mixup,
@@ -87,7 +87,7 @@ def fetch_backbone(model: dict, seed: int, backbone: Output[Model]) -> None:  # 
     Returns:
         backbone: Both towers as safetensors, their architecture, tokenizer and preprocessing.
     """
-    from lfm.jobs import fetch_backbone
+    from lfm.jobs.prepare import fetch_backbone
 
     fetch_backbone(model, seed, backbone.path)
 
@@ -104,7 +104,7 @@ def prepare_data(data: dict, model: dict, seed: int, dataset: Output[Dataset]) -
     Returns:
         dataset: Training, validation and test images as Arrow files, and their pixels as memory-mapped arrays.
     """
-    from lfm.jobs import prepare_data
+    from lfm.jobs.prepare import prepare_data
 
     prepare_data(data, model, seed, dataset.path)
 
@@ -126,7 +126,7 @@ def embed_text(
     Returns:
         embeddings: Class embeddings of unit length, as safetensors.
     """
-    from lfm.jobs import embed_text
+    from lfm.jobs.prepare import embed_text
 
     embed_text(text, dataset.path, backbone.path, embeddings.path)
 
@@ -152,7 +152,8 @@ def train_stage1(
     Returns:
         model: The model after stage 1.
     """
-    from lfm.jobs import belong_to, train_stage
+    from lfm.jobs.pipeline_run import belong_to
+    from lfm.jobs.training import train_stage
 
     belong_to(run)
     train_stage(1, config, dataset.path, embeddings.path, backbone.path, "", model.path)
@@ -181,7 +182,8 @@ def train_stage2(
     Returns:
         model: The finished model.
     """
-    from lfm.jobs import belong_to, train_stage
+    from lfm.jobs.pipeline_run import belong_to
+    from lfm.jobs.training import train_stage
 
     belong_to(run)
     train_stage(2, config, dataset.path, embeddings.path, backbone.path, encoder.path, model.path)
@@ -215,7 +217,8 @@ def evaluate(
         confusion: The confusion matrix; of more than 50 classes, that of the shot groups.
         report: The same as a page.
     """
-    from lfm.jobs import belong_to, evaluate, shown_scores
+    from lfm.jobs.evaluation import evaluate, shown_scores
+    from lfm.jobs.pipeline_run import belong_to
 
     belong_to(run)
     evaluate(config, dataset.path, embeddings.path, backbone.path, model.path, metrics.path, report.path)
@@ -247,7 +250,8 @@ def register(
     Returns:
         Output: The model's URI, models:/NAME/VERSION.
     """
-    from lfm.jobs import belong_to, register
+    from lfm.jobs.evaluation import register
+    from lfm.jobs.pipeline_run import belong_to
 
     belong_to(run)
     return register(config, dataset.path, backbone.path, model.path)

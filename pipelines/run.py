@@ -16,7 +16,7 @@ from typing import Any
 from lfm.backbones.towers import uses_open_clip
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
-from lfm.jobs.lifecycle import belong_to
+from lfm.jobs.pipeline_run import belong_to
 from lfm.storage.artifact import home
 from pipelines.longtail import training_pipeline
 from pipelines.output import StepOutput

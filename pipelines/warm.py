@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kfp.local import subprocess_task_handler
 
-from lfm.jobs import ERROR_MARK
+from lfm.jobs.step import ERROR_MARK
 
 PRELOAD = (
     "accelerate",

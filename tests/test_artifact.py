@@ -230,7 +230,7 @@ def test_what_is_there_is_not_built_again(home: Path) -> None:
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from lfm.store import build_once
+from lfm.storage.store import build_once
 
 def build(folder):
     (folder / "a.bin").write_bytes(b"half")

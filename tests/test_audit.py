@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from lfm import jobs
-from lfm.cli import app
+from lfm.cli.main import app
 from lfm.config.presets import load
 from lfm.config.schema import DataConfig
 from lfm.data import near_duplicates as hashes_module
@@ -30,7 +29,8 @@ from lfm.data.near_duplicates import close_pairs
 from lfm.data.sources.base import SPLITS, Files, Source
 from lfm.data.table import COLUMNS, Table, describe
 from lfm.errors import InputError
-from lfm.jobs.audit import to_mend
+from lfm.jobs import data_report
+from lfm.jobs.data_report import to_mend
 from lfm.report.data_page import data_page, data_summary, headline
 from tests.reader import Reader
 
@@ -507,8 +507,8 @@ def test_without_a_text_tower_everything_else_is_reported(
     def unreachable(*_: Any) -> Any:
         raise InputError("cannot fetch the weights: no network")
 
-    monkeypatch.setattr("lfm.jobs.audit.backbone_for", unreachable)
-    found, page = jobs.report_data(load("custom", {"data.source": str(manifest)}))
+    monkeypatch.setattr("lfm.jobs.data_report.backbone_for", unreachable)
+    found, page = data_report.report_data(load("custom", {"data.source": str(manifest)}))
     assert found["inspect"] is None and found["no_text"] == "cannot fetch the weights: no network"
     assert found["no_text"] in Page(page).texts["p"] and found["no_text"] in data_summary(found)
     assert found["audit"]["bad"]["images"] == 3 and found["audit"]["exact"]["groups"] == 3

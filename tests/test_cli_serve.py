@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 from typer.testing import CliRunner
 
-from lfm.cli import app
+from lfm.cli.main import app
 from lfm.errors import InputError
 from lfm.serving.predictor import Predictor
 from lfm.tracking import registry

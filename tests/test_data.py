@@ -307,10 +307,10 @@ def test_encoded_bytes_are_kept_as_they_were_and_found_over_shards_and_batches(
 KILLED = """
 import sys
 from pathlib import Path
-from lfm.towers import DEFAULT as CLIP
-from lfm.config import DataConfig
-from lfm.data import add_pixels, write
-from lfm.data.source import Files, Source
+from lfm.backbones.towers import DEFAULT as CLIP
+from lfm.config.schema import DataConfig
+from lfm.data.artifact import add_pixels, write
+from lfm.data.sources.base import Files, Source
 import lfm.data.table, numpy as np
 lfm.data.table.SHARD = 8
 import lfm.data.artifact

@@ -77,8 +77,8 @@ def test_it_works_shut_in_and_may_write_nowhere_else(daemon: docker.DockerClient
     assert inside(daemon, built.image, "sh", "-c", where) == ""
     assert inside(daemon, built.image, "sh", "-c", where, read_only=False) == "/var/tmp\n"
     encode = """
-from lfm.config import TextConfig
-from lfm.text import embed
+from lfm.config.schema import TextConfig
+from lfm.backbones.text_encoders import embed
 print(embed(["Bag"], TextConfig(encoder="minilm")).shape)
 """
     assert "[1, 384]" in inside(daemon, built.image, "python3", "-c", encode, user="54321:54321")
@@ -124,7 +124,17 @@ def home(built: Built, fashion_folder: Path, tmp_path_factory: pytest.TempPathFa
     shutil.copytree(fashion_folder, photos)
     give_away(folder)
     sets = [part for item in {**SMALL, "data.source": "photos"}.items() for part in ("--set", f"{item[0]}={item[1]}")]
-    command = [sys.executable, "-m", "lfm.cli", "run", "fashion-mnist-lt", "--runner", "docker", "--image", built.image]
+    command = [
+        sys.executable,
+        "-m",
+        "lfm.cli.main",
+        "run",
+        "fashion-mnist-lt",
+        "--runner",
+        "docker",
+        "--image",
+        built.image,
+    ]
     done = subprocess.run(
         [*as_somebody(), *command, *sets],
         env={**os.environ, "LFM_HOME": str(folder), "PYTHONPATH": str(ROOT), "HOME": str(folder)},

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from lfm.config.presets import PRESETS, load
 from lfm.data.artifact import judge
 from lfm.errors import InputError
-from lfm.jobs import backbone_for, check, dataset_for, embeddings_for, inspect, new_model
-from lfm.jobs.prepare import table_for
-from lfm.jobs.preview import preview
+from lfm.jobs.prepare import backbone_for, check, dataset_for, embeddings_for, table_for
+from lfm.jobs.preview import inspect, preview
 from lfm.jobs.step import step
+from lfm.jobs.training import new_model
 
 LOCAL = {
     "model.tower": "conv4", "model.weights": "random", "text.encoder": "minilm", "data.verify": False,
@@ -75,8 +75,9 @@ def test_places_has_an_alpha_for_each_stage_and_training_uses_it(tmp_path: Path)
 def test_a_command_waits_for_no_library_before_its_steps_do() -> None:
     """What `lfm run` does itself: PyTorch and MLflow would keep it for three seconds before the first step."""
     program = (
-        "import sys; from lfm import cli; from lfm.jobs import check; from lfm.config.presets import load; "
-        "from lfm.backbones.device import check_device; from lfm.report import table; "
+        "import sys; from lfm.cli import main; from lfm.jobs.prepare import check; "
+        "from lfm.config.presets import load; "
+        "from lfm.backbones.device import check_device; from lfm.report.tables import table; "
         "import pipelines.run; import lfm.tracking.uri; "
         "check(load('fashion-mnist-lt')); check_device('auto'); "
         "assert not {'torch', 'mlflow', 'open_clip', 'pandas'} & set(sys.modules)"
@@ -133,7 +134,7 @@ def test_skipping_bad_images_needs_no_new_build(home: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_runs_that_begin_at_once_in_a_new_home_all_begin(home: Path) -> None:
-    program = "from lfm import tracking; tracking.begin_pipeline_run('several', 'a run')"
+    program = "from lfm.tracking import pipeline_run; pipeline_run.begin_pipeline_run('several', 'a run')"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program], env={**os.environ, "LFM_PIPELINE_RUN": str(k)}, stderr=subprocess.PIPE

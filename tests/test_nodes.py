@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lfm.errors import InputError
-from lfm.jobs.nodes import train_on_nodes
+from lfm.jobs.multinode import train_on_nodes
 from lfm.storage.artifact import content_key
 from lfm.tracking.curves import Curves
 from tests.containers import ROOT, build, connect
@@ -116,9 +116,9 @@ def test_an_error_on_a_node_is_told_in_one_line_and_ends_the_step(
 STEP = """
 import sys, json
 from pathlib import Path
-from lfm.config import RunConfig
-from lfm.jobs import Curves
-from lfm.jobs.nodes import train_on_nodes
+from lfm.config.schema import RunConfig
+from lfm.tracking.curves import Curves
+from lfm.jobs.multinode import train_on_nodes
 told = json.loads(Path(sys.argv[1]).read_text())
 told["config"] = RunConfig.model_validate(told["config"])
 folder, work = Path(sys.argv[2]), Path(sys.argv[2]) / sys.argv[3]

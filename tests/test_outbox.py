@@ -123,7 +123,7 @@ def test_what_the_server_refuses_is_kept_and_the_rest_goes_on(
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from lfm.outbox import Outbox
+from lfm.tracking.outbox import Outbox
 from tests.test_outbox import to_file
 box = Outbox(Path(sys.argv[1]), {"to": sys.argv[2]}, to_file)
 for n in range(100):

@@ -19,7 +19,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from lfm.cli import _write_json
+from lfm.cli.run import _write_json
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.storage.artifact import verify

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from lfm.cli import app
+from lfm.cli.main import app
 from lfm.config.presets import load
 from lfm.config.run_parameters import filled
 from lfm.errors import InputError

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from lfm.cli import app
+from lfm.cli.main import app
 from pipelines.settings import read_settings
 from tests.kfp_server import serve_kfp
 

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from lfm.cli import app
+from lfm.cli.main import app
 from lfm.config.presets import load
 from lfm.config.sweeps import variants_of
 from pipelines.run import run_sweep

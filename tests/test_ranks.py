@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from lfm.config.presets import load
-from lfm.jobs import backbone_for, dataset_for, embeddings_for
+from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
 from lfm.jobs.training import train, train_together
 from lfm.tracking.curves import Curves
 from tests.test_own_data import PHOTOS, TOWER
@@ -117,8 +117,8 @@ def test_more_processes_than_a_last_batch_has_images(told: dict[str, Any], alone
 KILLED = """
 import sys, json
 from pathlib import Path
-from lfm.config import RunConfig
-from lfm.jobs import Curves
+from lfm.config.schema import RunConfig
+from lfm.tracking.curves import Curves
 from lfm.jobs.training import train_together
 if __name__ == "__main__":
     told = json.loads(Path(sys.argv[1]).read_text())

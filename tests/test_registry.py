@@ -6,7 +6,7 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from lfm.cli import app
+from lfm.cli.main import app
 from lfm.errors import InputError
 from lfm.tracking import registry
 

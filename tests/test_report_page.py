@@ -21,7 +21,7 @@ from lfm.data.subsets import profile
 from lfm.errors import InputError
 from lfm.evaluation.diagnostics import Answer
 from lfm.evaluation.metrics import confusion, metrics
-from lfm.jobs.gathering import gather, keep_answers
+from lfm.jobs.diagnostics import gather, keep_answers
 from lfm.report.published import for_data
 from lfm.report.run_page import Report, run_page
 from lfm.report.run_values import Other, Run, Sweep, read_run

@@ -9,7 +9,7 @@ import pytest
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.errors import InputError
-from lfm.jobs.reporting import others, report_paper, sweeps
+from lfm.jobs.reports import others, report_paper, sweeps
 from lfm.report.published import TABLE_1
 from lfm.tracking import past_runs
 from lfm.tracking.client import connect

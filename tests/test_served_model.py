@@ -112,7 +112,7 @@ def test_it_brings_the_code_it_needs_and_no_more(registered: Registered, tmp_pat
         "lfm/data/decoding.py",
         "lfm/data/__init__.py",
     } <= brought
-    assert not {"lfm/cli.py", "lfm/training/loop.py", "lfm/tracking/pipeline_run.py"} & brought
+    assert not {"lfm/cli/main.py", "lfm/training/loop.py", "lfm/tracking/pipeline_run.py"} & brought
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(place)], env=registered.environment, cwd=tmp_path,
         capture_output=True, text=True, timeout=120,

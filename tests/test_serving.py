@@ -13,9 +13,9 @@ from lfm.config.schema import RunConfig
 from lfm.data.artifact import read_info
 from lfm.data.images import Images, open_split
 from lfm.evaluation.calibration import MIN_IMAGES
-from lfm.jobs import backbone_for, dataset_for, embeddings_for, new_model
-from lfm.jobs.serving import example_of, fresh, served
-from lfm.jobs.training import model_info
+from lfm.jobs.packaging import example_of, fresh, served
+from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
+from lfm.jobs.training import model_info, new_model
 from lfm.serving.predictor import Predictor
 from lfm.serving.request import Limits, of_table, pixels_of
 from lfm.storage.artifact import publishing

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lfm.backbones.class_embedder import LONGEST_NAME, MOST_NAMES
-from lfm.cli import app
+from lfm.cli.main import app
 from lfm.serving.predictor import Predictor
 from lfm.serving.request import MOST_TOP
 from lfm.serving.settings import Settings

@@ -139,8 +139,8 @@ import sys
 from pathlib import Path
 import torch
 from tests.test_train import config, images, text
-from lfm.model import LFM, conv4
-from lfm.train import Stage
+from lfm.backbones.model import LFM, conv4
+from lfm.training.loop import Stage
 from safetensors.torch import save_file
 stage, precision, folder, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 settings = config(stage1__epochs=40, stage2__epochs=40, train__checkpoint_steps=5, train__precision=precision)

@@ -45,7 +45,7 @@ def test_a_train_job_trains_as_one_process_does(
     assert body and body["kind"] == "TrainJob" and body["metadata"]["name"] == NAME
     assert body["spec"]["runtimeRef"]["name"] == "lfm" and body["spec"]["runtimeRef"]["kind"] == "TrainingRuntime"
     place = str(tmp_path / WORK / "ranks.json")
-    command = ["torchrun", "--nproc-per-node=1", "-m", "lfm.jobs.rank", place]
+    command = ["torchrun", "--nproc-per-node=1", "-m", "lfm.jobs.train_worker", place]
     assert body["spec"]["trainer"] == {"image": IMAGE, "numNodes": 2, "command": command}, "and no secret"
     assert cluster.job is None and cluster.asked[-1] == f"DELETE {JOBS}/{NAME}"
     log, out = (text.split() for text in (cluster.log(0).read_text(), capfd.readouterr().out))

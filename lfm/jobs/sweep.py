@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm.config.schema import RunConfig
-from lfm.jobs.lifecycle import whole
+from lfm.jobs.pipeline_run import whole
 from lfm.jobs.prepare import check
 from lfm.jobs.step import step
 from lfm.progress import say

@@ -71,7 +71,7 @@ def train_stage(
             }
             count, nodes = process_count(run_config), run_config.train.nodes
             if nodes > 1:
-                from lfm.jobs.nodes import train_on_nodes  # which starts this file's `train` elsewhere
+                from lfm.jobs.multinode import train_on_nodes  # which starts this file's `train` elsewhere
 
                 train_on_nodes(nodes, count, curves, arguments)
             elif count == 1:
@@ -259,7 +259,7 @@ def train_together(count: int, curves: Curves, told: dict[str, Any]) -> None:
     )  # fmt: skip
     try:
         with following(curves):
-            elastic_launch(launch, sys.executable)("-u", "-m", "lfm.jobs.rank", str(path))
+            elastic_launch(launch, sys.executable)("-u", "-m", "lfm.jobs.train_worker", str(path))
     except ChildFailedError as error:
         told_why = {failure.exitcode for failure in error.failures.values()} & {InputError.exit_code, 143}
         if told_why:
@@ -268,7 +268,7 @@ def train_together(count: int, curves: Curves, told: dict[str, Any]) -> None:
 
 
 def write_ranks(path: Path, told: Mapping[str, Any]) -> None:
-    """Write what `lfm.jobs.rank` needs: the arguments of `train`, where the curves go, and the version to be."""
+    """Write what `lfm.jobs.train_worker` needs: arguments of `train`, where the curves go, and the version to be."""
     content = {k: str(v) if isinstance(v, Path) else v for k, v in told.items()}
     content |= {"config": told["config"].model_dump(), "code": source_hash(*METHOD)}
     path.parent.mkdir(parents=True, exist_ok=True)

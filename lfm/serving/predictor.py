@@ -38,7 +38,7 @@ class Predictor:
     """A trained model, ready to answer. Safe in threads.
 
     Args:
-        folder: a model artifact, or one made for serving (`lfm.jobs.serving`), which also has shot groups, a
+        folder: a model artifact, or one made for serving (`lfm.jobs.packaging`), which also has shot groups, a
             calibrated temperature and the text tower; its checksums are compared.
         device: auto, cpu, cuda or cuda:N.
         precision: auto (bf16 where the hardware multiplies it natively), fp32 or bf16.

@@ -1,4 +1,4 @@
-"""One of several training processes: `lfm.jobs.training` starts them here, `lfm.jobs.nodes` on other machines."""
+"""One of several training processes: `lfm.jobs.training` starts them here, `lfm.jobs.multinode` on other machines."""
 
 import json
 import sys

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm.config.schema import RunConfig
-from lfm.jobs.audit import to_mend
+from lfm.jobs.data_report import to_mend
 from lfm.jobs.preview import inspect, read_text
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def gather(
 
 
 def problems(config: RunConfig, dataset: Path, text: Path) -> list[dict[str, Any]]:
-    """What to mend in the data, the worst first, as the data report has it (`lfm.jobs.audit.to_mend`)."""
+    """What to mend in the data, the worst first, as the data report has it (`lfm.jobs.data_report.to_mend`)."""
     from lfm.data.audit import audit
 
     inspected = inspect(config, 1, dataset, text) if config.mixup.name == "lfm" else None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SERVING = (
     "lfm.evaluation.calibration",
-    "lfm.jobs.serving",
+    "lfm.jobs.packaging",
     "lfm.backbones.model",
     "lfm.evaluation.inference",
     "lfm.data.images",

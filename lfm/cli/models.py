@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lfm.cli_options import HomeOption, PresetArgument, SetOption, debugging, examples, use_home
+from lfm.cli.options import HomeOption, PresetArgument, SetOption, debugging, examples, use_home
 from lfm.config.overrides import parse_overrides
 from lfm.config.presets import load
 from lfm.storage.artifact import check_writable, home
@@ -54,12 +54,12 @@ def sweep(
     use_home(home_)
     if out:
         check_writable(out)
-    from lfm import jobs
+    from lfm.jobs.prepare import check
     from lfm.report.tables import percent
     from pipelines.run import run_sweep
 
     for one in configs:
-        jobs.check(one)
+        check(one)
     result = run_sweep(config, overrides, variants, parallel, debugging())
     rows = json.loads((result.output("table") / "table.json").read_text())
     width = max(len(row["label"]) for row in rows) + 2
@@ -89,11 +89,11 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
     overrides = parse_overrides(set_ or [])
     config = load(preset, overrides)
     use_home(home_)
-    from lfm import jobs
     from lfm.backbones.device import check_device
+    from lfm.jobs.prepare import check
     from pipelines.run import run_retraining
 
-    jobs.check(config)
+    check(config)
     check_device(config.train.device)
     result = run_retraining(config, overrides, debugging())
     if result.news == "unchanged":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lfm.cli_options import HomeOption, use_home
+from lfm.cli.options import HomeOption, examples, use_home
 from lfm.errors import InputError
 from lfm.storage.artifact import check_writable, home
 
@@ -16,6 +16,12 @@ PAPER = "paper"
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Folder to write. Default: in reports/ of the home folder.")
 ]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (report, compare):
+        app.command()(examples(command))
 
 
 def report(
@@ -44,11 +50,11 @@ def report(
         return _compare(runs, out)
     if len(runs) > 1:
         raise InputError(f"{len(runs)} runs: name one, or hold them against the first with lfm compare")
-    from lfm.jobs import reporting
+    from lfm.jobs import reports
 
     if runs == [PAPER]:
-        return _write(reporting.report_paper(), out, PAPER)
-    found, past = reporting.report_run(runs[0])
+        return _write(reports.report_paper(), out, PAPER)
+    found, past = reports.report_run(runs[0])
     typer.echo(f"{past.name}: run {past.run_id}")
     _write(found, out, past.run_id[:12])
 
@@ -74,10 +80,10 @@ def compare(
 
 
 def _compare(runs: list[str], out: Path | None) -> None:
-    from lfm.jobs import reporting
+    from lfm.jobs import reports
     from lfm.report.tables import percent
 
-    found, differences = reporting.compare_runs(runs)
+    found, differences = reports.compare_runs(runs)
     columns, scores = found.tables["compared"]
     width = 2 + max(len(str(row[0])) for row in scores)
     typer.echo("Top-1 accuracy, %".ljust(width) + "".join(f"{name:>9}" for name in columns[1:]))

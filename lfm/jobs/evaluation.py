@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm.config.schema import RunConfig
-from lfm.jobs.gathering import gather, keep_answers, problems
-from lfm.jobs.reporting import page_of
+from lfm.jobs.diagnostics import gather, keep_answers, problems
+from lfm.jobs.reports import page_of
 from lfm.jobs.step import content, step, told
 from lfm.jobs.training import new_model
 from lfm.progress import say
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # The source whose change makes kept scores stale.
 SCORING = (
-    "lfm.evaluation.metrics", "lfm.evaluation.diagnostics", "lfm.jobs.gathering", "lfm.backbones.model",
+    "lfm.evaluation.metrics", "lfm.evaluation.diagnostics", "lfm.jobs.diagnostics", "lfm.backbones.model",
     "lfm.training.loop", "lfm.evaluation.inference", "lfm.data.images"
 )  # fmt: skip
 EXAMPLE_IMAGES = 2
@@ -202,7 +202,7 @@ def _score(
 def register(config: dict[str, Any], dataset: str, backbone: str, model: str) -> str:
     """Register the model in MLflow under the preset's name, unless it is there. Its `models:/NAME/VERSION`."""
     from lfm.jobs.champion import input_of, test_images
-    from lfm.jobs.serving import example_of, served
+    from lfm.jobs.packaging import example_of, served
     from lfm.serving.predictor import Predictor
     from lfm.serving.request import Limits, of_table, pixels_of
     from lfm.tracking import pipeline_run, registry

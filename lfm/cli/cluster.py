@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lfm.cli_options import PresetArgument, SetOption, check_file, examples
+from lfm.cli.options import PresetArgument, SetOption, check_file, examples
 from lfm.config.overrides import parse_overrides
 from lfm.config.presets import PRESETS, load
 from lfm.config.schema import RunConfig

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lfm.cli_options import HomeOption, examples, set_home
+from lfm.cli.options import HomeOption, examples, set_home
 from lfm.errors import InputError
 from lfm.storage.artifact import MANIFEST
 

@@ -65,7 +65,7 @@ class Cluster:
 
         runtime = os.environ.get("LFM_TRAINING_RUNTIME") or RUNTIME
         # Where the runtime leaves the number open, the controller counts CPU cores.
-        command = ["torchrun", f"--nproc-per-node={per_node}", "-m", "lfm.jobs.rank", str(work / "ranks.json")]
+        command = ["torchrun", f"--nproc-per-node={per_node}", "-m", "lfm.jobs.train_worker", str(work / "ranks.json")]
         trainer = CustomTrainerContainer(image=os.environ.get("LFM_IMAGE", ""), num_nodes=nodes)
         try:
             self.client.train(runtime=runtime, trainer=trainer, options=[Name(name), TrainerCommand(command)])
@@ -170,7 +170,7 @@ def _train_here(path: str, out: str) -> None:
     import os  # the SDK sends this function's source: it must stand alone
     from pathlib import Path
 
-    from lfm.jobs.rank import main
+    from lfm.jobs.train_worker import main
 
     main(path)
     for file in Path(out).iterdir() if os.environ["RANK"] == "0" else ():  # weights are written for their owner alone

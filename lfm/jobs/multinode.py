@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from lfm.errors import InputError
 from lfm.jobs.step import ERROR_MARK
-from lfm.jobs.trainer import NO_ANSWER, Backend, choose, reason
+from lfm.jobs.train_job import NO_ANSWER, Backend, choose, reason
 from lfm.jobs.training import write_ranks
 from lfm.progress import say
 from lfm.storage.artifact import copy_to

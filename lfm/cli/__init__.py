@@ -1,0 +1,1 @@
+"""The `lfm` command: one file a group of commands."""

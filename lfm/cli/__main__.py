@@ -1,0 +1,5 @@
+"""`python -m lfm.cli`."""
+
+from lfm.cli.main import main
+
+main()

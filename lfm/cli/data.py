@@ -1,0 +1,148 @@
+"""`lfm data fetch`, `inspect`, `report`: what there is to know before training."""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lfm.cli.options import HomeOption, PresetArgument, SetOption, check_file, examples, use_home
+from lfm.config.overrides import parse_overrides
+from lfm.config.presets import PRESETS, load
+from lfm.errors import InputError
+from lfm.storage.artifact import home
+
+INSPECT_KEYS = (
+    "classes", "counts", "gamma", "gamma_effective", "own_label_mass", "label_mass", "neighbours"
+)  # fmt: skip
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    data = typer.Typer(no_args_is_help=True, help="Look at data before training.")
+    app.add_typer(data, name="data")
+    data.command()(examples(fetch))
+    data.command()(examples(inspect))
+    data.command(name="report")(examples(report_))
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set or a preset: fashion-mnist, cifar10, imagenet-lt, ...")],
+    source: Annotated[str, typer.Option("--source", help="Where your copy lies; default: LFM_HOME/downloads.")] = "",
+    images: Annotated[str, typer.Option("--images", help="Where the images lie, if not beside the lists.")] = "",
+    home_: HomeOption = None,
+) -> None:
+    """Say which files of a data set go where, fetch what can be fetched, and check what is there.
+
+    Examples:
+      lfm data fetch cifar100
+
+      lfm data fetch imagenet-lt --source ~/lists --images /data/imagenet
+
+      lfm data fetch custom --source ~/photos
+    """
+    name = PRESETS[name]().data.name if name in PRESETS else name
+    use_home(home_)
+    from lfm.config.schema import DataConfig
+    from lfm.data.sources.custom import KINDS
+    from lfm.data.sources.registry import DATASETS
+    from lfm.errors import unknown
+
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    if name == "custom" and not source:
+        typer.echo(f"Nothing to fetch: set data.source to {KINDS}")
+        return
+    found = DATASETS[name](DataConfig(name=name, source=source, images=images, profile="as-is"))
+    found.check()
+    typer.echo(f"{name}: all there, {len(found.images):,} images of {len(found.classes):,} classes")
+
+
+def inspect(
+    preset: PresetArgument,
+    set_: SetOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Image file. Default: inspect-PRESET.png in the home folder.")
+    ] = None,
+    home_: HomeOption = None,
+) -> None:
+    """What the method will do to each class, exactly and before any training.
+
+    Shows training images, p(Y) (the share of pairs that show the class), own-label mass (how much of its label a
+    class keeps on its clean images; under 0.5 it is about to collapse), M (its share of all label mass) and the
+    nearest classes in text.
+
+    Examples:
+      lfm data inspect fashion-mnist-lt
+
+      lfm data inspect fashion-mnist-lt --set mixup.tau=0.05 --set stage1.alpha=1
+    """
+    config = load(preset, parse_overrides(set_ or []))
+    use_home(home_)
+    target = picture or home() / f"inspect-{preset}.png"
+    if target.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"--picture {target} does not end in .png, .svg or .pdf; name it so")
+    check_file(target)
+    from lfm.jobs import prepare, preview
+    from lfm.report import data_page
+
+    with redirect_stdout(sys.stderr if json_ else sys.stdout):
+        prepare.check(config)
+        dataset, _ = prepare.dataset_for(config.data, config.model, config.seed)
+        backbone, _ = prepare.backbone_for(config.model, config.seed)
+        text, _ = prepare.embeddings_for(config.text, dataset, backbone)
+        found = preview.inspect(config, 1, dataset, text)
+        data_page.picture(target, f"{preset}, tau {config.mixup.tau:g}", found)
+    if json_:
+        typer.echo(json.dumps({name: found[name] for name in INSPECT_KEYS}))
+        return
+    typer.echo(
+        f"{preset}: gamma {found['gamma']:.1f}, gamma' {found['gamma_effective']:.1f} "
+        f"at tau {config.mixup.tau:g}; alpha {found['alpha']:g}\n\n{preview.describe(found)}\n\nNearest in text"
+    )
+    for name, near in list(zip(found["classes"], found["neighbours"], strict=True))[: preview.SHOWN_CLASSES]:
+        typer.echo(f"  {name}: " + ", ".join(f"{n['class']} {n['cosine']:.2f}" for n in near))
+    if found["collapsing"]:
+        typer.echo(f"\nwarning: {found['collapsing']}")
+    typer.echo(f"\nPicture: {target}")
+
+
+def report_(
+    preset: PresetArgument,
+    set_: SetOption = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="JSON file to write. Default: beside the page.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML file to write. Default: data-PRESET.html in the home folder.")
+    ] = None,
+    home_: HomeOption = None,
+) -> None:
+    """Look at every image and class name before any training, and say what to mend first.
+
+    Shows images that cannot be used or are odd, equal images and images that look alike (across splits and labels
+    too), class names that a text tower cannot read, and what the method will do to each class.
+
+    Examples:
+      lfm data report fashion-mnist-lt
+
+      lfm data report custom --set data.source=PHOTOS --out report.html
+    """
+    config = load(preset, parse_overrides(set_ or []))
+    use_home(home_)
+    page = out or home() / f"data-{preset}.html"
+    values = json_ or page.with_suffix(".json")
+    if values == page:
+        raise InputError(f"{page} cannot hold both the page and the JSON; give --out a name that ends in .html")
+    for path in (page, values):
+        check_file(path)
+    from lfm.jobs.data_report import report_data
+    from lfm.jobs.prepare import check
+    from lfm.report.data_page import data_summary
+
+    check(config)
+    found, html = report_data(config)
+    page.write_text(html, encoding="utf-8", errors="backslashreplace")  # a file name may be no Unicode
+    values.write_text(json.dumps(found, indent=1))
+    typer.echo(f"{preset}\n{data_summary(found)}\n\nPage: {page}\nJSON: {values}")

@@ -1,0 +1,65 @@
+"""`lfm ...`: each command one job. Heavy imports wait until a command needs them."""
+
+import os
+import signal
+from typing import Annotated
+
+import typer
+
+from lfm import __version__
+from lfm.cli import cluster, data, models, report, run, serve
+from lfm.cli.options import debugging
+
+INTERRUPTED, TERMINATED = 130, 143
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Text-guided mixup for long-tailed image data.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lfm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all output of the steps.")] = False,
+) -> None:
+    if debug:
+        os.environ["LFM_DEBUG"] = "1"
+
+
+for commands in (run, data, report, cluster, models, serve):
+    commands.add_to(app)
+
+
+def main() -> None:
+    """The `lfm` command. Exit code 2: the user can mend it; 1: a step failed otherwise; 130: Ctrl-C; 143: SIGTERM."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise SystemExit(TERMINATED)  # leaves by way of every `finally`: the running step writes a checkpoint
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        app()
+    except SystemExit as end:  # typer turns Ctrl-C into this
+        if end.code in (INTERRUPTED, TERMINATED):
+            typer.echo("\nstopped; the same command goes on where this one was", err=True)
+        raise
+    except Exception as error:
+        from lfm.jobs.step import system_error
+
+        told = system_error(error)
+        if debugging() or (told is None and not isinstance(error, RuntimeError)):
+            raise
+        typer.echo(f"error: {told or error}", err=True)
+        raise SystemExit(told.exit_code if told else 1) from None

@@ -1,0 +1,145 @@
+"""`lfm run`, `presets`, `ui`: one preset trained, evaluated and registered, and where to look at it."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lfm.cli.cluster import HostOption, runner_for, submit_run
+from lfm.cli.options import HomeOption, PresetArgument, SetOption, check_file, debugging, examples, use_home
+from lfm.config.overrides import parse_overrides
+from lfm.config.presets import PRESETS, load
+from lfm.errors import InputError
+from lfm.storage.artifact import home
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command()(examples(run))
+    for command in (presets, ui):
+        app.command()(command)
+
+
+def run(
+    preset: PresetArgument,
+    set_: SetOption = None,
+    baseline: Annotated[
+        bool,
+        typer.Option("--baseline", help="First run the same without mixing (CE), and show both side by side."),
+    ] = False,
+    json_: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
+    runner: Annotated[
+        str, typer.Option("--runner", help="local: processes here; docker: containers here; kfp: a cluster.")
+    ] = "local",
+    image: Annotated[str, typer.Option("--image", help="docker and kfp: image of the steps. Default: LFM_IMAGE.")] = "",
+    host: HostOption = "",
+    home_: HomeOption = None,
+) -> None:
+    """Train, evaluate and register a preset on this machine.
+
+    Runs the whole pipeline (data, text embeddings, two stages, evaluation, registration), each step in a process
+    of its own. What has not changed since an earlier run is reused. A killed run goes on where it stopped when
+    the same command is given again.
+
+    Examples:
+      lfm run fashion-mnist-lt
+
+      lfm run fashion-mnist-lt --set stage1.epochs=10 --set seed=1
+
+      lfm run fashion-mnist-lt --baseline --set loss.name=mms
+
+      lfm run fashion-mnist-lt --runner kfp --host http://localhost:8080
+    """
+    overrides = parse_overrides(set_ or [])
+    runs = [overrides]
+    if baseline:
+        runs.insert(0, overrides | {"mixup.name": "none", "loss.name": "ce"})
+    configs = [load(preset, changed) for changed in runs]
+    if runner == "kfp":
+        if json_ or home_:
+            raise InputError("--json and --home are for runs on this machine; leave them out with --runner kfp")
+        for changed in runs:
+            submit_run(preset, changed, host, image)
+        return
+    make_runner = runner_for(runner, image)
+    use_home(home_)
+    if json_:
+        check_file(json_)
+    from lfm.backbones.device import check_device
+    from lfm.jobs.evaluation import untrained
+    from lfm.jobs.prepare import check
+    from lfm.report.tables import table
+    from pipelines.run import run_local
+
+    for config in configs:
+        check(config)
+        check_device(config.train.device)
+    began, uri = time.monotonic(), ""
+    methods: dict[str, Any] = {}
+    for number, (config, changed) in enumerate(zip(configs, runs, strict=True), 1):
+        typer.echo(f"[{number}/{len(runs)}] {preset}: {config.method}, seed {config.seed}")
+        result = run_local(config, changed, debugging(), make_runner)
+        found = json.loads((result.metrics / "metrics.json").read_text())
+        methods |= {untrained(config): found["untrained"], config.method: found["test"]}
+        uri = result.model_uri
+    seconds = time.monotonic() - began
+    provenance = found["provenance"]
+    typer.echo(f"\nTop-1 accuracy, % ({', '.join(f'{k}: {v}' for k, v in provenance.items())})\n")
+    typer.echo(table(methods))
+    typer.echo(f"\nRegistered model  {uri}")
+    typer.echo(f"Page              {result.metrics / 'report.html'}")
+    from lfm.tracking.uri import is_server, server_address
+
+    ui = "make ui" if Path("Makefile").is_file() else "lfm ui"
+    typer.echo(f"Compare the runs  {f'MLflow at {server_address()}' if is_server() else ui}")
+    typer.echo(f"Took              {seconds:.0f} s; everything is in {home()}")
+    if json_:
+        _write_json(json_, methods, provenance, uri, seconds)
+
+
+def _write_json(path: Path, methods: dict[str, Any], provenance: dict[str, Any], uri: str, seconds: float) -> None:
+    names = {"lfm + ce": "lfm"}  # the short name that readers of build/demo.json expect
+    scores = {
+        names.get(name, name): {k: scored[k] for k in ("all", "many", "medium", "few") if scored[k] is not None}
+        for name, scored in methods.items()
+    }
+    content = {"methods": scores, "model_uri": uri, "seconds": round(seconds, 1), "provenance": provenance}
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(content, indent=1))
+    aside.replace(path)
+
+
+def presets() -> None:
+    """List the presets, with what each expects and gives."""
+    for name, build in PRESETS.items():
+        lines = (build.__doc__ or "").strip().splitlines()
+        typer.echo("\n".join([name, *(f"  {line.strip()}".rstrip() for line in lines)]))
+
+
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000, home_: HomeOption = None
+) -> None:
+    """Open the MLflow UI on the runs of this folder."""
+    use_home(home_)
+    if not (home() / "mlflow.db").is_file():
+        raise InputError(f"there are no runs in {home()} yet; start one with: lfm run fashion-mnist-lt")
+    from lfm.tracking.uri import tracking_uri
+
+    # The helpers that MLflow would start for jobs take seven times 240 MB and nothing here uses them.
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        tracking_uri(),
+        "--port",
+        str(port),
+    ]
+    os.execv(sys.executable, command)  # noqa: S606
