@@ -39,7 +39,7 @@ bench: setup ## Every hot part beside the reference way of working (10 minutes o
 	@$(BIN)/python -m benchmarks.speed --out docs/performance.md
 
 components: setup ## List the pipeline's components in docs/components.md
-	@$(BIN)/python -m components
+	@$(BIN)/python -m lfm.components
 
 image: ## Build the container image of this commit (TARGET=serve or mlflow for the others, BASE_IMAGE=...)
 	@infra/docker/build.sh $(TARGET)

@@ -1,13 +1,13 @@
-"""Write the listing of the components: `python -m components` fills docs/components.md."""
+"""Write the listing of the components: `python -m lfm.components` fills docs/components.md."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from components import control, steps
-from components.needs import NEEDS
+from lfm.components import control, steps
+from lfm.components.resources import NEEDS
 
-TARGET = Path(__file__).parents[1] / "docs" / "components.md"
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "components.md"
 
 
 def listing() -> str:

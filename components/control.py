@@ -8,7 +8,7 @@ from typing import List, NamedTuple  # noqa: UP035  KFP knows a list of artifact
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
 
-from components import IMAGE
+from lfm.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

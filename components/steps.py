@@ -8,7 +8,7 @@ from typing import NamedTuple
 from kfp import dsl
 from kfp.dsl import HTML, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
-from components import IMAGE
+from lfm.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

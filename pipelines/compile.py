@@ -7,10 +7,10 @@ from typing import Any
 from lfm.config.presets import PRESETS, load
 from lfm.config.sweeps import variants_of
 from lfm.errors import InputError
-from pipelines.longtail import training_pipeline
-from pipelines.retrain import retraining_pipeline
-from pipelines.settings import ClusterSettings
-from pipelines.sweep import sweep_pipeline
+from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.retrain import retraining_pipeline
+from lfm.pipelines.sweep import sweep_pipeline
+from lfm.pipelines.training import training_pipeline
 
 Overrides = Mapping[str, Any]
 

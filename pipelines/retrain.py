@@ -5,11 +5,11 @@ from typing import Any
 
 from kfp import dsl
 
-from components import control
+from lfm.components import control
 from lfm.jobs.retrain import CHANGED
-from pipelines.longtail import about, build, prepare, register, train
-from pipelines.placement import Placement
-from pipelines.settings import ClusterSettings
+from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.task_settings import Placement
+from lfm.pipelines.training import about, build, prepare, register, train
 
 
 def retraining_pipeline(

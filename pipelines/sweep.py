@@ -5,10 +5,10 @@ from typing import Any
 
 from kfp import dsl
 
-from components import control
-from pipelines.longtail import about, build, prepare, train
-from pipelines.placement import Placement
-from pipelines.settings import ClusterSettings
+from lfm.components import control
+from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.task_settings import Placement
+from lfm.pipelines.training import about, build, prepare, train
 
 
 def sweep_pipeline(

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from components import control, steps
 from components.__main__ import TARGET, listing
-from components.needs import NEEDS
+from lfm.components import control, steps
+from lfm.components.resources import NEEDS
 from lfm.config.run_parameters import FORM
 
 COMPONENTS: dict[str, Any] = {

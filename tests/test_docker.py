@@ -13,7 +13,7 @@ from kfp.local import docker_task_handler
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
-from pipelines.docker import _environment, _lines, _mounts, _run, docker_steps
+from lfm.pipelines.docker_runner import _environment, _lines, _mounts, _run, docker_steps
 from tests.containers import ROOT, base_image, build, connect
 
 CONFIG = load("fashion-mnist-lt", {})

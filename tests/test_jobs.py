@@ -78,7 +78,7 @@ def test_a_command_waits_for_no_library_before_its_steps_do() -> None:
         "import sys; from lfm.cli import main; from lfm.jobs.prepare import check; "
         "from lfm.config.presets import load; "
         "from lfm.backbones.device import check_device; from lfm.report.tables import table; "
-        "import pipelines.run; import lfm.tracking.uri; "
+        "import lfm.pipelines.local_run; import lfm.tracking.uri; "
         "check(load('fashion-mnist-lt')); check_device('auto'); "
         "assert not {'torch', 'mlflow', 'open_clip', 'pandas'} & set(sys.modules)"
     )

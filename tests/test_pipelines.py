@@ -13,14 +13,14 @@ from kfp import components as kfp_components
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from components.needs import NEEDS
+from lfm.components.resources import NEEDS
 from lfm.config.overrides import flatten
 from lfm.config.presets import PRESETS, load
 from lfm.config.run_parameters import FORM, divide, filled, read
 from lfm.errors import InputError
-from pipelines.compile import all_pipelines, pipeline_name, pipeline_of, targets, write
-from pipelines.longtail import training_pipeline
-from pipelines.settings import ClusterSettings, read_settings
+from lfm.pipelines.cluster_settings import ClusterSettings, read_settings
+from lfm.pipelines.compile import all_pipelines, pipeline_name, pipeline_of, targets, write
+from lfm.pipelines.training import training_pipeline
 
 CLUSTER = """
 image: registry.example/lfm:abc

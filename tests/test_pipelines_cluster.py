@@ -15,9 +15,9 @@ from lfm.cli.main import app
 from lfm.config.presets import load
 from lfm.config.run_parameters import filled
 from lfm.errors import InputError
-from pipelines import cluster as cluster_module
-from pipelines.cluster import Cluster
-from pipelines.settings import ClusterSettings
+from lfm.pipelines import kfp_client as cluster_module
+from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.kfp_client import Cluster
 from tests.kfp_server import Kfp, serve_kfp
 
 SETTINGS = ClusterSettings(image="lfm:test")

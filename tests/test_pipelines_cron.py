@@ -3,7 +3,7 @@
 import pytest
 
 from lfm.errors import InputError
-from pipelines.cron import check_cron
+from lfm.pipelines.cron import check_cron
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from lfm.cli.main import app
-from pipelines.settings import read_settings
+from lfm.pipelines.cluster_settings import read_settings
 from tests.kfp_server import serve_kfp
 
 TEXT = (Path(__file__).parents[1] / "docs" / "pipelines.md").read_text()

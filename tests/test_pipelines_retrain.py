@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 
 from lfm.config.presets import load
 from lfm.data.sources.fashion_mnist import read_idx
+from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.local_run import Result, run_local, run_pipeline, run_retraining
+from lfm.pipelines.training import training_pipeline
 from lfm.tracking import registry
-from pipelines.longtail import training_pipeline
-from pipelines.run import Result, run_local, run_pipeline, run_retraining
-from pipelines.settings import ClusterSettings
 from tests.conftest import write_idx
 
 PRESET = "fashion-mnist-lt"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from lfm.cli.main import app
 from lfm.config.presets import load
 from lfm.config.sweeps import variants_of
-from pipelines.run import run_sweep
+from lfm.pipelines.local_run import run_sweep
 from tests.test_pipelines_retrain import PRESET, SMALL
 
 

@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import os, signal, sys
 from kfp import dsl, local
-from pipelines.warm import warm_steps
+from lfm.pipelines.fork_server import warm_steps
 
 @dsl.component(base_image="python", install_kfp_package=False)
 def show(word: str) -> str:

@@ -37,7 +37,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def runner_for(name: str, image: str) -> Callable[[RunConfig], AbstractContextManager[Any]]:
-    """What the steps of a run on this machine run in (`pipelines.run.Runner`).
+    """What the steps of a run on this machine run in (`lfm.pipelines.local_run.Runner`).
 
     Args:
         name: local or docker.
@@ -51,21 +51,21 @@ def runner_for(name: str, image: str) -> Callable[[RunConfig], AbstractContextMa
     if name == "local":
         if image:
             raise InputError("--image is for --runner docker and kfp; processes run this environment: leave it out")
-        from pipelines.run import in_processes
+        from lfm.pipelines.local_run import in_processes
 
         return in_processes
     if image:
         os.environ["LFM_IMAGE"] = image  # before the components are imported, which carry it
     from lfm import revision
-    from pipelines.docker import docker_steps
+    from lfm.pipelines.docker_runner import docker_steps
 
     return lambda config: docker_steps(revision.image(), config)
 
 
 def submit_run(preset: str, overrides: dict[str, Any], host: str, image: str) -> None:
     """Start a training run on a cluster and say where to see it."""
-    from pipelines.cluster import Cluster
-    from pipelines.settings import read_settings
+    from lfm.pipelines.cluster_settings import read_settings
+    from lfm.pipelines.kfp_client import Cluster
 
     settings = read_settings(None, image)
     cluster = Cluster(host)
@@ -74,7 +74,7 @@ def submit_run(preset: str, overrides: dict[str, Any], host: str, image: str) ->
 
 
 def _wanted(presets: list[str] | None, all_: bool, kind: str) -> list[tuple[str, str]]:
-    from pipelines.compile import KINDS, all_pipelines
+    from lfm.pipelines.compile import KINDS, all_pipelines
 
     if all_:
         if presets:
@@ -110,8 +110,8 @@ def compile_(
     overrides = parse_overrides(set_ or [])
     for preset in presets or ():
         load(preset, overrides)
-    from pipelines.compile import pipeline_of, targets, write
-    from pipelines.settings import read_settings
+    from lfm.pipelines.cluster_settings import read_settings
+    from lfm.pipelines.compile import pipeline_of, targets, write
 
     wanted = _wanted(presets, all_, kind)
     settings, paths = read_settings(cluster, image), targets(out, wanted)
@@ -142,8 +142,8 @@ def submit(
     """
     overrides = parse_overrides(set_ or [])
     load(preset, overrides)
-    from pipelines.cluster import Cluster
-    from pipelines.settings import read_settings
+    from lfm.pipelines.cluster_settings import read_settings
+    from lfm.pipelines.kfp_client import Cluster
 
     _wanted([preset], False, kind)
     settings = read_settings(cluster, image)
@@ -174,9 +174,9 @@ def upload(
     overrides = parse_overrides(set_ or [])
     for preset in presets or ():
         load(preset, overrides)
-    from pipelines.cluster import Cluster
-    from pipelines.compile import pipeline_name
-    from pipelines.settings import read_settings
+    from lfm.pipelines.cluster_settings import read_settings
+    from lfm.pipelines.compile import pipeline_name
+    from lfm.pipelines.kfp_client import Cluster
 
     wanted, settings = _wanted(presets, all_, kind), read_settings(cluster, image)
     kfp = Cluster(host, namespace)
@@ -214,8 +214,8 @@ def schedule(
     preset = what if what not in ACTIONS else name
     overrides = parse_overrides(set_ or [])
     _check_schedule(what, name, cron, overrides)
-    from pipelines.cluster import Cluster
-    from pipelines.settings import read_settings
+    from lfm.pipelines.cluster_settings import read_settings
+    from lfm.pipelines.kfp_client import Cluster
 
     settings = read_settings(cluster, image)
     kfp = Cluster(host, namespace)
@@ -237,7 +237,7 @@ def schedule(
 
 def _check_schedule(what: str, name: str, cron: str, overrides: dict[str, Any]) -> None:
     """What can be refused before a cluster is asked."""
-    from pipelines.cron import check_cron
+    from lfm.pipelines.cron import check_cron
 
     if what in ACTIONS and what != "list" and not name:
         raise InputError(f"lfm schedule {what} of what? Name the preset, as in lfm schedule {what} custom")

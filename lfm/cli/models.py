@@ -55,8 +55,8 @@ def sweep(
     if out:
         check_writable(out)
     from lfm.jobs.prepare import check
+    from lfm.pipelines.local_run import run_sweep
     from lfm.report.tables import percent
-    from pipelines.run import run_sweep
 
     for one in configs:
         check(one)
@@ -91,7 +91,7 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
     use_home(home_)
     from lfm.backbones.device import check_device
     from lfm.jobs.prepare import check
-    from pipelines.run import run_retraining
+    from lfm.pipelines.local_run import run_retraining
 
     check(config)
     check_device(config.train.device)

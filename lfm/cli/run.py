@@ -72,8 +72,8 @@ def run(
     from lfm.backbones.device import check_device
     from lfm.jobs.evaluation import untrained
     from lfm.jobs.prepare import check
+    from lfm.pipelines.local_run import run_local
     from lfm.report.tables import table
-    from pipelines.run import run_local
 
     for config in configs:
         check(config)

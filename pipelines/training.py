@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from components import control, steps
+from lfm.components import control, steps
 from lfm.config.presets import PRESETS
 from lfm.config.run_parameters import FORM, divide
-from pipelines.placement import Placement
-from pipelines.settings import ClusterSettings
+from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.task_settings import Placement
 
 
 class Trained(NamedTuple):

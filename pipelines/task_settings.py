@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from components.needs import NEEDS, Needs
+from lfm.components.resources import NEEDS, Needs
 from lfm.errors import InputError
-from pipelines.settings import ClusterSettings, StepSize
+from lfm.pipelines.cluster_settings import ClusterSettings, StepSize
 
 HOURLY = 3600
 RUN_ID = "metadata.labels['pipeline/runid']"

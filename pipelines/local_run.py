@@ -17,12 +17,12 @@ from lfm.backbones.towers import uses_open_clip
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.jobs.pipeline_run import belong_to
+from lfm.pipelines.fork_server import warm_steps
+from lfm.pipelines.retrain import retraining_pipeline
+from lfm.pipelines.step_output import StepOutput
+from lfm.pipelines.sweep import sweep_pipeline
+from lfm.pipelines.training import training_pipeline
 from lfm.storage.artifact import home
-from pipelines.longtail import training_pipeline
-from pipelines.output import StepOutput
-from pipelines.retrain import retraining_pipeline
-from pipelines.sweep import sweep_pipeline
-from pipelines.warm import warm_steps
 
 
 class StepFailedError(RuntimeError):
@@ -124,7 +124,7 @@ def run_sweep(
     verbose: bool = False,
     runner: Runner = in_processes,
 ) -> Result:
-    """The sweep pipeline; arguments and errors as `run_local` and `pipelines.sweep.sweep_pipeline`."""
+    """The sweep pipeline; arguments and errors as `run_local` and `lfm.pipelines.sweep.sweep_pipeline`."""
     pipeline = sweep_pipeline(config.preset, variants, overrides, parallelism=parallelism)
     return run_pipeline(pipeline, config, verbose, runner)
 

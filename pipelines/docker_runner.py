@@ -24,8 +24,8 @@ from kfp.local import docker_task_handler
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
+from lfm.pipelines.fork_server import ended_by
 from lfm.storage.artifact import home
-from pipelines.warm import ended_by
 
 LABEL = "lfm.pipeline_run"
 PASSED = ("AWS_", "HF_", "LFM_", "MLFLOW_", "OMP_NUM_THREADS")

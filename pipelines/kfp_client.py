@@ -15,10 +15,10 @@ from typing import Any
 
 from lfm.config.run_parameters import divide
 from lfm.errors import InputError
+from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.compile import pipeline_name, pipeline_of, write
+from lfm.pipelines.cron import check_cron
 from lfm.revision import commit
-from pipelines.compile import pipeline_name, pipeline_of, write
-from pipelines.cron import check_cron
-from pipelines.settings import ClusterSettings
 
 TIMEOUT = (5, 15)
 """Seconds to connect and to answer, of the first question."""

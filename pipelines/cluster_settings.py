@@ -45,7 +45,7 @@ class Volume(Section):
 
 
 class StepSize(Section):
-    """Replaces parts of what `components/needs.py` asks for a step."""
+    """Replaces parts of what `components/resources.py` asks for a step."""
 
     cpu: str | None = None
     """Cores, as in 8 or 500m."""
@@ -112,7 +112,7 @@ def read_settings(path: Path | None, image: str = "") -> ClusterSettings:
             raise InputError(f"--cluster {path} cannot be read: {why}") from error
         if not isinstance(values, dict):
             raise InputError(f"--cluster {path} holds no settings; write NAME: VALUE lines (docs/pipelines.md)")
-    from components.needs import NEEDS
+    from lfm.components.resources import NEEDS
 
     try:
         settings = ClusterSettings.model_validate(values | ({"image": image} if image else {}))
