@@ -545,7 +545,7 @@ def test_offline_the_error_names_file_repository_and_settings(
 
 
 def test_a_hub_that_never_answers_is_given_up(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lfm.weights.HUB_WAIT", 0.3)
+    monkeypatch.setattr("lfm.backbones.weights.HUB_WAIT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         begun = time.monotonic()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lfm.errors import InputError
-from lfm.storage import s3
+from lfm.storage import s3 as storage
 from tests.s3 import S3, free_ports
 
 
@@ -29,29 +29,29 @@ def bucket(s3: S3, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 def test_bytes_come_back_and_another_client_sees_them(s3: S3, bucket: str) -> None:
     keys = ["plain", "a/b/c.png", "ä ö/#?%+ &=.txt", "~dots../x", "日本/画像.jpg"]
     for key in keys:
-        s3.write(f"s3://{bucket}/{key}", key.encode() * 3)
+        storage.write(f"s3://{bucket}/{key}", key.encode() * 3)
     for key in keys:
         assert s3.client().get_object(Bucket=bucket, Key=key)["Body"].read() == key.encode() * 3
-        assert s3.read(f"s3://{bucket}/{key}") == key.encode() * 3
-        assert s3.exists(f"s3://{bucket}/{key}")
-    assert not s3.exists(f"s3://{bucket}/plai")
-    s3.write(f"s3://{bucket}/plain", b"")
-    assert s3.read(f"s3://{bucket}/plain") == b""
-    assert not s3.exists("s3://no-such-bucket/x")
+        assert storage.read(f"s3://{bucket}/{key}") == key.encode() * 3
+        assert storage.exists(f"s3://{bucket}/{key}")
+    assert not storage.exists(f"s3://{bucket}/plai")
+    storage.write(f"s3://{bucket}/plain", b"")
+    assert storage.read(f"s3://{bucket}/plain") == b""
+    assert not storage.exists("s3://no-such-bucket/x")
 
 
 def test_listing_is_a_folder_with_sizes_and_etags(s3: S3, bucket: str) -> None:
     content = {"top": b"1", "birds/a": b"22", "birds/z/ä b": b"333", "birds2/c": b"4", "birds.csv": b"5"}
     for key, value in content.items():
         s3.client().put_object(Bucket=bucket, Key=key, Body=value)
-    found = s3.listing(f"s3://{bucket}/birds")
+    found = storage.listing(f"s3://{bucket}/birds")
     expected = [
-        s3.Item(f"s3://{bucket}/{key}", len(content[key]), hashlib.md5(content[key]).hexdigest())
+        storage.Item(f"s3://{bucket}/{key}", len(content[key]), hashlib.md5(content[key]).hexdigest())
         for key in ("birds/a", "birds/z/ä b")
     ]
-    assert found == expected == s3.listing(f"s3://{bucket}/birds/")
-    assert [item.uri.removeprefix(f"s3://{bucket}/") for item in s3.listing(f"s3://{bucket}")] == sorted(content)
-    assert s3.listing(f"s3://{bucket}/none") == []
+    assert found == expected == storage.listing(f"s3://{bucket}/birds/")
+    assert [item.uri.removeprefix(f"s3://{bucket}/") for item in storage.listing(f"s3://{bucket}")] == sorted(content)
+    assert storage.listing(f"s3://{bucket}/none") == []
 
 
 def test_listing_reads_all_pages(s3: S3, bucket: str) -> None:
@@ -63,58 +63,58 @@ def test_listing_reads_all_pages(s3: S3, bucket: str) -> None:
         reply.read()
         assert reply.status == 201
     connection.close()
-    found = s3.listing(f"s3://{bucket}/many")
+    found = storage.listing(f"s3://{bucket}/many")
     assert [(item.uri, item.size) for item in found] == [(f"s3://{bucket}/many/{i:04}", i % 3) for i in range(3000)]
 
 
 def test_files_go_up_and_come_down_whole(s3: S3, bucket: str, tmp_path: Path) -> None:
     content = os.urandom(20 << 20) + b"end"  # several parts of boto3's eight megabytes
     (tmp_path / "big").write_bytes(content)
-    s3.upload(tmp_path / "big", f"s3://{bucket}/big")
+    storage.upload(tmp_path / "big", f"s3://{bucket}/big")
     assert s3.client().get_object(Bucket=bucket, Key="big")["Body"].read() == content
     target = tmp_path / "new" / "folder" / "copy"
-    s3.download(f"s3://{bucket}/big", target)
+    storage.download(f"s3://{bucket}/big", target)
     assert target.read_bytes() == content
-    s3.write(f"s3://{bucket}/big", b"short")
-    s3.download(f"s3://{bucket}/big", target)
+    storage.write(f"s3://{bucket}/big", b"short")
+    storage.download(f"s3://{bucket}/big", target)
     assert target.read_bytes() == b"short"
     with pytest.raises(InputError, match="no such bucket or object"):
-        s3.download(f"s3://{bucket}/none", target)
+        storage.download(f"s3://{bucket}/none", target)
     assert target.read_bytes() == b"short", "a failed download leaves the old file"
     assert [path.name for path in target.parent.iterdir()] == ["copy"]
 
 
 def test_threads_share_the_client(bucket: str) -> None:
     with ThreadPoolExecutor(32) as pool:
-        list(pool.map(lambda i: s3.write(f"s3://{bucket}/{i}", str(i).encode()), range(200)))
-        assert list(pool.map(lambda i: s3.read(f"s3://{bucket}/{i}"), range(200))) == [
+        list(pool.map(lambda i: storage.write(f"s3://{bucket}/{i}", str(i).encode()), range(200)))
+        assert list(pool.map(lambda i: storage.read(f"s3://{bucket}/{i}"), range(200))) == [
             str(i).encode() for i in range(200)
         ]
-    assert len(s3._clients) == 1
+    assert len(storage._clients) == 1
 
 
 def test_a_forked_process_makes_its_own_client(bucket: str) -> None:
-    s3.write(f"s3://{bucket}/x", b"parent")
-    parents = s3._client()
+    storage.write(f"s3://{bucket}/x", b"parent")
+    parents = storage._client()
     child = os.fork()
     if child == 0:
-        ok = s3._client() is not parents and s3.read(f"s3://{bucket}/x") == b"parent"
+        ok = storage._client() is not parents and storage.read(f"s3://{bucket}/x") == b"parent"
         os._exit(0 if ok else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert s3.read(f"s3://{bucket}/x") == b"parent"
+    assert storage.read(f"s3://{bucket}/x") == b"parent"
 
 
-@pytest.mark.parametrize("name", s3.ENDPOINTS)
+@pytest.mark.parametrize("name", storage.ENDPOINTS)
 def test_the_server_is_found_in_any_of_three_variables(
     name: str, s3: S3, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for other in s3.ENDPOINTS:
+    for other in storage.ENDPOINTS:
         monkeypatch.delenv(other, raising=False)
-    later = s3.ENDPOINTS[s3.ENDPOINTS.index(name) + 1 :]
+    later = storage.ENDPOINTS[storage.ENDPOINTS.index(name) + 1 :]
     for other in later:
         monkeypatch.setenv(other, "http://127.0.0.1:1")
     monkeypatch.setenv(name, s3.endpoint)
-    s3.write(f"s3://{bucket}/x", name.encode())
+    storage.write(f"s3://{bucket}/x", name.encode())
     assert s3.client().get_object(Bucket=bucket, Key="x")["Body"].read() == name.encode()
 
 
@@ -122,12 +122,12 @@ def message(call: str, uri: str, tmp_path: Path) -> str:
     """What the user reads when this call fails."""
     (tmp_path / "file").write_bytes(b"x")
     calls = {
-        "read": lambda: s3.read(uri),
-        "write": lambda: s3.write(uri, b"x"),
-        "upload": lambda: s3.upload(tmp_path / "file", uri),
-        "download": lambda: s3.download(uri, tmp_path / "copy"),
-        "listing": lambda: s3.listing(uri),
-        "exists": lambda: s3.exists(uri),
+        "read": lambda: storage.read(uri),
+        "write": lambda: storage.write(uri, b"x"),
+        "upload": lambda: storage.upload(tmp_path / "file", uri),
+        "download": lambda: storage.download(uri, tmp_path / "copy"),
+        "listing": lambda: storage.listing(uri),
+        "exists": lambda: storage.exists(uri),
     }
     with pytest.raises(InputError) as caught:
         calls[call]()
@@ -180,9 +180,9 @@ def test_no_credentials_at_all(bucket: str, tmp_path: Path, monkeypatch: pytest.
 def impatient(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that a test can wait for."""
     s3.use(monkeypatch)
-    monkeypatch.setattr(s3, "CONNECT_SECONDS", 0.3)
-    monkeypatch.setattr(s3, "READ_SECONDS", 0.3)
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(storage, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(storage, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -237,7 +237,7 @@ def test_a_body_that_breaks_off_is_read_again(tmp_path: Path, monkeypatch: pytes
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\n"
     with line([head + b"01234", head + b"0123456789"]) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        assert s3.read("s3://bucket/x") == b"0123456789"
+        assert storage.read("s3://bucket/x") == b"0123456789"
     with line([head + b"01234"] * 2) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         assert "does not answer" in message("read", "s3://bucket/x", tmp_path)
@@ -270,5 +270,5 @@ def test_a_malformed_server_or_bucket(
 
 
 def test_only_s3_addresses_are_remote() -> None:
-    assert s3.is_remote("s3://bucket/x")
-    assert not any(map(s3.is_remote, ("/s3/x", "s3", "x.csv", "http://s3://")))
+    assert storage.is_remote("s3://bucket/x")
+    assert not any(map(storage.is_remote, ("/s3/x", "s3", "x.csv", "http://s3://")))

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from lfm.errors import InputError
-from lfm.storage import s3, store
+from lfm.storage import s3 as storage
+from lfm.storage import store
 from lfm.storage.artifact import publishing, verify
 from lfm.storage.store import Mirror, build_once, fetch_checkpoints, pull, push, shared
 from tests.s3 import S3
@@ -30,7 +31,7 @@ def root(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("LFM_STORE", ROOT)
     yield ROOT
     s3.use(monkeypatch)  # a test may have spoilt the keys
-    s3.delete("s3://shared")
+    storage.delete("s3://shared")
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_part_of_an_upload_and_a_changed_one_count_as_absent(
     machine(monkeypatch, tmp_path / "one")
     made, _ = build_once("text", {"x": 1}, write("made"))
     remote = f"{root}/text/{made.name}"
-    kept = {item.uri: s3.read(item.uri) for item in s3.listing(remote)}
+    kept = {item.uri: storage.read(item.uri) for item in storage.listing(remote)}
     assert len(kept) == 3
     for k, uri in enumerate(kept):
         for lost in (True, False):
@@ -71,10 +72,10 @@ def test_a_part_of_an_upload_and_a_changed_one_count_as_absent(
             if lost:
                 s3.client().delete_object(Bucket="shared", Key=uri.removeprefix("s3://shared/"))
             else:
-                s3.write(uri, kept[uri][:-2])
+                storage.write(uri, kept[uri][:-2])
             found, reused = build_once("text", {"x": 1}, write("made"))
             assert not reused and (found / "deep" / "text").read_text() == "made"
-            assert s3.read(uri) == kept[uri], "it is mended there"
+            assert storage.read(uri) == kept[uri], "it is mended there"
 
 
 def test_two_that_make_the_same_leave_a_whole_one(root: str, tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_a_machine_that_lost_its_disk_goes_on_and_a_third_has_nothing_to_do(
 
     one = start("one")
     deadline = time.monotonic() + 120
-    while not any("/step-" in i.uri and i.uri.endswith("manifest.json") for i in s3.listing(f"{root}/work")):
+    while not any("/step-" in i.uri and i.uri.endswith("manifest.json") for i in storage.listing(f"{root}/work")):
         assert one.poll() is None and time.monotonic() < deadline, one.communicate(timeout=5)
         time.sleep(0.2)
     os.kill(one.pid, signal.SIGTERM)
@@ -178,7 +179,7 @@ def test_a_machine_that_lost_its_disk_goes_on_and_a_third_has_nothing_to_do(
     assert "comes from the shared store" in said and "stage 1 goes on from step" in said
     curves = next((tmp_path / "two" / "store" / "model").rglob("curves.jsonl")).parents[2].rglob("curves.jsonl")
     assert sorted(len(path.read_text().splitlines()) for path in curves) == [1, 25], "each epoch once, the early too"
-    assert not s3.listing(f"{root}/work"), "checkpoints of a finished stage go"
+    assert not storage.listing(f"{root}/work"), "checkpoints of a finished stage go"
     three = start("three")
     said, _ = three.communicate(timeout=300)
     assert three.returncode == 0 and "goes on" not in said and "% ▕" not in said.partition("stage 1")[2], said
