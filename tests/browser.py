@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import pytest
 
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+# Of a page of a server: how long one try waits, and from when on there is no other.
+LOAD_SECONDS, PAGE_SECONDS = 60, 240
 # Without these Chromium looks for hosts of its maker, which a closed network refuses.
 QUIET = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -91,8 +94,11 @@ def chromium() -> Iterator[Any]:
 def visit(user: str, password: str) -> Iterator[Callable[..., None]]:
     """Gives PAGE(url, name, words, frame=""): opens it, waits for each word to be seen, keeps a picture.
 
-    `frame` is a text of a page shown inside the page.
+    `frame` is a text of a page shown inside the page. A busy machine may answer a request of the page too late,
+    and MLflow's pages do not ask twice: a page without its words is loaded again, until PAGE_SECONDS are over.
     """
+    from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
+
     with chromium() as browser:
         context = browser.new_context(
             http_credentials={"username": user, "password": password}, viewport={"width": 1500, "height": 1000}
@@ -100,13 +106,21 @@ def visit(user: str, password: str) -> Iterator[Callable[..., None]]:
 
         def page(url: str, name: str, words: Sequence[str], frame: str = "") -> None:
             view = context.new_page()
-            view.set_default_timeout(60_000)
-            view.goto(url)
+            view.set_default_timeout(LOAD_SECONDS * 1000)
+            until = time.monotonic() + PAGE_SECONDS
             try:
-                for word in words:
-                    view.get_by_text(word).first.wait_for()
-                if frame:
-                    view.frame_locator("iframe").get_by_text(frame).first.wait_for()
+                while True:
+                    try:
+                        view.goto("about:blank")  # else a page whose address differs after # alone is not loaded again
+                        view.goto(url)
+                        for word in words:
+                            view.get_by_text(word).first.wait_for()
+                        if frame:
+                            view.frame_locator("iframe").get_by_text(frame).first.wait_for()
+                        break
+                    except PlaywrightTimeoutError:
+                        if time.monotonic() > until:
+                            raise
             finally:
                 view.screenshot(path=str(SHOTS / f"{name}.png"))
             view.close()
