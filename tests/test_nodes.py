@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lfm.errors import InputError
 from lfm.jobs.multinode import train_on_nodes
 from lfm.storage.artifact import content_key
-from lfm.tracking.curves import Curves
+from lfm.training.curves import Curves
 from tests.containers import ROOT, build, connect
 from tests.test_ranks import alone, told  # noqa: F401  the same small run
 
@@ -117,7 +117,7 @@ STEP = """
 import sys, json
 from pathlib import Path
 from lfm.config.schema import RunConfig
-from lfm.tracking.curves import Curves
+from lfm.training.curves import Curves
 from lfm.jobs.multinode import train_on_nodes
 told = json.loads(Path(sys.argv[1]).read_text())
 told["config"] = RunConfig.model_validate(told["config"])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lfm.config.presets import load
 from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
 from lfm.jobs.training import train, train_together
-from lfm.tracking.curves import Curves
+from lfm.training.curves import Curves
 from tests.test_own_data import PHOTOS, TOWER
 
 STAGE_1 = {"stage1.lr": 1e-3, "stage1.epochs": 3, "stage1.batch_size": 9, "stage1.alpha": 0.5}
@@ -118,7 +118,7 @@ KILLED = """
 import sys, json
 from pathlib import Path
 from lfm.config.schema import RunConfig
-from lfm.tracking.curves import Curves
+from lfm.training.curves import Curves
 from lfm.jobs.training import train_together
 if __name__ == "__main__":
     told = json.loads(Path(sys.argv[1]).read_text())

@@ -30,8 +30,10 @@ from lfm.errors import InputError
 from lfm.evaluation.inference import image_features, pick_device, score_split, use_bf16
 from lfm.method.mixup import PairBatch
 from lfm.storage.artifact import MANIFEST
-from lfm.training.loop import NonFiniteLossError, Stage, learning_rate, pair_sampler
+from lfm.training.batches import pair_sampler
+from lfm.training.loop import NonFiniteLossError, Stage
 from lfm.training.memory import blocks, find_batch_size, recompute_activations
+from lfm.training.schedule import learning_rate
 
 CLASSES = 6
 COUNTS = [40, 24, 14, 9, 5, 3]

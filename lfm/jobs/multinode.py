@@ -22,7 +22,7 @@ from lfm.jobs.train_job import NO_ANSWER, Backend, choose, reason
 from lfm.jobs.training import write_ranks
 from lfm.progress import say
 from lfm.storage.artifact import copy_to
-from lfm.tracking.curves import Curves, following
+from lfm.training.curves import Curves, following
 
 INPUTS = ("dataset", "text", "backbone", "before")
 POLL_SECONDS = 1.0

@@ -10,7 +10,7 @@ from lfm.errors import InputError
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.training import METHOD, train
 from lfm.storage.artifact import source_hash
-from lfm.tracking.curves import Curves
+from lfm.training.curves import Curves
 
 
 def main(path: str) -> None:

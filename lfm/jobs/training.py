@@ -18,7 +18,7 @@ from lfm.progress import say
 from lfm.storage import s3
 from lfm.storage.artifact import NOTES, content_key, copy_to, home, source_hash
 from lfm.storage.store import Mirror, build_once, fetch_checkpoints, shared
-from lfm.tracking.curves import Curves, following
+from lfm.training.curves import Curves, following
 
 SHOWN_IMAGES = 8
 

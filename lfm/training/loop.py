@@ -24,16 +24,18 @@ from torch import Tensor, nn
 
 from lfm.backbones.model import LFM
 from lfm.config.overrides import flatten
-from lfm.config.schema import RunConfig, StageConfig
+from lfm.config.schema import RunConfig
 from lfm.data.images import Images
 from lfm.data.prefetch import fetched_ahead, mixed_images
 from lfm.errors import InputError
 from lfm.evaluation.inference import image_features, score_split, summed, use_bf16
 from lfm.method.losses import Classes, make_loss, soft
-from lfm.method.mixup import PairBatch, PairSampler
+from lfm.method.mixup import PairBatch
 from lfm.progress import bar, say
+from lfm.training.batches import pair_sampler
 from lfm.training.checkpoints import Checkpoints, like, whole
 from lfm.training.memory import cast_once, find_batch_size, recompute_activations, seconds_or_nothing, share
+from lfm.training.schedule import learning_rate
 
 LOOK_EVERY = 20
 """Steps between looks at what only a wait for the device, or for other processes, can tell."""
@@ -59,21 +61,6 @@ class PreemptedError(InputError):
     """Training was asked to end, and can go on from its checkpoint."""
 
     exit_code = 143  # as of a process that SIGTERM ended
-
-
-def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
-    """Linear warm-up from 0, then half a cosine from lr to min_lr at the last step (paper.md section 8).
-
-    Args:
-        stage: lr, min_lr and the warm-up's share of the steps.
-        step: from 0.
-        steps: of the whole stage.
-    """
-    warm = round(stage.warmup * steps)
-    if step < warm:
-        return stage.lr * (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return stage.min_lr + (stage.lr - stage.min_lr) * (1 + math.cos(math.pi * done)) / 2
 
 
 @dataclass
@@ -413,26 +400,3 @@ class Stage:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def pair_sampler(
-    config: RunConfig, stage: int, label_N: Tensor, text_CD: Tensor, alpha: float, batch_size: int
-) -> PairSampler:
-    """The batches of a stage under this configuration."""
-    mixup = config.mixup
-    return PairSampler(
-        label_N,
-        text_CD,
-        name=mixup.name,
-        alpha=alpha,
-        tau=mixup.tau,
-        batch_size=batch_size,
-        seed=config.seed,
-        stage=stage,
-        uniform_partner=mixup.partner == "uniform",
-        until_used_up=mixup.partner_image == "until-used-up",
-        b=mixup.beta,
-        per_batch=mixup.lambda_per == "batch",
-        remix_kappa=mixup.remix_kappa,
-        remix_tau=mixup.remix_tau,
-    )
