@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import reference as usual
 from benchmarks.measure import Row, row, seconds, unit_rows
 from lfm.backbones.towers import DEFAULT
-from lfm.config.schema import DataConfig
+from lfm.config.schema import DataConfig, MixupConfig
 from lfm.data.artifact import add_pixels, write
 from lfm.data.decoding import fitted
 from lfm.data.images import Images, open_split
@@ -53,9 +53,8 @@ def input_row(part: str, images: Images, image_of: ImageOf, goal: float, at_leas
         at_least: seconds of measurement.
         theirs: the authors' repository and the pixels (N, 32, 32, 3) that their data set is given, if they are timed.
     """
-    sampler = PairSampler(
-        images.label_N.cpu(), unit_rows(100), name="lfm", alpha=1.0, tau=TAU, batch_size=BATCH, seed=0, stage=1
-    )
+    label_N = images.label_N.cpu()
+    sampler = PairSampler(MixupConfig(tau=TAU), label_N, unit_rows(100), alpha=1.0, batch_size=BATCH, seed=0, stage=1)
     batches = [sampler.batch(0, step) for step in range(min(BATCHES, sampler.steps_per_epoch))]
     dtype = torch.bfloat16 if use_bf16("auto", images.device) else torch.float32
 

@@ -27,7 +27,7 @@ from benchmarks.measure import Row, row, seconds, unit_rows
 from benchmarks.training import BATCH, SMALL, TOWER, loop_row, step_row, validation_row
 from lfm.config.schema import ShotsConfig
 from lfm.evaluation.metrics import accuracy, hits, shot_group, top_class
-from lfm.method.mixup import PartnerSampler, local_sampling_rows
+from lfm.method.mixup import local_sampling_rows, partner_sampler
 
 TAU = 0.05
 
@@ -36,7 +36,7 @@ def partner_row(classes: int, goal: float | None, at_least: float, path: Path | 
     """Microseconds to draw a partner class, in batches of 256; no goal: 20 us."""
     text_CD = unit_rows(classes)
     rng = torch.Generator().manual_seed(1)
-    sampler = PartnerSampler(text_CD, TAU)
+    sampler = partner_sampler(text_CD, TAU)
     label_B = torch.randint(classes, (256,), generator=rng)
     ours = seconds(lambda: sampler.draw(label_B, torch.rand(256, generator=rng, dtype=torch.float64)), at_least) / 256
     p_C = local_sampling_rows(text_CD, torch.tensor([3]), TAU)[0].float()

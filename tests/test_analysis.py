@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import integrate, special
 from torch import Tensor
 
+from lfm.config.schema import MixupConfig
 from lfm.method import analysis
 from lfm.method.analysis import (
     Pairs,
@@ -178,10 +179,8 @@ def drawn(uniform: bool, beta: float, alpha: float, epochs: int = 150) -> tuple[
     counts = [300, 40, 120, 20]
     text_CD = unit_rows(4, seed=2)
     label_N = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
-    sampler = PairSampler(
-        label_N, text_CD, name="lfm", alpha=alpha, tau=0.4, batch_size=len(label_N), seed=0, stage=1, b=beta,
-        uniform_partner=uniform,
-    )  # fmt: skip
+    config = MixupConfig(tau=0.4, beta=beta, partner="uniform" if uniform else "text")
+    sampler = PairSampler(config, label_N, text_CD, alpha=alpha, batch_size=len(label_N), seed=0, stage=1)
     first, partner, mass = (torch.zeros(epochs, 4, dtype=torch.float64) for _ in range(3))
     for epoch in range(epochs):
         (batch,) = sampler.epoch(epoch)

@@ -1,11 +1,14 @@
-"""The method against oracles written with loops, and its samplers against the distributions of paper.md.
+"""The method against oracles written with loops, and its samplers against the distributions of the paper.
 
 Letters in the names give shapes: B images of a batch, C classes, D dimensions, N training images, P pairs.
 """
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,20 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from lfm.config.schema import MixupConfig
+from lfm.method.draws import beta
 from lfm.method.mixup import (
+    LFM,
     PairBatch,
     PairSampler,
-    PartnerSampler,
-    beta,
     label_shift,
     local_sampling_rows,
     mix,
+    partner_sampler,
     remix_label,
     uniform_rows,
 )
+from lfm.method.partners import BLOCK, ChunkPartners, PartnerSampler
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 COUNTS = [
@@ -65,12 +71,15 @@ def make_labels(counts: list[int], seed: int = 0) -> Tensor:
 
 
 def make_sampler(counts: list[int] = COUNTS, **values: Any) -> PairSampler:
-    defaults = {"name": "lfm", "alpha": 1.0, "tau": 0.5, "batch_size": 16, "seed": 0, "stage": 1}
-    return PairSampler(make_labels(counts), make_text(len(counts)), **{**defaults, **values})
+    """A sampler of LFM at alpha 1 and tau 0.5, but for the values given, of the mixup or the sampler."""
+    of_sampler = {"alpha": 1.0, "batch_size": 16, "seed": 0, "stage": 1}
+    of_sampler |= {name: values.pop(name) for name in list(values) if name in of_sampler}
+    config = MixupConfig(**{"tau": 0.5, **values})
+    return PairSampler(config, make_labels(counts), make_text(len(counts)), **of_sampler)  # type: ignore[arg-type]
 
 
 def oracle_row(text_CD: Tensor, i: int, tau: float) -> list[float]:
-    """p_ls(. | i) of section 3 by loops, every exponent relative to the largest."""
+    """p_ls(. | i) by loops, every exponent relative to the largest."""
     rows = text_CD.double().tolist()
     scores = [math.fsum(a * b for a, b in zip(rows[i], row, strict=True)) / tau for row in rows]
     top = max(score for k, score in enumerate(scores) if k != i)
@@ -116,7 +125,7 @@ def chi_square(observed: list[list[int]], expected: list[list[float]]) -> float:
     return float(stats.chi2.sf(statistic, freedom))
 
 
-# --- Section 3: the partner distribution -----------------------------------------------------------------
+# --- Local sampling: the partner distribution -----------------------------------------------------------------
 
 
 @few
@@ -163,10 +172,16 @@ def test_uniform_rows_leave_out_the_class_itself() -> None:
 
 # --- Drawing partner classes -----------------------------------------------------------------------------
 
+
+def in_chunks(text_CD: Tensor, tau: float) -> ChunkPartners:
+    """As for many classes, however few there are."""
+    return ChunkPartners(text_CD, tau, partial(local_sampling_rows, text_CD, tau=tau))
+
+
 PATHS: dict[str, Callable[[Tensor, float], PartnerSampler]] = {
-    "table": lambda text_CD, tau: PartnerSampler(text_CD, tau),
-    "chunks": lambda text_CD, tau: PartnerSampler(text_CD, tau, table_classes=0),
-    "uniform": lambda text_CD, tau: PartnerSampler(text_CD, tau, uniform=True),
+    "table": partner_sampler,
+    "chunks": in_chunks,
+    "uniform": partial(partner_sampler, uniform=True),
 }
 
 
@@ -184,7 +199,7 @@ def draws(sampler: PartnerSampler, class_B: Tensor, u_BK: Tensor) -> Tensor:
 def test_draw_inverts_the_cumulative_distribution(path: str, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The partner is the first class whose cumulative mass exceeds u; chunks of 3 of 7 classes."""
     classes = 7
-    monkeypatch.setattr("lfm.method.mixup.CHUNK", 3)
+    monkeypatch.setattr("lfm.method.partners.CHUNK", 3)
     text_CD = make_text(classes, dtype=torch.float64)
     rng = torch.Generator().manual_seed(1)
     class_B = torch.randint(classes, (25,), generator=rng)
@@ -215,19 +230,19 @@ def test_no_class_is_its_own_partner_even_at_the_ends_of_u(path: str, tau: float
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64, 128])
-@pytest.mark.parametrize(("block", "scratch"), [(1, 1), (7, 500), (32, 2**20)])
+@pytest.mark.parametrize("block", [1, 7, 32])
 @pytest.mark.parametrize("tau", [0.002, 31.25])
 def test_table_and_chunks_draw_the_same_classes(
-    tau: float, block: int, scratch: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+    tau: float, block: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For the same u, whatever the pieces, but for the rounding of float32 cosines, which tau = .002 magnifies."""
     classes = 64
-    for name, value in (("CHUNK", chunk), ("BLOCK", block), ("SCRATCH_ENTRIES", scratch)):
-        monkeypatch.setattr(f"lfm.method.mixup.{name}", value)
+    for name, value in (("CHUNK", chunk), ("BLOCK", block)):
+        monkeypatch.setattr(f"lfm.method.partners.{name}", value)
     text_CD = make_text(classes, dim=100, spread=0.1)
     rng = torch.Generator().manual_seed(0)
-    table, chunks = PartnerSampler(text_CD, tau), PartnerSampler(text_CD, tau, table_classes=0)
-    size = 64_000 if scratch == 2**20 else 400  # little scratch draws them a few at a time
+    table, chunks = partner_sampler(text_CD, tau), in_chunks(text_CD, tau)
+    size = 64_000
     class_B = torch.randint(classes, (size,), generator=rng)
     u_B = torch.rand(size, generator=rng, dtype=torch.float64)
     assert (table.draw(class_B, u_B) != chunks.draw(class_B, u_B)).sum() <= 1 + size / 1000
@@ -236,7 +251,7 @@ def test_table_and_chunks_draw_the_same_classes(
 @pytest.mark.parametrize("tau", [0.05, 0.5])
 @pytest.mark.parametrize("path", PATHS)
 def test_partner_classes_follow_the_distribution(path: str, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lfm.method.mixup.CHUNK", 4)
+    monkeypatch.setattr("lfm.method.partners.CHUNK", 4)
     each = 20_000
     text_CD = make_text(6)
     u_CK = torch.rand(6, each, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -250,7 +265,7 @@ def test_partner_classes_follow_the_distribution(path: str, tau: float, monkeypa
 def test_kept_masses_are_sums_of_the_softmax(tau: float) -> None:
     """Chunks of 32 of 75 classes, the last of 11: each row against the whole softmax in float64."""
     classes, text_CD = 75, make_text(75, dim=20, spread=0.3)
-    sampler = PartnerSampler(text_CD, tau, table_classes=0)
+    sampler = in_chunks(text_CD, tau)
     sampler.draw(torch.arange(classes), torch.full((classes,), 0.5, dtype=torch.float64))
     for i in range(classes):
         row = oracle_row(text_CD, i, tau)
@@ -266,8 +281,8 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before_or_beside_it() -> None:
     class_SB = torch.randint(classes, (steps, 50), generator=rng)
     u_SB = torch.rand(steps, 50, generator=rng, dtype=torch.float64)
 
-    def fresh() -> PartnerSampler:
-        return PartnerSampler(text_CD, 0.05, table_classes=0)
+    def fresh() -> ChunkPartners:
+        return in_chunks(text_CD, 0.05)
 
     warmed = fresh()
     warmed.draw(torch.arange(classes), torch.zeros(classes, dtype=torch.float64))
@@ -279,8 +294,9 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before_or_beside_it() -> None:
         single = [alone.draw(class_SB[s, b : b + 1], u_SB[s, b : b + 1]) for b in range(50)]
         assert torch.equal(torch.cat(single), drawn_SB[s])
     for sampler in (backwards, alone):
-        assert sampler.filled.all()
-        assert torch.equal(sampler.mass_CM, warmed.mass_CM)
+        kept_C = sampler.filled.repeat_interleave(BLOCK)[:classes]
+        assert kept_C.sum() > classes / 2
+        assert torch.equal(sampler.mass_CM[kept_C], warmed.mass_CM[kept_C])
 
 
 @pytest.mark.parametrize("classes", [2_049, 8_142, 33_000, 100_000, 1_000_000])
@@ -290,7 +306,8 @@ def test_masses_stay_within_their_budget_and_take_memory_only_as_they_are_filled
 
     text_CD = torch.ones(classes, 1)
     before = resident()
-    sampler = PartnerSampler(text_CD, 0.05)
+    sampler = partner_sampler(text_CD, 0.05)
+    assert isinstance(sampler, ChunkPartners)
     assert resident() - before < 20e6
     assert sampler.mass_CM.numel() * 4 <= 280e6
     assert sampler.mass_CM.shape[1] * sampler.chunk >= classes
@@ -298,7 +315,7 @@ def test_masses_stay_within_their_budget_and_take_memory_only_as_they_are_filled
     assert sampler.chunk == 32 or -(-classes // (sampler.chunk - 1)) * classes * 4 > 280e6
 
 
-# --- Section 4: mixing and label shift -------------------------------------------------------------------
+# --- Mixing and label shift -------------------------------------------------------------------
 
 
 @few
@@ -402,15 +419,13 @@ def test_beta_follows_the_beta_distribution(b: float) -> None:
     counts=st.lists(st.integers(1, 12), min_size=2, max_size=6),
     name=st.sampled_from(NAMES),
     batch_size=st.integers(1, 20),
-    until_used_up=st.booleans(),
-    uniform_partner=st.booleans(),
+    partner_image=st.sampled_from(["uniform", "until-used-up"]),
+    partner=st.sampled_from(["text", "uniform"]),
 )
 def test_an_epoch_shows_each_image_once_as_the_first(
-    counts: list[int], name: str, batch_size: int, until_used_up: bool, uniform_partner: bool
+    counts: list[int], name: str, batch_size: int, partner_image: str, partner: str
 ) -> None:
-    sampler = make_sampler(
-        counts, name=name, batch_size=batch_size, until_used_up=until_used_up, uniform_partner=uniform_partner
-    )
+    sampler = make_sampler(counts, name=name, batch_size=batch_size, partner_image=partner_image, partner=partner)
     batches = list(sampler.epoch(3))
     assert [len(b.index_B2) for b in batches[:-1]] == [batch_size] * (len(batches) - 1)
     pairs = pairs_of(sampler, epochs=1)
@@ -435,7 +450,8 @@ def test_the_order_of_first_images_is_new_each_epoch_and_stage() -> None:
 def test_pairs_follow_the_partner_distribution_and_are_uniform_in_the_class(path: str) -> None:
     epochs = 40
     sampler = make_sampler()
-    sampler.partners = PATHS[path](make_text(5), 0.5)
+    assert isinstance(sampler.mixup, LFM)
+    sampler.mixup.partners = PATHS[path](make_text(5), 0.5)
     pairs = pairs_of(sampler, epochs)
     observed_class = [[0] * 5 for _ in COUNTS]
     observed_image = [[0] * n for n in COUNTS]
@@ -448,11 +464,11 @@ def test_pairs_follow_the_partner_distribution_and_are_uniform_in_the_class(path
     assert chi_square(observed_image, [[sum(row) / len(row)] * len(row) for row in observed_image]) > 0.01
 
 
-def test_pairs_show_the_classes_of_section_3() -> None:
+def test_pairs_show_the_classes_that_the_paper_says() -> None:
     """Frequencies within four standard deviations, of the pairs as drawn and of independent halves.
 
     A pair shows y as y_i, or as the partner of another y_i: p_i(y) + sum_{k != y} p_ls(y | k) p_i(k). The
-    factor 1 - p_i(y) of section 3 makes that the frequency where both halves are drawn apart: here, first
+    factor 1 - p_i(y) of the paper makes that the frequency where both halves are drawn apart: here, first
     images beside the partners of other pairs.
     """
     epochs = 150
@@ -503,12 +519,12 @@ def test_none_gives_hard_labels_and_whole_images() -> None:
 
 def test_lambda_is_one_per_pair_or_one_per_batch() -> None:
     """Both from Beta(b, b)."""
-    each_P = pairs_of(make_sampler(b=0.2), epochs=10).lambda_x_B
+    each_P = pairs_of(make_sampler(beta=0.2), epochs=10).lambda_x_B
     inner_P = each_P[(each_P > 0.01) & (each_P < 0.99)]  # float32 has few values beside 1
     assert len(inner_P) > 300
     assert inner_P.unique().numel() > 0.99 * inner_P.numel()
     assert stats.kstest(each_P.numpy(), stats.beta(0.2, 0.2).cdf).pvalue > 0.01
-    batches = [b.lambda_x_B for epoch in range(60) for b in make_sampler(b=0.5, per_batch=True).epoch(epoch)]
+    batches = [b.lambda_x_B for epoch in range(60) for b in make_sampler(lambda_per="batch").epoch(epoch)]
     assert all(lambda_x_B.eq(lambda_x_B[0]).all() for lambda_x_B in batches)
     shared = np.array([lambda_x_B[0].item() for lambda_x_B in batches])
     assert stats.kstest(shared, stats.beta(0.5, 0.5).cdf).pvalue > 0.01
@@ -521,7 +537,7 @@ def test_until_used_up_repeats_an_image_only_after_all_of_its_class() -> None:
     label_N = make_labels(COUNTS)
     rounds_differ = False
     for epoch in range(5):
-        batches = list(make_sampler(until_used_up=True).epoch(epoch))
+        batches = list(make_sampler(partner_image="until-used-up").epoch(epoch))
         drawn = torch.cat([batch.index_B2[:, 1] for batch in batches]).tolist()
         for k, n in enumerate(COUNTS):
             of_class = [j for j in drawn if label_N[j] == k]
@@ -535,7 +551,8 @@ def test_until_used_up_starts_each_class_anywhere() -> None:
     """The first partner image of a class in an epoch is uniform; the partner classes stay."""
     counts, epochs = [6, 3], 240
     label_N = make_labels(counts)
-    sampler, free = (make_sampler(counts, batch_size=9, until_used_up=used_up) for used_up in (True, False))
+    ways = ("until-used-up", "uniform")
+    sampler, free = (make_sampler(counts, batch_size=9, partner_image=way) for way in ways)
     seen = torch.zeros(9, dtype=torch.long)
     for epoch in range(epochs):
         batch = sampler.batch(epoch, 0)
@@ -551,10 +568,10 @@ def test_until_used_up_starts_each_class_anywhere() -> None:
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"name": "none"},
     "mixup": {"name": "mixup"},
-    "remix-per-batch": {"name": "remix", "per_batch": True},
+    "remix-per-batch": {"name": "remix", "lambda_per": "batch"},
     "lfm": {"name": "lfm"},
-    "lfm-uniform": {"name": "lfm", "uniform_partner": True},
-    "lfm-until-used-up": {"name": "lfm", "until_used_up": True},
+    "lfm-uniform": {"name": "lfm", "partner": "uniform"},
+    "lfm-until-used-up": {"name": "lfm", "partner_image": "until-used-up"},
 }
 each_variant = pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
 
@@ -589,3 +606,20 @@ def test_seed_stage_epoch_and_step_each_change_the_draw() -> None:
     places = [(0, 1, 0, 0), (1, 1, 0, 0), (0, 2, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1)]
     drawn = {make_sampler(seed=a, stage=b).batch(c, d).lambda_x_B[0].item() for a, b, c, d in places}
     assert len(drawn) == len(places)
+
+
+# --- What it needs ---------------------------------------------------------------------------------------
+
+
+def test_the_method_runs_on_torch_alone() -> None:
+    """Its types come from the configuration, but nothing of that is imported when it runs."""
+    program = (
+        "import sys, torch\n"
+        "before = {name.partition('.')[0] for name in sys.modules}\n"
+        "import lfm.method.analysis, lfm.method.losses, lfm.method.mixup\n"
+        "added = {name.partition('.')[0] for name in sys.modules} - before - sys.stdlib_module_names\n"
+        "print(sorted(added), sorted(name for name in sys.modules if name.startswith('lfm.')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ours = ["method", *(f"method.{name}" for name in ("analysis", "draws", "losses", "mixup", "partners"))]
+    assert done.stdout.strip() == f"{['lfm']} {[f'lfm.{name}' for name in ours]}"

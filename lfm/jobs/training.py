@@ -27,7 +27,7 @@ WEIGHED = {"device", "nodes", "processes", "precision", "flip", "resize", "compi
 
 # The source whose change makes a kept model stale.
 METHOD = (
-    "lfm.method.mixup", "lfm.method.losses", "lfm.backbones.model",
+    "lfm.method.mixup", "lfm.method.partners", "lfm.method.draws", "lfm.method.losses", "lfm.backbones.model",
     "lfm.training.loop", "lfm.training.memory", "lfm.evaluation.inference",
     "lfm.data.images", "lfm.data.prefetch", "lfm.data.resize",
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""What the method will do to a data set, computed exactly and before any training (paper.md section 3).
+"""What the method will do to a data set, computed exactly and before any training.
+
+Source: Franklin et al. 2024, local sampling, and figures 4 to 6; the masses are ours (docs/method.md).
 
 Letters in the names give shapes: C classes, D embedding dimensions, R rows of a block. The partner distribution
 is C x C; it is walked in blocks of rows, so memory stays flat at any number of classes.
@@ -56,7 +58,7 @@ class Pairs:
 
 
 def seen_probability(pairs: Pairs) -> Tensor:
-    """p(Y = y) = p(y) + (1 - p(y)) sum_{k != y} p_ls(y | k) p(k): section 3. (C,).
+    """p(Y = y) = p(y) + (1 - p(y)) sum_{k != y} p_ls(y | k) p(k), of the paper's local sampling. (C,).
 
     The paper's formula, which takes the two images of a pair for independent; the exact share of pairs that show
     class y is p(y) + sum_{k != y} p_ls(y | k) p(k).

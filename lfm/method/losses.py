@@ -1,4 +1,4 @@
-"""The losses of the paper on cosine logits (paper.md section 6).
+"""The losses that the paper compares, on cosine logits (Franklin et al. 2024, Table 1).
 
 Letters in the names give shapes: B images, C classes, K labels an image carries (1 hard, 2 mixed, C dense).
 
@@ -9,11 +9,14 @@ cross-entropy against the soft label; for the others it is what the authors' cod
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+if TYPE_CHECKING:  # the losses themselves need torch alone
+    from lfm.config.schema import LossConfig
 
 
 @dataclass(frozen=True)
@@ -24,25 +27,6 @@ class Classes:
     """Training images of each class, all above 0."""
     text_CD: Tensor
     """Class embeddings, rows of unit length."""
-
-
-class LossValues(Protocol):
-    """The fields of `lfm.config.schema.LossConfig` that a loss reads."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def temperature(self) -> float: ...  # noqa: D102
-    @property
-    def focal_gamma(self) -> float: ...  # noqa: D102
-    @property
-    def ldam_margin(self) -> float: ...  # noqa: D102
-    @property
-    def ldam_scale(self) -> float: ...  # noqa: D102
-    @property
-    def mms_margin(self) -> float: ...  # noqa: D102
-    @property
-    def mms_temperature(self) -> float: ...  # noqa: D102
 
 
 LabelLoss = Callable[[Tensor, Tensor], Tensor]
@@ -95,7 +79,7 @@ def _cross_entropy(logits_BKC: Tensor, label_BK: Tensor) -> Tensor:
     return -logits_BKC.log_softmax(dim=2).gather(2, label_BK[:, :, None])[:, :, 0]
 
 
-LOSSES: dict[str, Callable[[LossValues, Classes], LabelLoss]] = {
+LOSSES: dict[str, Callable[["LossConfig", Classes], LabelLoss]] = {
     "ce": lambda v, c: lambda z, y: ce(z, y, v.temperature),
     "balce": lambda v, c: lambda z, y: balce(z, y, v.temperature, c.count_C),
     "focal": lambda v, c: lambda z, y: focal(z, y, v.temperature, v.focal_gamma),
@@ -104,7 +88,7 @@ LOSSES: dict[str, Callable[[LossValues, Classes], LabelLoss]] = {
 }
 
 
-def make_loss(values: LossValues, classes: Classes) -> LabelLoss:
+def make_loss(values: "LossConfig", classes: Classes) -> LabelLoss:
     """The loss named by the configuration, as `(cosine_BC, label_BK) -> loss_BK`."""
     return LOSSES[values.name](values, classes)
 
