@@ -1,11 +1,11 @@
-"""Write the listing of the components: `python -m lfm.components` fills docs/components.md."""
+"""Write docs/components.md, the list of the components, by `python -m lfm.components`."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from lfm.components import control, steps
-from lfm.components.resources import NEEDS
+from lfm.components import configure, control, steps
+from lfm.components.resources import RESOURCES
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "components.md"
 
@@ -15,22 +15,27 @@ def listing() -> str:
     lines = [
         "# Components",
         "",
-        "Written by `make components`. What a cluster may change of it stands in `docs/pipelines.md`.",
+        "Written by `make components`. `docs/pipelines.md` says how a cluster's settings change the resources.",
     ]
-    found = {c.name: c for module in (steps, control) for c in vars(module).values() if hasattr(c, "component_spec")}
-    assert found.keys() == NEEDS.keys()
-    for name, needs in NEEDS.items():
+    found = {
+        c.name: c
+        for module in (configure, steps, control)
+        for c in vars(module).values()
+        if hasattr(c, "component_spec")
+    }
+    assert found.keys() == RESOURCES.keys()
+    for name, resources in RESOURCES.items():
         spec = found[name].component_spec
         about = (spec.description or "").strip().splitlines()[0]
         lines += ["", f"## {name}", "", about, ""]
         lines += ["| | name | type | what |", "|---|---|---|---|"]
         lines += _rows("in", spec.inputs) + _rows("out", spec.outputs)
-        cached = "KFP may reuse an earlier result" if needs.cached else "runs each time"
-        gpu = ", the GPUs of the run form" if needs.gpu else ""
+        cached = "KFP may reuse an earlier result" if resources.cached else "runs each time"
+        gpu = ", the GPUs of the run" if resources.gpu else ""
         lines += [
             "",
-            f"{needs.cpu} CPU, {needs.memory}{gpu}; ends after {needs.hours:g} h; "
-            f"{needs.retries} retries; {cached}.",
+            f"{resources.cpu} CPU, {resources.memory}{gpu}; time limit {resources.hours:g} h; "
+            f"{resources.retries} retries; {cached}.",
         ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

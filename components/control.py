@@ -16,7 +16,7 @@ def finish(status: dsl.PipelineTaskFinalStatus) -> None:
     """Close the MLflow run with the status that the pipeline ended in.
 
     Args:
-        status: What KFP says of the steps.
+        status: Status of the steps, as KFP reports it.
     """
     from lfm.jobs.pipeline_run import finish
 
@@ -28,11 +28,11 @@ def plan_sweep(config: dict, variants: list) -> list:  # type: ignore[type-arg]
     """Check every configuration of a sweep before any of them is trained.
 
     Args:
-        config: What they share.
-        variants: Of each, its name and the fields that it changes.
+        config: The configuration that all of them start from.
+        variants: Name of each configuration and the fields that it changes.
 
     Returns:
-        Output: The same, each with its whole configuration.
+        Output: The same list, each entry with its complete configuration.
     """
     from lfm.jobs.sweep import plan_sweep
 
@@ -43,18 +43,18 @@ def plan_sweep(config: dict, variants: list) -> list:  # type: ignore[type-arg]
 def configure_variant(
     variant: dict,  # type: ignore[type-arg]
 ) -> NamedTuple("Resolved", data=dict, model=dict, text=dict, seed=int, config=dict, run=str):  # type: ignore[valid-type]
-    """Begin the MLflow run of one configuration of a sweep, under the sweep's.
+    """Begin the MLflow run of one configuration of a sweep, as a child of the sweep's run.
 
     Args:
-        variant: Its name and its whole configuration.
+        variant: Name and complete configuration.
 
     Returns:
         data: Section that the data depend on.
         model: Section that the backbone depends on.
         text: Section that the class embeddings depend on.
-        seed: Of everything.
-        config: The whole configuration.
-        run: Key under which later steps find the MLflow run.
+        seed: Seed of the run.
+        config: The complete configuration.
+        run: Key by which later steps find the MLflow run.
     """
     from lfm.jobs.pipeline_run import configure_variant
 
@@ -71,16 +71,16 @@ def compare(
     report: Output[HTML],
     scores: Output[Metrics],
 ) -> None:
-    """Put the scores of a sweep side by side.
+    """Compare the scores of all configurations of a sweep.
 
     Args:
         variants: Names of the configurations and what they changed.
-        metrics: The scores of each, in the same order.
+        metrics: Scores of each configuration, in the same order.
 
     Returns:
         table: All scores as CSV and JSON.
-        figure: The same as SVG and PNG.
-        report: Table and figure as a page.
+        figure: The scores as a figure, in SVG and PNG.
+        report: Table and figure as an HTML page.
         scores: Accuracy of each configuration on all test images.
     """
     from lfm.jobs.sweep import compare
@@ -92,10 +92,10 @@ def compare(
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def data_news(config: dict, dataset: Input[Dataset]) -> str:  # type: ignore[type-arg]
-    """Say whether the data are others than those that the registered model was trained on.
+    """Compare the data with those that the registered model was trained on.
 
     Args:
-        config: The whole configuration; names the model.
+        config: The complete configuration, which has the name of the model.
         dataset: The data as they are now.
 
     Returns:
@@ -108,14 +108,14 @@ def data_news(config: dict, dataset: Input[Dataset]) -> str:  # type: ignore[typ
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def decide(run: str, config: dict, dataset: Input[Dataset], metrics: Input[Metrics], model_uri: str) -> str:  # type: ignore[type-arg]
-    """Make the new model champion if it beats the present one by more than the noise, else challenger.
+    """Make the new model the champion if it is better than the current one by more than noise, else the challenger.
 
     Args:
         run: Key of the MLflow run.
-        config: The whole configuration.
-        dataset: The frozen test images that both were scored on.
-        metrics: What both predicted for each of them.
-        model_uri: The new version in the registry.
+        config: The complete configuration.
+        dataset: Data set with the test images that both models were evaluated on.
+        metrics: Predictions of both models for each test image.
+        model_uri: URI of the new version in the registry.
 
     Returns:
         Output: champion or challenger.

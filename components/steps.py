@@ -1,9 +1,7 @@
-"""The steps of a training run: configure, fetch backbone, prepare data, embed text, two stages, evaluate, register.
+"""The steps of a training run: fetch backbone, prepare data, embed text, two stages, evaluate, register.
 
 No `from __future__ import annotations` here: KFP reads the annotations as types.
 """
-
-from typing import NamedTuple
 
 from kfp import dsl
 from kfp.dsl import HTML, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
@@ -12,77 +10,12 @@ from lfm.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def configure(
-    preset: str,
-    data_source: str,
-    imbalance: float,
-    backbone: str,
-    weights: str,
-    mixup: str,
-    tau: float,
-    loss: str,
-    stage1_epochs: int,
-    stage1_lr: float,
-    stage1_alpha: str,
-    stage2_epochs: int,
-    stage2_lr: float,
-    stage2_alpha: str,
-    batch_size: int,
-    gpus: int,
-    seed: int,
-    overrides: dict,  # type: ignore[type-arg]
-) -> NamedTuple("Resolved", data=dict, model=dict, text=dict, seed=int, config=dict, run=str):  # type: ignore[valid-type]
-    """Resolve and check the configuration and begin the MLflow run.
-
-    Args:
-        preset: Name of a preset; see `lfm presets`.
-        data_source: Where the images lie: a folder or s3:// prefix, a split list, CSV or Parquet file; empty: the
-            published files, fetched where that can be.
-        imbalance: Imbalance factor gamma of the long-tailed subset; without effect where the data are taken as they
-            are.
-        backbone: Image tower: an open_clip model such as ViT-B-32, or conv4.
-        weights: Its pre-trained weights: an open_clip tag, a checkpoint, or random.
-        mixup: What an image is mixed with: none, mixup, remix or lfm.
-        tau: Temperature of local sampling: low pairs near neighbours, high tends to uniform.
-        loss: Loss: ce, balce, focal, ldam or mms.
-        stage1_epochs: Epochs of stage 1, which tunes the image encoder; 0 skips it.
-        stage1_lr: Highest learning rate of stage 1.
-        stage1_alpha: Strength of the label shift in stage 1: a number, or auto.
-        stage2_epochs: Epochs of stage 2, which trains the linear layer; 0 skips it.
-        stage2_lr: Highest learning rate of stage 2.
-        stage2_alpha: Strength of the label shift in stage 2: a number, or auto.
-        batch_size: Images of a step, over all GPUs.
-        gpus: GPUs of a training step, a process for each; on a cluster without GPUs: processes.
-        seed: Draws the subset, the initial weights and every batch.
-        overrides: Any field of the configuration, as in {"stage1.warmup": 0.1}; wins over the values above.
-
-    Returns:
-        data: Section that the data depend on.
-        model: Section that the backbone depends on.
-        text: Section that the class embeddings depend on.
-        seed: Of everything.
-        config: The whole configuration.
-        run: Key under which later steps find the MLflow run.
-    """
-    from lfm.jobs.pipeline_run import configure
-
-    form = {
-        "data_source": data_source, "imbalance": imbalance, "backbone": backbone, "weights": weights, "mixup": mixup,
-        "tau": tau, "loss": loss, "stage1_epochs": stage1_epochs, "stage1_lr": stage1_lr, "stage1_alpha": stage1_alpha,
-        "stage2_epochs": stage2_epochs, "stage2_lr": stage2_lr, "stage2_alpha": stage2_alpha, "batch_size": batch_size,
-        "gpus": gpus, "seed": seed,
-    }  # fmt: skip
-    config, run = configure(preset, form, overrides)
-    return config["data"], config["model"], config["text"], config["seed"], config, run
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
 def fetch_backbone(model: dict, seed: int, backbone: Output[Model]) -> None:  # type: ignore[type-arg]
-    """Fetch the pre-trained image and text towers once; no later step asks a network.
+    """Fetch the pre-trained image and text towers once; no later step needs a network.
 
     Args:
         model: The model section of the configuration.
-        seed: Of the weights, where they are random.
+        seed: Seed of the initial weights, where they are random.
 
     Returns:
         backbone: Both towers as safetensors, their architecture, tokenizer and preprocessing.
@@ -94,12 +27,12 @@ def fetch_backbone(model: dict, seed: int, backbone: Output[Model]) -> None:  # 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def prepare_data(data: dict, model: dict, seed: int, dataset: Output[Dataset]) -> None:  # type: ignore[type-arg]
-    """Fetch the images, check them, take the long-tailed subset, decode them once.
+    """Fetch and check the images, take the long-tailed subset, and decode it once.
 
     Args:
         data: The data section of the configuration.
-        model: The model section, whose tower sets the images' size.
-        seed: Of the subset.
+        model: The model section of the configuration; its tower sets the size of the images.
+        seed: Seed of the long-tailed subset.
 
     Returns:
         dataset: Training, validation and test images as Arrow files, and their pixels as memory-mapped arrays.
@@ -120,8 +53,8 @@ def embed_text(
 
     Args:
         text: The text section of the configuration.
-        dataset: Names the classes.
-        backbone: Has the text tower.
+        dataset: Data set with the class names.
+        backbone: Both towers, of which the text tower is used.
 
     Returns:
         embeddings: Class embeddings of unit length, as safetensors.
@@ -144,7 +77,7 @@ def train_stage1(
 
     Args:
         run: Key of the MLflow run.
-        config: The whole configuration.
+        config: The complete configuration.
         dataset: Training images.
         embeddings: Class embeddings.
         backbone: The pre-trained towers.
@@ -173,7 +106,7 @@ def train_stage2(
 
     Args:
         run: Key of the MLflow run.
-        config: The whole configuration.
+        config: The complete configuration.
         dataset: Training images.
         embeddings: Class embeddings.
         backbone: The pre-trained towers.
@@ -201,11 +134,11 @@ def evaluate(
     confusion: Output[ClassificationMetrics],
     report: Output[HTML],
 ) -> None:
-    """Score the untrained and the trained model, and the champion of the registry if there is one, on the test images.
+    """Evaluate the untrained, the trained and the champion model, if there is one, on the test images.
 
     Args:
         run: Key of the MLflow run.
-        config: The whole configuration.
+        config: The complete configuration.
         dataset: Test images.
         embeddings: Class embeddings.
         backbone: The pre-trained towers.
@@ -215,7 +148,7 @@ def evaluate(
         metrics: Accuracy of all, many, medium and few shot classes, of each class, the confusion matrix of up to
             2,048, and the predicted class of each test image.
         confusion: The confusion matrix; of more than 50 classes, that of the shot groups.
-        report: The same as a page.
+        report: The same results as an HTML page.
     """
     from lfm.jobs.evaluation import evaluate, shown_scores
     from lfm.jobs.pipeline_run import belong_to
@@ -241,14 +174,14 @@ def register(
 
     Args:
         run: Key of the MLflow run.
-        config: The whole configuration.
-        dataset: Gives the input example, and validation images that calibrate probabilities.
-        backbone: Its text tower goes with the model, for classes that are named when it serves.
+        config: The complete configuration.
+        dataset: Data set with an input example, and validation images to calibrate the probabilities.
+        backbone: Both towers; the text tower is registered with the model, for new classes when it serves.
         model: The finished model.
-        metrics: Its scores; a model is registered after it was scored.
+        metrics: Scores of the model; only an evaluated model is registered.
 
     Returns:
-        Output: The model's URI, models:/NAME/VERSION.
+        Output: URI of the registered model, models:/NAME/VERSION.
     """
     from lfm.jobs.evaluation import register
     from lfm.jobs.pipeline_run import belong_to

@@ -1,4 +1,4 @@
-"""What a cluster is like: read from a YAML file when a pipeline is compiled, never in a local run."""
+"""Settings of a cluster, read from a YAML file when a pipeline is compiled. A local run has none."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -12,85 +12,86 @@ from lfm.revision import image
 
 
 class Toleration(Section):
-    """A taint that the pods of training steps put up with."""
+    """A taint that the pods of training and evaluation tolerate."""
 
     key: str
-    """Of the taint, as in nvidia.com/gpu."""
+    """Key of the taint, as in nvidia.com/gpu."""
     operator: Literal["Exists", "Equal"] = "Exists"
-    """Exists, or Equal to `value`."""
+    """Whether the taint must exist with any value, or equal `value`."""
     value: str | None = None
-    """Of the taint."""
+    """Value of the taint, for the operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
-    """Of the taint."""
+    """Effect of the taint."""
 
 
 class FromKeys(Section):
     """A secret or a config map whose keys become environment variables."""
 
     name: str
-    """Of the secret or config map, in the namespace of the pipelines."""
+    """Name of the secret or config map, in the namespace of the pipelines."""
     keys: dict[str, str]
     """Key -> environment variable."""
     optional: bool = True
-    """A pod starts without it too."""
+    """Whether a pod starts if it does not exist."""
 
 
 class Volume(Section):
     """A persistent volume claim that every step mounts."""
 
     name: str
-    """Of the claim."""
+    """Name of the claim."""
     path: str
-    """Where it is mounted."""
+    """Folder in the pod that it is mounted at."""
 
 
-class StepSize(Section):
-    """Replaces parts of what `components/resources.py` asks for a step."""
+class StepResources(Section):
+    """Resources of one step, in place of those in `components/resources.py`."""
 
     cpu: str | None = None
-    """Cores, as in 8 or 500m."""
+    """CPU cores, as in 8 or 500m."""
     memory: str | None = None
-    """As in 32Gi."""
+    """Memory, as in 32Gi."""
     hours: float | None = Field(None, gt=0)
-    """After which the step is ended."""
+    """Time limit of the step."""
     retries: int | None = Field(None, ge=0)
-    """After a failure or a lost node."""
+    """Attempts after a failure or a lost node."""
 
 
 class ClusterSettings(Section):
-    """Where and how the steps run. Every field has a default that a plain Kubeflow takes."""
+    """Where and how the steps run. The defaults work on a Kubeflow without further setup."""
 
     image: str = Field(default_factory=image)
-    """Container image of all steps; its tag should change with the code, for KFP's cache looks at nothing else."""
+    """Container image of all steps; its tag should change with the code, because KFP's cache compares only the tag."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     """When nodes fetch the image."""
     image_pull_secrets: tuple[str, ...] = ()
     """Names of secrets for a private registry."""
     accelerator: str = ""
-    """Resource name of GPUs, as in nvidia.com/gpu; empty: none are asked for. How many is in the run form."""
+    """Resource name of GPUs, as in nvidia.com/gpu; empty: no GPUs are requested. Their number is the run parameter
+    `gpus`."""
     node_selector: dict[str, str] = Field(default_factory=dict)
-    """Labels of the nodes that training and evaluation go to."""
+    """Labels of the nodes for training and evaluation."""
     tolerations: tuple[Toleration, ...] = ()
-    """Taints that training and evaluation put up with."""
+    """Taints that training and evaluation tolerate."""
     shared_memory: str = "8Gi"
-    """Size of /dev/shm in training and evaluation; Kubernetes gives 64 MB. Empty: leave it so."""
+    """Size of /dev/shm in training and evaluation; empty: the 64 MB that Kubernetes gives."""
     secrets: tuple[FromKeys, ...] = ()
     """Credentials of MLflow and S3."""
     config_maps: tuple[FromKeys, ...] = ()
     """Endpoints of MLflow and S3."""
     home: Volume | None = None
     """Volume for LFM_HOME: data, finished steps and checkpoints then outlive a pod, and steps share them. Without it
-    a retried step begins anew."""
+    a retried step starts from the beginning."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """More variables of every step."""
+    """Further environment variables of every step."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels of every pod."""
     backoff_seconds: int = Field(60, ge=0)
-    """Wait before the first retry; doubled each time, an hour at most."""
+    """Wait before the first retry, in seconds; doubled for each further retry, up to an hour."""
     parallelism: int = Field(4, ge=1)
-    """Configurations of a sweep that run at a time."""
-    steps: dict[str, StepSize] = Field(default_factory=dict)
-    """Component name, as in train-stage1 -> what it needs instead."""
+    """Configurations of a sweep that run at the same time."""
+    steps: dict[str, StepResources] = Field(default_factory=dict)
+    """Component name, as in train-stage1 -> its resources."""
 
 
 def read_settings(path: Path | None, image: str = "") -> ClusterSettings:
@@ -98,7 +99,7 @@ def read_settings(path: Path | None, image: str = "") -> ClusterSettings:
 
     Args:
         path: YAML file; None: the defaults.
-        image: instead of the file's.
+        image: Container image in place of the file's; empty: the file's.
 
     Raises:
         InputError: the file is missing or no YAML, or a field is unknown or bad.
@@ -111,16 +112,16 @@ def read_settings(path: Path | None, image: str = "") -> ClusterSettings:
             why = error.strerror if isinstance(error, OSError) else "it is not valid YAML"
             raise InputError(f"--cluster {path} cannot be read: {why}") from error
         if not isinstance(values, dict):
-            raise InputError(f"--cluster {path} holds no settings; write NAME: VALUE lines (docs/pipelines.md)")
-    from lfm.components.resources import NEEDS
+            raise InputError(f"--cluster {path} has no settings; write NAME: VALUE lines (docs/pipelines.md)")
+    from lfm.components.resources import RESOURCES
 
     try:
         settings = ClusterSettings.model_validate(values | ({"image": image} if image else {}))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(f"--cluster {path}: {place}: {first['msg']}; docs/pipelines.md lists the fields") from error
-    strange = settings.steps.keys() - NEEDS
-    if strange:
-        raise InputError(f"--cluster {path}: steps: no component {min(strange)!r}; known: {', '.join(NEEDS)}")
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"--cluster {path}: {field}: {first['msg']}; docs/pipelines.md lists the fields") from error
+    unknown = settings.steps.keys() - RESOURCES
+    if unknown:
+        raise InputError(f"--cluster {path}: steps: no component {min(unknown)!r}; known: {', '.join(RESOURCES)}")
     return settings

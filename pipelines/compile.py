@@ -1,10 +1,11 @@
 """Pipelines as YAML for a cluster."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lfm.config.presets import PRESETS, load
+from lfm.config.presets import PRESETS
+from lfm.config.schema import RunConfig
 from lfm.config.sweeps import variants_of
 from lfm.errors import InputError
 from lfm.pipelines.cluster_settings import ClusterSettings
@@ -12,35 +13,23 @@ from lfm.pipelines.retrain import retraining_pipeline
 from lfm.pipelines.sweep import sweep_pipeline
 from lfm.pipelines.training import training_pipeline
 
-Overrides = Mapping[str, Any]
+
+def _sweep(config: RunConfig, settings: ClusterSettings) -> Any:
+    # The list of configurations is a parameter: the run form, or `lfm sweep`, can give another.
+    return sweep_pipeline(config, variants_of("baselines", first_seed=config.seed), settings)
 
 
-def _sweep(preset: str, overrides: Overrides, settings: ClusterSettings) -> Any:
-    # The list of configurations is a parameter: a person changes it in the run form, or `lfm sweep` writes another.
-    seed = load(preset, overrides).seed
-    return sweep_pipeline(preset, variants_of("baselines", first_seed=seed), overrides, settings)
-
-
-KINDS: dict[str, Callable[[str, Overrides, ClusterSettings], Any]] = {
+KINDS: dict[str, Callable[[RunConfig, ClusterSettings], Any]] = {
     "train": training_pipeline,
     "retrain": retraining_pipeline,
     "sweep": _sweep,
 }
-"""Kind -> makes the pipeline of a preset."""
+"""Kind of pipeline -> function that makes it."""
 
 
 def pipeline_name(kind: str, preset: str) -> str:
-    """Of the pipeline, and of its file."""
+    """Name of a pipeline, and of its file without .yaml."""
     return preset if kind == "train" else f"{preset}-{kind}"
-
-
-def pipeline_of(kind: str, preset: str, overrides: Overrides, settings: ClusterSettings) -> Any:
-    """The pipeline of one kind for a preset.
-
-    Raises:
-        InputError: an unknown preset or field, or a bad value.
-    """
-    return KINDS[kind](preset, overrides, settings)
 
 
 def write(pipeline: Any, path: Path) -> None:
@@ -51,7 +40,7 @@ def write(pipeline: Any, path: Path) -> None:
 
 
 def all_pipelines() -> Iterator[tuple[str, str]]:
-    """Every kind for every preset."""
+    """The kind and the preset of every pipeline."""
     return ((kind, preset) for preset in PRESETS for kind in KINDS)
 
 

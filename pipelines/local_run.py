@@ -26,49 +26,50 @@ from lfm.storage.artifact import home
 
 
 class StepFailedError(RuntimeError):
-    """A step ended with an error that is not the user's; the log has the traceback."""
+    """A step failed for a reason that is not the user's; the log has the traceback."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a local run left behind."""
+    """The results of a local run."""
 
     folder: Path
-    """Everything that the steps put out."""
+    """Folder with all outputs of the steps."""
     log: Path
+    """File with all that the steps printed."""
 
     @property
     def metrics(self) -> Path:
-        """Folder with metrics.json of the evaluate step."""
+        """Folder with metrics.json of the step `evaluate`."""
         return self._output("evaluate", "metrics")
 
     @property
     def model_uri(self) -> str:
-        """Of the registered model."""
-        return self._answer("register")
+        """URI of the registered model."""
+        return self._value("register")
 
     @property
     def news(self) -> str:
-        """Of a retraining: changed or unchanged."""
-        return self._answer("data-news")
+        """What a retraining found the data to be: changed or unchanged."""
+        return self._value("data-news")
 
     @property
     def outcome(self) -> str:
-        """Of a retraining that trained: champion or challenger."""
-        return self._answer("decide")
+        """What the model of a retraining became: champion or challenger."""
+        return self._value("decide")
 
     def output(self, name: str) -> Path:
-        """Of a sweep's comparison: table, figure or report."""
+        """An output of a sweep's comparison: table, figure or report."""
         return self._output("compare", name)
 
-    # KFP takes no output of a pipeline from inside an exit handler, so each is looked up where its step put it.
+    # KFP returns no output of a pipeline from inside an exit handler, so each is read from the step's own folder.
 
     def _output(self, step: str, name: str) -> Path:
         return next(self.folder.rglob(f"{step}/{name}"))
 
-    def _answer(self, step: str) -> str:
-        said = json.loads(self._output(step, "executor_output.json").read_text())
-        return str(said["parameterValues"]["Output"])
+    def _value(self, step: str) -> str:
+        output = json.loads(self._output(step, "executor_output.json").read_text())
+        return str(output["parameterValues"]["Output"])
 
 
 @contextmanager
@@ -86,58 +87,51 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 Runner = Callable[[RunConfig], AbstractContextManager[Any]]
-"""Takes the configuration; while it is entered, `kfp.local` runs steps with the runner that it gives."""
+"""Context manager made from the configuration; it gives the runner with which `kfp.local` runs the steps."""
 
 
 @contextmanager
 def in_processes(config: RunConfig) -> Iterator[Any]:
-    """Each step is a process of this environment."""
+    """Run each step as a process of this environment."""
     from kfp import local
 
     with warm_steps(*(["open_clip"] if uses_open_clip(config.model) else [])):
         yield local.SubprocessRunner(use_venv=False)
 
 
-def run_local(
-    config: RunConfig, overrides: Mapping[str, Any], verbose: bool = False, runner: Runner = in_processes
-) -> Result:
-    """The training pipeline of this configuration's preset.
+def run_local(config: RunConfig, verbose: bool = False, runner: Runner = in_processes) -> Result:
+    """Run the training pipeline of this configuration.
 
     Args:
-        config: checked already; names the pipeline.
-        overrides: what was changed from the preset.
-        verbose: show everything, also what the libraries say.
-        runner: what steps run in; entered once LFM_HOME and LFM_PIPELINE_RUN are set.
+        config: Checked configuration.
+        verbose: Show everything, also the output of libraries.
+        runner: Runner of the steps; entered once LFM_HOME and LFM_PIPELINE_RUN are set.
 
     Raises:
-        InputError: a step found something that the user can mend.
-        StepFailedError: a step failed otherwise.
+        InputError: A step met an error that the user can correct.
+        StepFailedError: A step failed otherwise.
     """
-    return run_pipeline(training_pipeline(config.preset, overrides), config, verbose, runner)
+    return run_pipeline(training_pipeline(config), config, verbose, runner)
 
 
 def run_sweep(
     config: RunConfig,
-    overrides: Mapping[str, Any],
     variants: Sequence[Mapping[str, Any]],
     parallelism: int = 1,
     verbose: bool = False,
     runner: Runner = in_processes,
 ) -> Result:
-    """The sweep pipeline; arguments and errors as `run_local` and `lfm.pipelines.sweep.sweep_pipeline`."""
-    pipeline = sweep_pipeline(config.preset, variants, overrides, parallelism=parallelism)
-    return run_pipeline(pipeline, config, verbose, runner)
+    """Run the sweep pipeline; arguments and errors as for `run_local` and `lfm.pipelines.sweep.sweep_pipeline`."""
+    return run_pipeline(sweep_pipeline(config, variants, parallelism=parallelism), config, verbose, runner)
 
 
-def run_retraining(
-    config: RunConfig, overrides: Mapping[str, Any], verbose: bool = False, runner: Runner = in_processes
-) -> Result:
-    """The retraining pipeline; arguments and errors as `run_local`."""
-    return run_pipeline(retraining_pipeline(config.preset, overrides), config, verbose, runner)
+def run_retraining(config: RunConfig, verbose: bool = False, runner: Runner = in_processes) -> Result:
+    """Run the retraining pipeline; arguments and errors as for `run_local`."""
+    return run_pipeline(retraining_pipeline(config), config, verbose, runner)
 
 
 def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner: Runner = in_processes) -> Result:
-    """Run any pipeline with its default parameters; arguments and errors as `run_local`."""
+    """Run any pipeline with its default parameters; arguments and errors as for `run_local`."""
     from kfp import local
 
     key = uuid.uuid4().hex[:12]
@@ -153,7 +147,7 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
                 local.init(runner=chosen, pipeline_root=str(root))
                 pipeline()
         except BaseException as error:
-            logging.getLogger().handlers.clear()  # kfp.local's; they would show what urllib3 says of a dead server
+            logging.getLogger().handlers.clear()  # of kfp.local; they would print what urllib3 logs about a dead server
             _close(key)
             if isinstance(error, RuntimeError) and output.error:
                 raise InputError(output.error) from error
@@ -163,12 +157,12 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
         finally:
             output.end_bar()
             logging.getLogger().handlers.clear()
-            builtins.print = printer  # the indenting of kfp.local is not made for steps side by side
+            builtins.print = printer  # kfp.local replaces print to indent it, which breaks when steps run in parallel
     return Result(root, log_path)
 
 
 def _close(key: str) -> None:
-    """End the run in MLflow where its exit handler did not come to it, as after Ctrl-C."""
+    """End the run in MLflow if its exit handler did not run, as after Ctrl-C."""
     from lfm.tracking import pipeline_run
 
     belong_to(key)

@@ -1,35 +1,32 @@
 """The retraining pipeline, for schedules: train on new data, and promote what is better than the champion."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl
 
 from lfm.components import control
+from lfm.config.schema import RunConfig
 from lfm.jobs.retrain import CHANGED
 from lfm.pipelines.cluster_settings import ClusterSettings
-from lfm.pipelines.task_settings import Placement
+from lfm.pipelines.task_settings import TaskFactory
 from lfm.pipelines.training import about, build, prepare, register, train
 
 
-def retraining_pipeline(
-    preset: str, overrides: Mapping[str, Any] | None = None, settings: ClusterSettings | None = None
-) -> Any:
-    """Configure -> read the data again -> if they are new: train, evaluate beside the champion, register, decide.
+def retraining_pipeline(config: RunConfig, settings: ClusterSettings | None = None) -> Any:
+    """Configure -> read the data again -> if they are new: train, evaluate with the champion, register, decide.
 
     Args:
-        preset: its name, which is the model's.
-        overrides: defaults other than the preset's.
-        settings: of a cluster; None: a local run.
+        config: Configuration that the default values of the parameters give; its preset is the model's name.
+        settings: Settings of a cluster; None: a local run.
     """
 
-    def body(place: Placement, resolved: Any, _: dict[str, Any]) -> None:
-        config, run = resolved.outputs["config"], resolved.outputs["run"]
-        backbone, dataset = prepare(place, resolved, fresh=True)
-        news = place(control.data_news, config=config, dataset=dataset)
+    def body(tasks: TaskFactory, configured: Any, _: dict[str, Any]) -> None:
+        resolved, run = configured.outputs["config"], configured.outputs["run"]
+        backbone, dataset = prepare(tasks, configured, read_again=True)
+        news = tasks.add(control.data_news, config=resolved, dataset=dataset)
         with dsl.If(news.output == CHANGED, name="new-data"):
-            trained = train(place, resolved, backbone, dataset)
-            uri = register(place, resolved, trained)
-            place(control.decide, run=run, config=config, dataset=dataset, metrics=trained.metrics, model_uri=uri)
+            trained = train(tasks, configured, backbone, dataset)
+            uri = register(tasks, configured, trained)
+            tasks.add(control.decide, run=run, config=resolved, dataset=dataset, metrics=trained.metrics, model_uri=uri)
 
-    return build(f"{preset}-retrain", f"Retraining of {about(preset)}", preset, overrides or {}, settings, body)
+    return build(f"{config.preset}-retrain", f"Retraining of {about(config.preset)}", config, settings, body)

@@ -6,15 +6,17 @@ from typing import Any
 from kfp import dsl
 
 from lfm.components import control
+from lfm.config.schema import RunConfig
 from lfm.pipelines.cluster_settings import ClusterSettings
-from lfm.pipelines.task_settings import Placement
-from lfm.pipelines.training import about, build, prepare, train
+from lfm.pipelines.task_settings import TaskFactory
+from lfm.pipelines.training import Parameter, about, build, prepare, train
+
+VARIANTS = "Configurations to compare, each with a name, a label that its seeds share, and overrides."
 
 
 def sweep_pipeline(
-    preset: str,
+    config: RunConfig,
     variants: Sequence[Mapping[str, Any]],
-    overrides: Mapping[str, Any] | None = None,
     settings: ClusterSettings | None = None,
     parallelism: int = 1,
 ) -> Any:
@@ -24,22 +26,20 @@ def sweep_pipeline(
     where the steps share a volume or a machine. A sweep registers no model.
 
     Args:
-        preset: its name.
-        variants: default of the parameter of that name (`lfm.config.sweeps.variants_of`).
-        overrides: of all configurations.
-        settings: of a cluster; None: a local run.
-        parallelism: configurations at a time, in a local run.
+        config: Configuration that all variants start from.
+        variants: Default of the parameter `variants`, as `lfm.config.sweeps.variants_of` makes it.
+        settings: Settings of a cluster; None: a local run.
+        parallelism: Configurations that run at the same time in a local run; a cluster's settings have their own.
     """
     limit = settings.parallelism if settings else parallelism
 
-    def body(place: Placement, resolved: Any, given: dict[str, Any]) -> None:
-        planned = place(control.plan_sweep, config=resolved.outputs["config"], variants=given["variants"]).output
+    def body(tasks: TaskFactory, configured: Any, own: dict[str, Any]) -> None:
+        planned = tasks.add(control.plan_sweep, config=configured.outputs["config"], variants=own["variants"]).output
         with dsl.ParallelFor(planned, parallelism=limit, name="configurations") as variant:
-            # The item carries its whole configuration: kfp.local gives a loop's steps no output of an earlier task.
-            one = place(control.configure_variant, variant=variant)
-            trained = train(place, one, *prepare(place, one))
-        place(control.compare, variants=planned, metrics=dsl.Collected(trained.metrics))
+            # The item has its complete configuration: kfp.local gives a loop's steps no output of an earlier task.
+            one = tasks.add(control.configure_variant, variant=variant)
+            trained = train(tasks, one, *prepare(tasks, one))
+        tasks.add(control.compare, variants=planned, metrics=dsl.Collected(trained.metrics))
 
-    told = "Configurations to compare, each with a name, a label that its seeds share, and overrides."
-    more = {"variants": (list, [dict(variant) for variant in variants], told)}
-    return build(f"{preset}-sweep", f"Sweep over {about(preset)}", preset, overrides or {}, settings, body, more)
+    own = {"variants": Parameter(list, [dict(variant) for variant in variants], VARIANTS)}
+    return build(f"{config.preset}-sweep", f"Sweep over {about(config.preset)}", config, settings, body, own)

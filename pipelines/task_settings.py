@@ -1,65 +1,66 @@
-"""How a component becomes a task: caching everywhere; on a cluster also image, resources, retries and pod settings."""
+"""How a component becomes a task: caching, and on a cluster the image, resources, retries and pod settings."""
 
 from typing import Any
 
-from lfm.components.resources import NEEDS, Needs
+from lfm.components.resources import RESOURCES, Resources
 from lfm.errors import InputError
-from lfm.pipelines.cluster_settings import ClusterSettings, StepSize
+from lfm.pipelines.cluster_settings import ClusterSettings, StepResources
 
-HOURLY = 3600
+HOUR = 3600
 RUN_ID = "metadata.labels['pipeline/runid']"
-"""Where KFP writes the id of the run on each pod."""
+"""Label of each pod in which KFP writes the id of the run."""
 
 
-class Placement:
-    """Makes the tasks of a pipeline.
+class TaskFactory:
+    """Makes the tasks of a pipeline from components.
 
     Args:
-        settings: of a cluster; None: a local run, which takes the machine as it is.
-        gpus: the pipeline's parameter, which the training steps ask for.
+        settings: Settings of a cluster; None: a local run, which ignores resources and retries.
+        gpus: Parameter of the pipeline with the number of GPUs of a training step.
     """
 
     def __init__(self, settings: ClusterSettings | None, gpus: Any = None) -> None:
         self.settings, self.gpus = settings, gpus
 
-    def __call__(self, component: Any, fresh: bool = False, **inputs: Any) -> Any:
-        """A task of the component.
+    def add(self, component: Any, use_cache: bool = True, **inputs: Any) -> Any:
+        """Add a task to the pipeline that is being defined.
 
         Args:
-            component: of `components`.
-            fresh: never from KFP's cache, though the step is pure: what it reads may have changed.
-            inputs: of the component.
+            component: Component of `lfm.components`.
+            use_cache: Whether KFP may take the result of a pure component from its cache.
+            inputs: Inputs of the component.
         """
-        task, needs = component(**inputs), NEEDS[component.name]
-        task.set_caching_options(needs.cached and not fresh)
+        task, resources = component(**inputs), RESOURCES[component.name]
+        task.set_caching_options(resources.cached and use_cache)
         if self.settings:
-            _size(task, needs, self.settings.steps.get(component.name, StepSize()), self.settings)
-            _pod(task, self.settings)
-            if needs.gpu:
-                _train_on(task, self.gpus, self.settings)
+            changes = self.settings.steps.get(component.name, StepResources())
+            _set_resources(task, resources, changes, self.settings)
+            _set_pod(task, self.settings)
+            if resources.gpu:
+                _set_gpu_pod(task, self.gpus, self.settings)
         return task
 
 
-def _size(task: Any, needs: Needs, own: StepSize, settings: ClusterSettings) -> None:
-    memory = own.memory or needs.memory
-    retries = needs.retries if own.retries is None else own.retries
+def _set_resources(task: Any, resources: Resources, changes: StepResources, settings: ClusterSettings) -> None:
+    memory = changes.memory or resources.memory
+    retries = resources.retries if changes.retries is None else changes.retries
     task.set_container_image(settings.image)
-    task.set_cpu_request(own.cpu or needs.cpu).set_memory_request(memory).set_memory_limit(memory)
+    task.set_cpu_request(changes.cpu or resources.cpu).set_memory_request(memory).set_memory_limit(memory)
     if retries:
-        task.set_retry(retries, f"{settings.backoff_seconds}s", 2.0, f"{HOURLY}s")
-    kubernetes().set_timeout(task, seconds=round((own.hours or needs.hours) * HOURLY))
+        task.set_retry(retries, f"{settings.backoff_seconds}s", 2.0, f"{HOUR}s")
+    kubernetes().set_timeout(task, seconds=round((changes.hours or resources.hours) * HOUR))
 
 
-def _pod(task: Any, settings: ClusterSettings) -> None:
+def _set_pod(task: Any, settings: ClusterSettings) -> None:
     k8s = kubernetes()
-    # In the environment, where it does not enter the cache keys of pure steps.
+    # An environment variable is not part of KFP's cache key, a parameter would be.
     k8s.use_field_path_as_env(task, env_name="LFM_PIPELINE_RUN", field_path=RUN_ID)
     for name, value in settings.environment.items():
         task.set_env_variable(name, value)
     for secret in settings.secrets:
         k8s.use_secret_as_env(task, secret.name, dict(secret.keys), optional=secret.optional)
-    for known in settings.config_maps:
-        k8s.use_config_map_as_env(task, known.name, dict(known.keys), optional=known.optional)
+    for config_map in settings.config_maps:
+        k8s.use_config_map_as_env(task, config_map.name, dict(config_map.keys), optional=config_map.optional)
     if settings.home:
         k8s.mount_pvc(task, pvc_name=settings.home.name, mount_path=settings.home.path)
         task.set_env_variable("LFM_HOME", settings.home.path)
@@ -70,9 +71,9 @@ def _pod(task: Any, settings: ClusterSettings) -> None:
         k8s.add_pod_label(task, name, value)
 
 
-def _train_on(task: Any, gpus: Any, settings: ClusterSettings) -> None:
+def _set_gpu_pod(task: Any, gpus: Any, settings: ClusterSettings) -> None:
     k8s = kubernetes()
-    task.set_env_variable("LFM_IMAGE", settings.image)  # what other machines run, if training takes several
+    task.set_env_variable("LFM_IMAGE", settings.image)  # image of the other nodes, if training takes several
     if settings.accelerator:
         task.set_accelerator_type(settings.accelerator).set_accelerator_limit(gpus)
     if settings.shared_memory:

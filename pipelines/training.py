@@ -1,20 +1,22 @@
-"""The training pipeline: one DAG body, and a pipeline of it for every preset."""
+"""The training pipeline, and the parts that the pipelines have in common."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kfp import dsl
 
 from lfm.components import control, steps
+from lfm.components.configure import configure
 from lfm.config.presets import PRESETS
-from lfm.config.run_parameters import FORM, divide
+from lfm.config.run_parameters import OVERRIDES, RUN_PARAMETERS, pipeline_arguments
+from lfm.config.schema import RunConfig
 from lfm.pipelines.cluster_settings import ClusterSettings
-from lfm.pipelines.task_settings import Placement
+from lfm.pipelines.task_settings import TaskFactory
 
 
 class Trained(NamedTuple):
-    """What training and evaluation leave for later tasks."""
+    """Outputs of training and evaluation that later tasks use."""
 
     dataset: Any
     backbone: Any
@@ -22,100 +24,71 @@ class Trained(NamedTuple):
     metrics: Any
 
 
-def prepare(place: Placement, resolved: Any, fresh: bool = False) -> tuple[Any, Any]:
-    """Fetch the backbone and prepare the data, side by side: the two artifacts.
+class Parameter(NamedTuple):
+    """A parameter of a pipeline."""
 
-    Both are pure, and KFP may take them from its cache, unless the data are to be read again.
+    type: type
+    default: Any
+    description: str
+
+
+Body = Callable[[TaskFactory, Any, dict[str, Any]], None]
+"""Adds the tasks after `configure`; gets the factory, the task of `configure`, and the pipeline's own parameters."""
+
+
+def training_pipeline(config: RunConfig, settings: ClusterSettings | None = None) -> Any:
+    """Configure -> fetch backbone, prepare data -> embed text -> stage 1 -> stage 2 -> evaluate -> register.
+
+    Args:
+        config: Configuration that the default values of the parameters give.
+        settings: Settings of a cluster; None: a local run.
     """
-    sections = resolved.outputs
-    fetched = place(steps.fetch_backbone, model=sections["model"], seed=sections["seed"])
-    prepared = place(
-        steps.prepare_data, fresh=fresh, data=sections["data"], model=sections["model"], seed=sections["seed"]
-    )
-    return fetched.outputs["backbone"], prepared.outputs["dataset"]
 
+    def body(tasks: TaskFactory, configured: Any, _: dict[str, Any]) -> None:
+        register(tasks, configured, train(tasks, configured, *prepare(tasks, configured)))
 
-def train(place: Placement, resolved: Any, backbone: Any, dataset: Any) -> Trained:
-    """Embed text -> stage 1 -> stage 2 -> evaluate: the body of every pipeline.
-
-    Training and evaluation write to MLflow, so KFP must run them each time; what has not changed is then taken from
-    the store of `lfm.storage.artifact`.
-    """
-    config, run = resolved.outputs["config"], resolved.outputs["run"]
-    text = place(steps.embed_text, text=resolved.outputs["text"], dataset=dataset, backbone=backbone)
-    given = {
-        "run": run, "config": config, "dataset": dataset, "embeddings": text.outputs["embeddings"],
-        "backbone": backbone,
-    }  # fmt: skip
-    stage1 = place(steps.train_stage1, **given)
-    stage2 = place(steps.train_stage2, **given, encoder=stage1.outputs["model"])
-    model = stage2.outputs["model"]
-    scored = place(steps.evaluate, **given, model=model)
-    return Trained(dataset, backbone, model, scored.outputs["metrics"])
-
-
-def register(place: Placement, resolved: Any, trained: Trained) -> Any:
-    """Register the model once it is scored: its URI."""
-    return place(
-        steps.register,
-        run=resolved.outputs["run"],
-        config=resolved.outputs["config"],
-        dataset=trained.dataset,
-        backbone=trained.backbone,
-        model=trained.model,
-        metrics=trained.metrics,
-    ).output
-
-
-Body = Callable[[Placement, Any, dict[str, Any]], None]
+    return build(config.preset, about(config.preset), config, settings, body)
 
 
 def build(
     name: str,
-    about: str,
-    preset: str,
-    overrides: Mapping[str, Any],
+    description: str,
+    config: RunConfig,
     settings: ClusterSettings | None,
     body: Body,
-    more: Mapping[str, tuple[Any, Any, str]] | None = None,
+    own_parameters: dict[str, Parameter] | None = None,
 ) -> Any:
-    """A pipeline with the run form of a preset, an exit handler, and a body after `configure`.
+    """A pipeline with the run parameters, `configure` as its first task, and an exit handler.
 
     Args:
-        name: of the pipeline.
-        about: shown in the KFP UI.
-        preset: gives the form's defaults.
-        overrides: change them.
-        settings: of a cluster; None: a local run.
-        body: called with the placement, the task of `configure`, and the parameters of `more`.
-        more: parameters beside the form: name -> type, default, description.
+        name: Name of the pipeline.
+        description: Description of the pipeline in the KFP UI.
+        config: Configuration that the default values of the parameters give.
+        settings: Settings of a cluster; None: a local run.
+        body: Function that adds the tasks after `configure`.
+        own_parameters: Parameters of this pipeline beside the run parameters, by name.
     """
-    form, rest = divide(preset, overrides)
-    extra = dict(more or {})
-    kept = {
-        **{key: (FORM[key].kind, value, FORM[key].about) for key, value in form.items()},
-        "overrides": (
-            dict, rest, 'Any other field of the configuration, as in {"stage1.warmup": 0.1}; wins over the above.'
-        ),
-        **extra,
-    }  # fmt: skip
+    own, defaults = own_parameters or {}, pipeline_arguments(config)
+    parameters = {key: Parameter(p.type, defaults[key], p.description) for key, p in RUN_PARAMETERS.items()}
+    parameters |= {"overrides": Parameter(dict, defaults["overrides"], OVERRIDES)} | own
 
-    def pipeline(*given: Any) -> None:
-        values = dict(zip(kept, given, strict=True))
-        place = Placement(settings, values["gpus"])
-        own = {key: values.pop(key) for key in extra}
-        with dsl.ExitHandler(place(control.finish), name="steps"):
-            body(place, place(steps.configure, preset=preset, **values), own)
+    def pipeline(*arguments: Any) -> None:
+        values = dict(zip(parameters, arguments, strict=True))
+        tasks = TaskFactory(settings, values["gpus"])
+        own_values = {key: values.pop(key) for key in own}
+        with dsl.ExitHandler(tasks.add(control.finish), name="steps"):
+            body(tasks, tasks.add(configure, preset=config.preset, **values), own_values)
 
     # KFP reads parameters, defaults and descriptions from a function as it reads them from any other.
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value, annotation=kind)
-            for key, (kind, value, _) in kept.items()
+            inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=p.default, annotation=p.type)
+            for key, p in parameters.items()
         ]
     )
-    pipeline.__doc__ = f"{about}\n\nArgs:\n" + "".join(f"    {key}: {text}\n" for key, (*_, text) in kept.items())
-    return dsl.pipeline(name=name, description=about)(pipeline)
+    lines = [f"    {key}: {parameter.description}\n" for key, parameter in parameters.items()]
+    pipeline.__doc__ = f"{description}\n\nArgs:\n{''.join(lines)}"
+    return dsl.pipeline(name=name, description=description)(pipeline)
 
 
 def about(preset: str) -> str:
@@ -123,18 +96,55 @@ def about(preset: str) -> str:
     return (PRESETS[preset].__doc__ or "").strip().splitlines()[0]
 
 
-def training_pipeline(
-    preset: str, overrides: Mapping[str, Any] | None = None, settings: ClusterSettings | None = None
-) -> Any:
-    """Configure -> fetch backbone, prepare data -> embed text -> stage 1 -> stage 2 -> evaluate -> register.
+def prepare(tasks: TaskFactory, configured: Any, read_again: bool = False) -> tuple[Any, Any]:
+    """Fetch the backbone and prepare the data, in parallel: the two artifacts.
 
     Args:
-        preset: its name.
-        overrides: defaults other than the preset's.
-        settings: of a cluster; None: a local run.
+        tasks: Factory of the pipeline's tasks.
+        configured: Task of `configure`.
+        read_again: Prepare the data even if KFP has them in its cache, because the source may have changed.
     """
+    sections = configured.outputs
+    fetched = tasks.add(steps.fetch_backbone, model=sections["model"], seed=sections["seed"])
+    prepared = tasks.add(
+        steps.prepare_data,
+        use_cache=not read_again,
+        data=sections["data"],
+        model=sections["model"],
+        seed=sections["seed"],
+    )
+    return fetched.outputs["backbone"], prepared.outputs["dataset"]
 
-    def body(place: Placement, resolved: Any, _: dict[str, Any]) -> None:
-        register(place, resolved, train(place, resolved, *prepare(place, resolved)))
 
-    return build(preset, about(preset), preset, overrides or {}, settings, body)
+def train(tasks: TaskFactory, configured: Any, backbone: Any, dataset: Any) -> Trained:
+    """Embed text -> stage 1 -> stage 2 -> evaluate.
+
+    Training and evaluation write to MLflow, so KFP must run them each time; the step itself then takes an unchanged
+    result from `lfm.storage.store`.
+    """
+    text = tasks.add(steps.embed_text, text=configured.outputs["text"], dataset=dataset, backbone=backbone)
+    inputs = {
+        "run": configured.outputs["run"],
+        "config": configured.outputs["config"],
+        "dataset": dataset,
+        "embeddings": text.outputs["embeddings"],
+        "backbone": backbone,
+    }
+    stage1 = tasks.add(steps.train_stage1, **inputs)
+    stage2 = tasks.add(steps.train_stage2, **inputs, encoder=stage1.outputs["model"])
+    model = stage2.outputs["model"]
+    evaluated = tasks.add(steps.evaluate, **inputs, model=model)
+    return Trained(dataset, backbone, model, evaluated.outputs["metrics"])
+
+
+def register(tasks: TaskFactory, configured: Any, trained: Trained) -> Any:
+    """Register the evaluated model: its URI."""
+    return tasks.add(
+        steps.register,
+        run=configured.outputs["run"],
+        config=configured.outputs["config"],
+        dataset=trained.dataset,
+        backbone=trained.backbone,
+        model=trained.model,
+        metrics=trained.metrics,
+    ).output

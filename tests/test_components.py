@@ -2,17 +2,20 @@
 
 import ast
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lfm.components import control, steps
+from lfm.components import configure, control, steps
 from lfm.components.__main__ import TARGET, listing
-from lfm.components.resources import NEEDS
-from lfm.config.run_parameters import FORM
+from lfm.components.resources import RESOURCES
+from lfm.config.presets import load
+from lfm.config.run_parameters import RUN_PARAMETERS, pipeline_arguments
+from lfm.config.schema import RunConfig
 
 COMPONENTS: dict[str, Any] = {
-    c.name: c for module in (steps, control) for c in vars(module).values() if hasattr(c, "component_spec")
+    c.name: c for module in (configure, steps, control) for c in vars(module).values() if hasattr(c, "component_spec")
 }
 
 
@@ -20,7 +23,7 @@ def test_the_listing_in_the_docs_is_up_to_date() -> None:
     assert TARGET.read_text() == listing(), "run: make components"
 
 
-@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize("name", RESOURCES)
 def test_each_component_is_documented_and_thin(name: str) -> None:
     component = COMPONENTS[name]
     spec = component.component_spec
@@ -36,10 +39,27 @@ def test_each_component_is_documented_and_thin(name: str) -> None:
     assert imports and all(str(node.module).startswith("lfm.jobs.") for node in imports), "a component calls a job"
 
 
-def test_the_form_of_configure_is_the_run_form() -> None:
-    inputs = COMPONENTS["configure"].component_spec.inputs
-    assert list(inputs) == ["preset", *FORM, "overrides"]
+def test_configure_has_the_run_parameters_and_ships_its_source() -> None:
+    inputs = configure.configure.component_spec.inputs
+    assert list(inputs) == ["preset", *RUN_PARAMETERS, "overrides"]
     types = {str: "String", int: "Integer", float: "Float"}
-    for name, entry in FORM.items():
-        assert inputs[name].type == types[entry.kind]
-        assert " ".join(inputs[name].description.split()) == entry.about
+    for name, parameter in RUN_PARAMETERS.items():
+        assert inputs[name].type == types[parameter.type]
+        assert " ".join(inputs[name].description.split()) == parameter.description
+    command = configure.configure.component_spec.implementation.container.command
+    assert configure.source() in command[-1], "the step gets the function's text"
+
+
+@pytest.mark.slow
+def test_configure_gives_each_value_to_its_field(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function as shipped, with a value of its own for each parameter."""
+    wanted = load("places-lt", {
+        "data.source": str(home), "data.imbalance": 7.0, "model.tower": "conv4", "model.weights": "random",
+        "mixup.name": "remix", "mixup.tau": 0.3, "loss.name": "mms", "stage1.epochs": 2, "stage1.lr": 0.5,
+        "stage1.alpha": 0.25, "stage2.epochs": 4, "stage2.lr": 0.125, "stage2.alpha": 0.75, "stage1.batch_size": 9,
+        "stage2.batch_size": 11, "train.processes": 1, "seed": 12, "stage1.clip": 3.0, "text.encoder": "minilm",
+    })  # fmt: skip
+    home.mkdir()
+    monkeypatch.setenv("LFM_PIPELINE_RUN", "a-run")
+    done = configure.configure.python_func("places-lt", **pipeline_arguments(wanted))
+    assert RunConfig.model_validate(done[4]) == wanted

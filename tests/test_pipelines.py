@@ -1,6 +1,7 @@
 """Every pipeline as YAML for a cluster: against KFP's own protobufs, and what a person sees in the run form."""
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,13 +14,12 @@ from kfp import components as kfp_components
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from lfm.components.resources import NEEDS
-from lfm.config.overrides import flatten
+from lfm.components.resources import RESOURCES
 from lfm.config.presets import PRESETS, load
-from lfm.config.run_parameters import FORM, divide, filled, read
+from lfm.config.run_parameters import OVERRIDES, RUN_PARAMETERS, parameter_values, pipeline_arguments, to_overrides
 from lfm.errors import InputError
 from lfm.pipelines.cluster_settings import ClusterSettings, read_settings
-from lfm.pipelines.compile import all_pipelines, pipeline_name, pipeline_of, targets, write
+from lfm.pipelines.compile import KINDS, all_pipelines, pipeline_name, targets, write
 from lfm.pipelines.training import training_pipeline
 
 CLUSTER = """
@@ -77,7 +77,8 @@ def cluster_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compiled(folder: Path, kind: str, preset: str, settings: ClusterSettings, **overrides: Any) -> Compiled:
     path = folder / "pipeline.yaml"
-    write(pipeline_of(kind, preset, {k.replace("__", "."): v for k, v in overrides.items()}, settings), path)
+    config = load(preset, {k.replace("__", "."): v for k, v in overrides.items()})
+    write(KINDS[kind](config, settings), path)
     return Compiled(path)
 
 
@@ -101,7 +102,7 @@ def test_every_pipeline_compiles_into_what_kfp_and_kubernetes_read(kind: str, pr
         assert found.containers[name]["image"] == "lfm:test"
         assert (task.retry_policy.max_retry_count > 0) == (name != "finish")
         pod = found.pods[name]
-        assert pod.active_deadline_seconds == NEEDS[name].hours * 3600
+        assert pod.active_deadline_seconds == RESOURCES[name].hours * 3600
         (run,) = pod.field_path_as_env
         assert (run.name, run.field_path) == ("LFM_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
     exit_task = found.spec.root.dag.tasks["finish"]
@@ -135,15 +136,17 @@ def test_the_settings_of_a_cluster_reach_the_pods(cluster_file: Path, tmp_path: 
         assert (claim.constant, claim.mount_path) == ("lfm-data", "/lfm")
         environment = {v["name"]: v["value"] for v in found.containers[name]["env"]}
         assert environment["LFM_HOME"] == "/lfm"
-        assert environment.get("LFM_IMAGE") == ("registry.example/lfm:abc" if NEEDS[name].gpu else None)
+        assert environment.get("LFM_IMAGE") == ("registry.example/lfm:abc" if RESOURCES[name].gpu else None)
         assert pod.pod_metadata.labels["team"] == "vision" and pod.image_pull_secret[0].secret_name == "registry"
-        assert bool(pod.tolerations) == bool(pod.node_selector.labels) == bool(pod.empty_dir_mounts) == NEEDS[name].gpu
+        assert (
+            bool(pod.tolerations) == bool(pod.node_selector.labels) == bool(pod.empty_dir_mounts) == RESOURCES[name].gpu
+        )
         assert found.containers[name]["image"] == "registry.example/lfm:abc"
     stage1 = found.pods["train-stage1"]
     assert stage1.empty_dir_mounts[0].size_limit == "16Gi" and stage1.empty_dir_mounts[0].mount_path == "/dev/shm"
     assert stage1.active_deadline_seconds == 9000
     assert found.tasks()["train-stage1"].retry_policy.max_retry_count == 7
-    assert found.tasks()["train-stage2"].retry_policy.max_retry_count == NEEDS["train-stage2"].retries
+    assert found.tasks()["train-stage2"].retry_policy.max_retry_count == RESOURCES["train-stage2"].retries
     policy = found.tasks()["evaluate"].retry_policy
     assert (policy.backoff_duration.seconds, policy.backoff_factor) == (60, 2.0)
     resources = found.containers["train-stage1"]["resources"]
@@ -160,43 +163,63 @@ def test_every_pipeline_compiles_with_the_settings_of_the_manifests(tmp_path: Pa
 
 
 def test_a_local_run_carries_nothing_of_a_cluster() -> None:
-    spec = training_pipeline("fashion-mnist-lt", {"seed": 3})
+    spec = training_pipeline(load("fashion-mnist-lt", {"seed": 3}))
     assert not spec.platform_spec.platforms
     text = json_format.MessageToJson(spec.pipeline_spec)
     assert "retryPolicy" not in text and "resources" not in text
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_run_form_says_the_preset_and_documents_each_value(preset: str) -> None:
-    spec = training_pipeline(preset).pipeline_spec
+def test_the_run_form_has_the_values_of_the_preset_and_describes_each(preset: str) -> None:
+    spec = training_pipeline(load(preset)).pipeline_spec
     parameters = spec.root.input_definitions.parameters
-    assert set(parameters) == {*FORM, "overrides"}
-    config = load(preset)
+    assert set(parameters) == {*RUN_PARAMETERS, "overrides"}
+    values = parameter_values(load(preset))
     for name, parameter in parameters.items():
-        assert len(parameter.description) > 20 and parameter.is_optional
+        assert parameter.description == (OVERRIDES if name == "overrides" else RUN_PARAMETERS[name].description)
+        assert parameter.is_optional
         default = json_format.MessageToDict(parameter.default_value)
-        assert default == ({} if name == "overrides" else filled(config)[name])
-    # What KFP hands over when nothing is touched is the preset itself; numbers arrive as floats.
-    form = {name: json_format.MessageToDict(parameters[name].default_value) for name in FORM}
-    assert load(preset, read(form)) == config
+        assert default == ({} if name == "overrides" else values[name])
+    # What KFP passes if nobody touches the form is the preset itself; numbers arrive as floats.
+    passed = {name: json_format.MessageToDict(parameters[name].default_value) for name in RUN_PARAMETERS}
+    assert load(preset, to_overrides(passed)) == load(preset)
     assert (PRESETS[preset].__doc__ or "").startswith(spec.pipeline_info.description)
 
 
+@pytest.mark.parametrize("name", RUN_PARAMETERS)
+def test_a_run_parameter_is_named_after_its_field_so_that_the_form_sorts_by_section(name: str) -> None:
+    parameter = RUN_PARAMETERS[name]
+    if name not in ("batch_size", "gpus"):
+        assert parameter.fields == (name.replace("_", ".", 1),)
+    assert parameter.description[0].isupper() and parameter.description.endswith(".")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(
     "overrides",
     [
         {},
         {"stage1.alpha": "auto", "stage2.alpha": 1.25, "seed": 4},
         {"stage1.batch_size": 8},
+        {"stage2.batch_size": 8},
         {"stage1.batch_size": 8, "stage2.batch_size": 8, "stage1.clip": 1.0},
+        {"fidelity": "code"},
         {"fidelity": "code", "loss.name": "mms", "mixup.beta": 0.4},
+        {"fidelity": "code", "mixup.beta": 0.5, "shots.few": 20},  # the text's own values, kept by hand
+        {"fidelity": "code", "mixup.name": "remix"},
+        {"mixup.beta": 0.2},
         {"data.source": "2024", "train.processes": 0, "stage1.epochs": 0},
+        {"stage1.lr": 1e-15, "stage1.min_lr": 1e-16},  # the lower bound is in the overrides, the rate in the form
+        {"text.prompt": ["a {}", "one {}"]},
     ],
 )
-def test_form_and_overrides_together_say_what_was_meant(overrides: dict[str, Any]) -> None:
-    form, rest = divide("places-lt", overrides)
-    assert flatten(load("places-lt", {**read(form), **rest})) == flatten(load("places-lt", overrides))
-    assert not {"seed", "loss.name", "stage1.epochs"} & set(rest), "what the form can say is in the form"
+def test_the_arguments_of_a_pipeline_give_the_configuration(preset: str, overrides: dict[str, Any]) -> None:
+    config = load(preset, overrides)
+    values = pipeline_arguments(config)
+    rest = values.pop("overrides")
+    assert load(preset, {**to_overrides(values), **json.loads(json.dumps(rest))}) == config
+    assert set(rest) <= {*overrides, "stage2.batch_size", "stage2.min_lr"}, "no field that nobody changed"
+    assert not {"seed", "loss.name", "stage1.epochs"} & set(rest), "a run parameter has it"
 
 
 def test_set_and_image_change_what_is_compiled(tmp_path: Path, cluster_file: Path) -> None:
@@ -223,7 +246,7 @@ def test_the_image_carries_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("imag: x", "imag: Extra inputs are not permitted"),
         ("parallelism: 0", "parallelism: Input should be greater than or equal to 1"),
-        ("- a", "holds no settings"),
+        ("- a", "has no settings"),
         ("a: [", "it is not valid YAML"),
         ("steps: {train: {cpu: '1'}}", "no component 'train'; known: configure, "),
         (None, "No such file"),

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from lfm.cli.main import app
 from lfm.config.presets import load
-from lfm.config.run_parameters import filled
+from lfm.config.run_parameters import parameter_values
 from lfm.errors import InputError
 from lfm.pipelines import kfp_client as cluster_module
 from lfm.pipelines.cluster_settings import ClusterSettings
@@ -40,7 +40,7 @@ def cli(*arguments: str) -> Any:
 
 
 def form_of(preset: str, **changed: Any) -> dict[str, Any]:
-    return {**filled(load(preset)), "overrides": {}, **changed}
+    return {**parameter_values(load(preset)), "overrides": {}, **changed}
 
 
 def test_submit_creates_the_experiment_and_a_run_with_the_compiled_pipeline(kfp: Kfp) -> None:
@@ -88,9 +88,9 @@ def test_submit_and_wait_end_with_the_code_of_the_run(kfp: Kfp) -> None:
 
 def test_upload_makes_a_pipeline_and_then_versions_of_it(kfp: Kfp) -> None:
     cluster = Cluster(kfp.host)
-    assert cluster.upload("train", PRESET, {}, SETTINGS) == ("p0", "v0")
-    assert cluster.upload("train", PRESET, {}, SETTINGS) == ("p0", "v1")
-    assert cluster.upload("retrain", PRESET, {}, SETTINGS) == ("p1", "v2")
+    assert cluster.upload("train", load(PRESET), SETTINGS) == ("p0", "v0")
+    assert cluster.upload("train", load(PRESET), SETTINGS) == ("p0", "v1")
+    assert cluster.upload("retrain", load(PRESET), SETTINGS) == ("p1", "v2")
     first, other = kfp.of("POST", "/pipelines/upload")
     assert (first.query["name"], other.query["name"]) == (PRESET, f"{PRESET}-retrain")
     (version,) = kfp.of("POST", "/pipelines/upload_version")
@@ -109,7 +109,7 @@ def test_a_schedule_retrains_one_at_a_time_without_making_up_for_missed_runs(kfp
     assert body["no_catchup"] is True and body["max_concurrency"] in (1, "1") and body["mode"] == "ENABLE"
     assert body["trigger"] == {"cron_schedule": {"cron": NIGHTLY}}
     assert body["pipeline_version_reference"] == {"pipeline_id": "p0", "pipeline_version_id": "v0"}
-    assert body["runtime_config"]["parameters"] == form_of(PRESET, imbalance=50.0)
+    assert body["runtime_config"]["parameters"] == form_of(PRESET, data_imbalance=50.0)
     assert body["display_name"] == f"{PRESET}-retrain" and body["experiment_id"] == "e0"
     assert "pipeline_spec" not in body, "the version says it, and its compiled caching options with it"
     again = cli("schedule", PRESET, "--cron", NIGHTLY, "--host", kfp.host)
@@ -139,9 +139,9 @@ def test_schedules_are_listed_over_pages_paused_resumed_and_deleted(kfp: Kfp) ->
 
 def test_replace_makes_the_new_schedule_before_it_deletes_the_old(kfp: Kfp) -> None:
     cluster = Cluster(kfp.host)
-    cluster.schedule(PRESET, {}, NIGHTLY, SETTINGS, "")
+    cluster.schedule(load(PRESET), NIGHTLY, SETTINGS)
     kfp.asked.clear()
-    made = cluster.replace(PRESET, {"seed": 1}, "0 30 4 * * SUN", SETTINGS, "")
+    made = cluster.replace(load(PRESET, {"seed": 1}), "0 30 4 * * SUN", SETTINGS)
     order = [(one.method, one.path) for one in kfp.asked if "recurringruns" in one.path and one.method != "GET"]
     assert order == [("POST", "/apis/v2beta1/recurringruns"), ("DELETE", "/apis/v2beta1/recurringruns/r0")]
     (left,) = kfp.recurring
@@ -161,7 +161,7 @@ def closed_port() -> int:
     [
         ((401, {"message": "no token"}), r"refuses \(401\): log in as the KFP SDK does \(KF_PIPELINES_SA_TOKEN_PATH"),
         ((403, "<html>denied</html>"), r"refuses \(403\): .* name your namespace with --namespace"),
-        ((404, "<html>nginx</html>"), r"knows no such thing \(404\): check the path, often /pipeline"),
+        ((404, "<html>nginx</html>"), r"does not know it \(404\): check the path, often /pipeline"),
         ((200, "<html>a dashboard</html>"), "answers, but not as KFP; check the path, often /pipeline"),
         (
             (500, {"code": 13, "message": "database is down\nstack"}),
@@ -190,7 +190,7 @@ def test_a_request_that_kfp_refuses_tells_its_reason(kfp: Kfp) -> None:
     cluster = Cluster(kfp.host)
     kfp.refuse = (400, {"code": 3, "message": "Invalid input error: the cron is bad"})
     with pytest.raises(InputError, match=r"answers with an error \(400\): Invalid input error: the cron is bad"):
-        cluster.upload("train", PRESET, {}, SETTINGS)
+        cluster.upload("train", load(PRESET), SETTINGS)
 
 
 def test_who_we_are_is_the_sdks_own_environment_to_say(
@@ -230,4 +230,4 @@ def test_mistakes_are_found_before_a_cluster_is_asked(kfp: Kfp, arguments: tuple
 def test_run_with_the_kfp_runner_submits_each_method(kfp: Kfp) -> None:
     done = cli("run", PRESET, "--baseline", "--runner", "kfp", "--host", kfp.host)
     assert done.exit_code == 0, done.output
-    assert [run["runtime_config"]["parameters"]["mixup"] for run in kfp.runs] == ["none", "lfm"]
+    assert [run["runtime_config"]["parameters"]["mixup_name"] for run in kfp.runs] == ["none", "lfm"]

@@ -31,7 +31,7 @@ SMALL = {
 
 def retrain(source: Path, **more: Any) -> Result:
     overrides = {**SMALL, "data.source": str(source), **{k.replace("__", "."): v for k, v in more.items()}}
-    return run_retraining(load(PRESET, overrides), overrides)
+    return run_retraining(load(PRESET, overrides))
 
 
 def newest_run(home: Path) -> Any:
@@ -136,7 +136,7 @@ def test_a_killed_step_is_retried_and_goes_on_where_it_was(
         **SMALL, "data.source": str(small_fashion), "stage1.epochs": 60, "train.checkpoint_steps": 5,
     }  # fmt: skip
     config = load(PRESET, overrides)
-    result = run_pipeline(training_pipeline(PRESET, overrides, ClusterSettings(backoff_seconds=0)), config)
+    result = run_pipeline(training_pipeline(config, ClusterSettings(backoff_seconds=0)), config)
     assert len(killer) == 1
     shown, log = capsys.readouterr().out, result.log.read_text()
     assert "\nerror: the step was ended from outside by SIGKILL" in log
@@ -152,7 +152,7 @@ def test_a_killed_step_is_retried_and_goes_on_where_it_was(
 def test_the_exit_handler_closes_a_run_that_failed(home: Path, small_fashion: Path) -> None:
     overrides = {**SMALL, "data.source": str(small_fashion), "data.max_per_class": 56}
     with pytest.raises(ValueError, match="class 0 has 55 images, 56 were asked for"):
-        run_local(load(PRESET, overrides), overrides)
+        run_local(load(PRESET, overrides))
     assert newest_run(home).info.status == "FAILED"
     logs = list((home / "pipelines").glob("*/log.txt"))
     assert len(logs) == 1 and "'finish'" in logs[0].read_text(), "by its own step"

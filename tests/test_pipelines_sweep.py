@@ -21,7 +21,7 @@ def test_six_configurations_share_their_data_and_end_in_a_table_and_a_figure(
 ) -> None:
     overrides = {**SMALL, "data.source": str(small_fashion)}
     variants = variants_of("alpha", [0.0, 0.5, 1.0], seeds=2)
-    result = run_sweep(load(PRESET, overrides), overrides, variants, parallelism=2)
+    result = run_sweep(load(PRESET, overrides), variants, parallelism=2)
     shown = capsys.readouterr().out
     assert len([p for p in (home / "store" / "dataset").iterdir() if p.is_dir()]) == 2, "one for each seed"
     assert len([p for p in (home / "store" / "text").iterdir() if p.is_dir()]) == 1

@@ -18,13 +18,15 @@ RUNNERS = ("local", "docker", "kfp")
 ACTIONS = ("list", "pause", "resume", "delete", "replace")
 
 HostOption = Annotated[
-    str, typer.Option("--host", help="Of KFP, as in https://kubeflow.example/pipeline. Default: KF_PIPELINES_ENDPOINT.")
+    str, typer.Option("--host", help="Address of KFP (https://kfp.example/pipeline). Default: KF_PIPELINES_ENDPOINT.")
 ]  # fmt: skip
-NamespaceOption = Annotated[str, typer.Option("--namespace", help="Yours, in a multi-user installation.")]
-ImageOption = Annotated[str, typer.Option("--image", help="Image of the steps. Default: LFM_IMAGE, else lfm:COMMIT.")]
+NamespaceOption = Annotated[str, typer.Option("--namespace", help="Your namespace in a multi-user installation.")]
+ImageOption = Annotated[
+    str, typer.Option("--image", help="Container image of the steps. Default: LFM_IMAGE, else lfm:COMMIT.")
+]
 ClusterOption = Annotated[Path | None, typer.Option("--cluster", help="YAML file with the settings of your cluster.")]
-ExperimentOption = Annotated[str, typer.Option("--experiment", help="KFP experiment. Default: the preset's name.")]
-KindOption = Annotated[str, typer.Option("--kind", help="train, retrain or sweep.")]
+ExperimentOption = Annotated[str, typer.Option("--experiment", help="Experiment in KFP. Default: the preset's name.")]
+KindOption = Annotated[str, typer.Option("--kind", help="Kind of pipeline: train, retrain or sweep.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every preset and every kind.")]
 PresetsArgument = Annotated[list[str] | None, typer.Argument(help="Names of presets.")]
 
@@ -37,20 +39,20 @@ def add_to(app: typer.Typer) -> None:
 
 
 def runner_for(name: str, image: str) -> Callable[[RunConfig], AbstractContextManager[Any]]:
-    """What the steps of a run on this machine run in (`lfm.pipelines.local_run.Runner`).
+    """The `lfm.pipelines.local_run.Runner` of this name, for a run on this machine.
 
     Args:
-        name: local or docker.
-        image: of the containers.
+        name: Name of the runner: local or docker.
+        image: Container image, for docker.
 
     Raises:
-        InputError: an unknown name, or an image for processes.
+        InputError: The name is unknown, or local has no use for an image.
     """
     if name not in RUNNERS:
         raise unknown("runner", name, RUNNERS)
     if name == "local":
         if image:
-            raise InputError("--image is for --runner docker and kfp; processes run this environment: leave it out")
+            raise InputError("--image is for --runner docker and kfp; leave it out")
         from lfm.pipelines.local_run import in_processes
 
         return in_processes
@@ -62,15 +64,21 @@ def runner_for(name: str, image: str) -> Callable[[RunConfig], AbstractContextMa
     return lambda config: docker_steps(revision.image(), config)
 
 
-def submit_run(preset: str, overrides: dict[str, Any], host: str, image: str) -> None:
-    """Start a training run on a cluster and say where to see it."""
+def submit_run(config: RunConfig, host: str, image: str) -> None:
+    """Start a training run on a cluster and print where to see it."""
     from lfm.pipelines.cluster_settings import read_settings
     from lfm.pipelines.kfp_client import Cluster
 
     settings = read_settings(None, image)
     cluster = Cluster(host)
-    run = cluster.submit(preset, overrides, settings, "")
-    typer.echo(f"{preset}: run {run}\n{cluster.run_page(run)}")
+    run = cluster.submit(config, settings)
+    typer.echo(f"{config.preset}: run {run}\n{cluster.run_page(run)}")
+
+
+def _configs(presets: list[str] | None, all_: bool, set_: list[str] | None) -> dict[str, RunConfig]:
+    """The configuration of each preset that is named, or of all."""
+    overrides = parse_overrides(set_ or [])
+    return {preset: load(preset, overrides) for preset in presets or (PRESETS if all_ else ())}
 
 
 def _wanted(presets: list[str] | None, all_: bool, kind: str) -> list[tuple[str, str]]:
@@ -107,18 +115,16 @@ def compile_(
 
       lfm compile --all -o pipelines-yaml
     """
-    overrides = parse_overrides(set_ or [])
-    for preset in presets or ():
-        load(preset, overrides)
+    configs = _configs(presets, all_, set_)
     from lfm.pipelines.cluster_settings import read_settings
-    from lfm.pipelines.compile import pipeline_of, targets, write
+    from lfm.pipelines.compile import KINDS, targets, write
 
     wanted = _wanted(presets, all_, kind)
     settings, paths = read_settings(cluster, image), targets(out, wanted)
     for path in paths:
         check_file(path)
     for (one, preset), path in zip(wanted, paths, strict=True):
-        write(pipeline_of(one, preset, overrides, settings), path)
+        write(KINDS[one](configs[preset], settings), path)
         typer.echo(f"wrote {path}")
 
 
@@ -127,7 +133,9 @@ def submit(
     set_: SetOption = None,
     host: HostOption = "",
     namespace: NamespaceOption = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Until the run has ended; exit code 1 if it failed.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the run has ended; exit code 1 if it failed.")
+    ] = False,
     experiment: ExperimentOption = "",
     kind: KindOption = "train",
     image: ImageOption = "",
@@ -140,15 +148,14 @@ def submit(
 
       lfm submit cifar100-lt --set loss.name=mms --wait
     """
-    overrides = parse_overrides(set_ or [])
-    load(preset, overrides)
+    config = load(preset, parse_overrides(set_ or []))
     from lfm.pipelines.cluster_settings import read_settings
     from lfm.pipelines.kfp_client import Cluster
 
     _wanted([preset], False, kind)
     settings = read_settings(cluster, image)
     kfp = Cluster(host, namespace)
-    run = kfp.submit(preset, overrides, settings, experiment, kind)
+    run = kfp.submit(config, settings, experiment, kind)
     typer.echo(f"{preset}: run {run}\n{kfp.run_page(run)}")
     if wait and (state := kfp.wait(run, lambda state: typer.echo(f"  {state}"))) != "SUCCEEDED":
         raise RuntimeError(f"the run ended as {state}; {kfp.run_page(run)} shows which step, and its log")
@@ -171,9 +178,7 @@ def upload(
 
       lfm upload --all
     """
-    overrides = parse_overrides(set_ or [])
-    for preset in presets or ():
-        load(preset, overrides)
+    configs = _configs(presets, all_, set_)
     from lfm.pipelines.cluster_settings import read_settings
     from lfm.pipelines.compile import pipeline_name
     from lfm.pipelines.kfp_client import Cluster
@@ -181,7 +186,7 @@ def upload(
     wanted, settings = _wanted(presets, all_, kind), read_settings(cluster, image)
     kfp = Cluster(host, namespace)
     for one, preset in wanted:
-        pipeline, version = kfp.upload(one, preset, overrides, settings)
+        pipeline, version = kfp.upload(one, configs[preset], settings)
         typer.echo(f"{pipeline_name(one, preset)}: pipeline {pipeline}, version {version}")
 
 
@@ -211,43 +216,42 @@ def schedule(
 
       lfm schedule replace custom --cron "0 0 3 * * SUN" --set data.source=s3://bucket/photos
     """
-    preset = what if what not in ACTIONS else name
-    overrides = parse_overrides(set_ or [])
-    _check_schedule(what, name, cron, overrides)
+    config = _check_schedule(what, name, cron, parse_overrides(set_ or []))
     from lfm.pipelines.cluster_settings import read_settings
     from lfm.pipelines.kfp_client import Cluster
 
     settings = read_settings(cluster, image)
     kfp = Cluster(host, namespace)
     if what == "list":
-        found = kfp.schedules()
-        for one in found:
+        schedules = kfp.schedules()
+        for one in schedules:
             typer.echo(f"{one.name:<30} {one.cron:<20} {'on' if one.enabled else 'paused':<8} {one.id}")
-        if not found:
+        if not schedules:
             typer.echo("no schedules")
-    elif what in ("pause", "resume", "delete"):
-        one = kfp.find_schedule(preset)
+    elif config is None:
+        one = kfp.find_schedule(name)
         getattr(kfp, what)(one)
         typer.echo(f"{what}d {one.name} ({one.cron}), {one.id}")
     else:
         make = kfp.replace if what == "replace" else kfp.schedule
-        one = make(preset, overrides, cron, settings, experiment)
+        one = make(config, cron, settings, experiment)
         typer.echo(f"{one.name} runs at {one.cron} (UTC unless your cluster says otherwise), {one.id}")
 
 
-def _check_schedule(what: str, name: str, cron: str, overrides: dict[str, Any]) -> None:
-    """What can be refused before a cluster is asked."""
+def _check_schedule(what: str, name: str, cron: str, overrides: dict[str, Any]) -> RunConfig | None:
+    """Check all that can be checked without a cluster: the configuration to schedule; None for the other actions."""
     from lfm.pipelines.cron import check_cron
 
     if what in ACTIONS and what != "list" and not name:
         raise InputError(f"lfm schedule {what} of what? Name the preset, as in lfm schedule {what} custom")
     if what == "list" or what in ("pause", "resume", "delete"):
-        return
+        return None
     if what not in ACTIONS and name:
         raise InputError(f"{name!r} is one name too many; {what} is what is scheduled")
-    load(name if what == "replace" else what, overrides)
+    config = load(name if what == "replace" else what, overrides)
     if not cron:
         raise InputError(
             'when? Give --cron with six fields, the second first: --cron "0 0 3 * * *" is three every night'
         )
     check_cron(cron)
+    return config

@@ -44,8 +44,7 @@ def sweep(
 
       lfm sweep fashion-mnist-lt --grid loss.temperature=0.02,0.05,0.1 --out sweep
     """
-    overrides = parse_overrides(set_ or [])
-    config = load(preset, overrides)
+    config = load(preset, parse_overrides(set_ or []))
     from lfm.config import sweeps
 
     chosen = [parse_overrides([f"value={value}"])["value"] for value in values.split(",")] if values else []
@@ -60,7 +59,7 @@ def sweep(
 
     for one in configs:
         check(one)
-    result = run_sweep(config, overrides, variants, parallel, debugging())
+    result = run_sweep(config, variants, parallel, debugging())
     rows = json.loads((result.output("table") / "table.json").read_text())
     width = max(len(row["label"]) for row in rows) + 2
     typer.echo("\n" + " " * width + "".join(f"{name:>9}" for name in ("many", "medium", "few", "all")))
@@ -86,8 +85,7 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
 
       lfm retrain custom --set data.source=photos
     """
-    overrides = parse_overrides(set_ or [])
-    config = load(preset, overrides)
+    config = load(preset, parse_overrides(set_ or []))
     use_home(home_)
     from lfm.backbones.device import check_device
     from lfm.jobs.prepare import check
@@ -95,7 +93,7 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
 
     check(config)
     check_device(config.train.device)
-    result = run_retraining(config, overrides, debugging())
+    result = run_retraining(config, debugging())
     if result.news == "unchanged":
         typer.echo("nothing to do: the data are unchanged")
     else:

@@ -55,15 +55,14 @@ def run(
       lfm run fashion-mnist-lt --runner kfp --host http://localhost:8080
     """
     overrides = parse_overrides(set_ or [])
-    runs = [overrides]
+    configs = [load(preset, overrides)]
     if baseline:
-        runs.insert(0, overrides | {"mixup.name": "none", "loss.name": "ce"})
-    configs = [load(preset, changed) for changed in runs]
+        configs.insert(0, load(preset, overrides | {"mixup.name": "none", "loss.name": "ce"}))
     if runner == "kfp":
         if json_ or home_:
             raise InputError("--json and --home are for runs on this machine; leave them out with --runner kfp")
-        for changed in runs:
-            submit_run(preset, changed, host, image)
+        for config in configs:
+            submit_run(config, host, image)
         return
     make_runner = runner_for(runner, image)
     use_home(home_)
@@ -80,9 +79,9 @@ def run(
         check_device(config.train.device)
     began, uri = time.monotonic(), ""
     methods: dict[str, Any] = {}
-    for number, (config, changed) in enumerate(zip(configs, runs, strict=True), 1):
-        typer.echo(f"[{number}/{len(runs)}] {preset}: {config.method}, seed {config.seed}")
-        result = run_local(config, changed, debugging(), make_runner)
+    for number, config in enumerate(configs, 1):
+        typer.echo(f"[{number}/{len(configs)}] {preset}: {config.method}, seed {config.seed}")
+        result = run_local(config, debugging(), make_runner)
         found = json.loads((result.metrics / "metrics.json").read_text())
         methods |= {untrained(config): found["untrained"], config.method: found["test"]}
         uri = result.model_uri

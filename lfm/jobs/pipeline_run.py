@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from lfm.config import run_parameters as forms
 from lfm.config.presets import load
+from lfm.config.run_parameters import to_overrides
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.jobs.prepare import check
@@ -16,27 +16,26 @@ ENDS = {"SUCCEEDED": "FINISHED", "CANCELED": "KILLED", "CANCELLED": "KILLED"}
 
 
 @step
-def configure(preset: str, form: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def configure(preset: str, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Resolve and check the configuration, and begin the pipeline run in MLflow.
 
     Args:
-        preset: its name.
-        form: the values that stand in the run form (`lfm.config.run_parameters.FORM`), all or none.
-        overrides: of any field; they win.
+        preset: Name of the preset.
+        values: Value of each run parameter (`lfm.config.run_parameters.RUN_PARAMETERS`).
+        overrides: Values of any other fields; they win over the run parameters.
 
     Returns:
-        The configuration, and the key under which the next steps find the run.
+        The configuration, and the key by which the next steps find the run.
     """
-    said = forms.read(form) if form else {}
-    return _begin(load(preset, {**said, **whole(overrides)}))
+    return _begin(load(preset, {**to_overrides(values), **whole_numbers(overrides)}))
 
 
 @step
 def configure_variant(variant: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """As `configure`, for one configuration of a sweep.
+    """Do what `configure` does, for one configuration of a sweep.
 
     Args:
-        variant: its `name`, and its whole `config`, as `lfm.jobs.sweep.plan_sweep` gives them.
+        variant: Variant with its `name` and complete `config`, as `lfm.jobs.sweep.plan_sweep` returns them.
     """
     return _begin(RunConfig.model_validate(variant["config"]), str(variant["name"]))
 
@@ -55,12 +54,12 @@ def _begin(config: RunConfig, variant: str = "") -> tuple[dict[str, Any], str]:
 
 
 def belong_to(run: str) -> None:
-    """Let this process's step hang under the pipeline run with this key."""
+    """Make this process's step a child of the pipeline run with this key."""
     os.environ["LFM_PIPELINE_RUN"] = run
 
 
-def whole(values: Mapping[str, Any]) -> dict[str, Any]:
-    """3.0 -> 3: KFP passes every number in a dictionary as a float."""
+def whole_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn 3.0 back into 3: KFP passes every number in a dictionary as a float."""
     return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
 
 
@@ -69,11 +68,11 @@ def finish(state: str) -> None:
     """Close the pipeline run in MLflow.
 
     Args:
-        state: KFP's word for how the steps ended.
+        state: State in which KFP says the steps ended.
     """
     from lfm.tracking import pipeline_run
 
     status = ENDS.get(state, "FAILED")
-    # A tracking server that died takes no status; the error to show is that of the step that met it.
+    # A dead tracking server takes no status; the error to show is that of the step that met it first.
     with suppress(*() if status == "FINISHED" else (InputError,)):
         pipeline_run.end_pipeline_run(status)

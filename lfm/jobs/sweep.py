@@ -1,4 +1,4 @@
-"""The jobs around the runs of a sweep: check all configurations first, compare their scores last."""
+"""The first and the last job of a sweep: check all configurations, and compare their scores."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm.config.schema import RunConfig
-from lfm.jobs.pipeline_run import whole
+from lfm.jobs.pipeline_run import whole_numbers
 from lfm.jobs.prepare import check
 from lfm.jobs.step import step
 from lfm.progress import say
@@ -14,20 +14,20 @@ from lfm.progress import say
 
 @step
 def plan_sweep(config: dict[str, Any], variants: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Check every configuration before any is trained, and name the pipeline run after the sweep.
+    """Check every configuration before any of them is trained, and name the pipeline run after the sweep.
 
     Args:
-        config: what they share.
-        variants: as `lfm.config.sweeps.variants_of` gives them.
+        config: Configuration that all variants start from.
+        variants: Variants as `lfm.config.sweeps.variants_of` returns them.
 
     Returns:
-        The same, each with its whole `config`.
+        The variants, each with its complete `config`.
     """
     from lfm.config import sweeps
     from lfm.tracking import pipeline_run
 
     base = RunConfig.model_validate(config)
-    ready = [{**variant, "overrides": whole(variant["overrides"])} for variant in variants]
+    ready = [{**variant, "overrides": whole_numbers(variant["overrides"])} for variant in variants]
     configs = sweeps.check(base, ready)
     for one in configs:
         check(one)
@@ -42,17 +42,17 @@ def plan_sweep(config: dict[str, Any], variants: Sequence[Mapping[str, Any]]) ->
 def compare(
     variants: Sequence[Mapping[str, Any]], metrics: Sequence[str], table: str, figure: str, page: str
 ) -> dict[str, float]:
-    """The scores of all configurations as a table, a figure and a page; also among the artifacts of the MLflow run.
+    """Write the scores of all configurations as a table, a figure and a page, also to the MLflow run.
 
     Args:
-        variants: in the order of the metrics.
-        metrics: folders of metrics artifacts.
-        table: folder to fill with table.csv and table.json.
-        figure: folder to fill with figure.svg and figure.png.
-        page: file to write.
+        variants: Variants in the order of the metrics.
+        metrics: Folder of each metrics artifact.
+        table: Folder for table.csv and table.json.
+        figure: Folder for figure.svg and figure.png.
+        page: HTML file to write.
 
     Returns:
-        All of each configuration, by a name that KFP takes.
+        Accuracy on all test images of each configuration, by a name that KFP accepts.
     """
     from lfm.evaluation import comparison
     from lfm.tracking import pipeline_run

@@ -1,0 +1,114 @@
+"""A connection to Kubeflow Pipelines, and its errors in one line that says what to check.
+
+Who the user is comes from the environment variables and files of the KFP SDK.
+"""
+
+import contextlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from lfm.errors import InputError
+
+TIMEOUT = (5, 15)
+"""Seconds to connect and to answer, for the first request."""
+LOG_IN = (
+    "log in as the KFP SDK does (KF_PIPELINES_SA_TOKEN_PATH, KF_PIPELINES_IAP_OAUTH2_CLIENT_ID, or a cookie in "
+    "~/.config/kfp/context.json), and in a multi-user installation name your namespace with --namespace"
+)
+
+
+def connect(host: str) -> Any:
+    """A `kfp.Client` for a server that has answered as KFP.
+
+    Args:
+        host: Address of the API; empty: the cluster that this runs in, or that kubectl knows.
+
+    Raises:
+        InputError: Nothing answers there, it refuses, or it is not KFP.
+    """
+    import kfp
+
+    class Client(kfp.Client):
+        def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
+            """Ask once: the SDK asks a server that refuses five times, with a wait and a traceback each."""
+            answer = self.healthzs.healthz_service_get_healthz(_request_timeout=TIMEOUT, _preload_content=False)
+            # Read here, because the SDK takes any page for an answer with nothing in it.
+            return SimpleNamespace(multi_user=json.loads(answer.data).get("multi_user") is True)
+
+    if not host and not _inside_a_cluster() and not _kubectl_configured():
+        raise InputError("no KFP to talk to; name it with --host https://... or KF_PIPELINES_ENDPOINT")
+    with one_line_errors(host, first=True):
+        client = Client(host=host or None, credentials=_credentials())
+        client.get_kfp_healthz()
+    return client
+
+
+def run_page(host: str, run: str) -> str:
+    """Address of a run in the KFP UI; where the UI's own address is unknown, the part of it after the address."""
+    address = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or host
+    if address and "://" not in address:
+        address = f"http://{address}"
+    return f"{address.rstrip('/') or '/pipeline'}/#/runs/details/{run}"
+
+
+@contextlib.contextmanager
+def one_line_errors(host: str, first: bool = False) -> Iterator[None]:
+    """Turn errors of the SDK into one line that says what to check, and hide what the SDK prints.
+
+    Args:
+        host: Address of the API, for the message.
+        first: Whether this is the first request, so that the server may not be KFP at all.
+    """
+    import kfp_server_api
+    from urllib3.exceptions import HTTPError
+
+    at = host or "the cluster's own address"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except kfp_server_api.ApiException as error:
+        raise InputError(_refusal(at, error.status, error.reason, error.body)) from error
+    except HTTPError as error:
+        raise InputError(f"nothing answers at {at}: check the address, the port-forward or VPN, and proxies") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        if first:  # errors of the SDK when it reads an answer that is not KFP's
+            raise InputError(f"{at} answers, but not as KFP; check the path, often /pipeline") from error
+        if isinstance(error, ValueError):
+            raise InputError(f"{at}: {error}") from error
+        raise
+
+
+def _refusal(at: str, status: int | None, reason: str | None, body: Any) -> str:
+    if status in (401, 403):
+        return f"{at} refuses ({status}): {LOG_IN}"
+    if status == 404:
+        return f"{at} does not know it (404): check the path, often /pipeline, and that what you name still exists"
+    message = reason or ""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        answer = json.loads(body)
+        message = str(answer.get("message") or answer["error"])
+    return f"{at} answers with an error ({status}): {message.splitlines()[0] if message else 'it gives no reason'}"
+
+
+def _credentials() -> Any:
+    """The token of a service account, if the SDK's variable names its file."""
+    if not os.environ.get("KF_PIPELINES_SA_TOKEN_PATH"):
+        return None
+    from kfp.client import ServiceAccountTokenVolumeCredentials
+
+    return ServiceAccountTokenVolumeCredentials()
+
+
+def _inside_a_cluster() -> bool:
+    return "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def _kubectl_configured() -> bool:
+    return bool(os.environ.get("KUBECONFIG")) or (Path.home() / ".kube" / "config").is_file()
