@@ -28,7 +28,8 @@ from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
 from lfm.jobs.preview import inspect
 from lfm.jobs.training import new_model
 from lfm.report.tables import COLUMNS, percent
-from lfm.storage.artifact import content_key, source_hash
+from lfm.storage.artifact import content_key
+from lfm.storage.import_closure import source_hash
 from lfm.tracking.pipeline_run import commit
 from lfm.training.loop import Stage
 
@@ -148,15 +149,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
         base, title, name, options.arms = FP32, "bf16 beside fp32", "precision", list(PRECISION)
     options.out = options.out or Path("docs") / name
     common = {"stage1.epochs": 10, "stage2.epochs": 3} if options.quick else {}
-    code = source_hash(
-        "lfm.method.mixup",
-        "lfm.method.losses",
-        "lfm.model",
-        "lfm.training.loop",
-        "lfm.evaluation.inference",
-        "lfm.data",
-        "lfm.backbones.text_encoders",
-    )
+    code = source_hash("lfm.jobs.training", "lfm.jobs.prepare")
     kept_path = options.out.with_suffix(".json")
     kept: dict[str, Any] = json.loads(kept_path.read_text())["results"] if kept_path.exists() else {}
     scores: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in options.arms}

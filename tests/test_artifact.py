@@ -26,7 +26,6 @@ from lfm.storage.artifact import (
     publishing,
     read_manifest,
     sha256_file,
-    source_hash,
     verify,
 )
 from lfm.storage.artifact import home as lfm_home
@@ -314,35 +313,6 @@ def test_a_copy_to_another_file_system_works_too(tmp_path: Path) -> None:
         assert tree(target) == tree(source) and verify(target)
     finally:
         shutil.rmtree(target, ignore_errors=True)
-
-
-# --- source ---
-
-
-def test_the_source_hash_follows_the_source_and_nothing_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "hashed_package"
-    (package / "sub").mkdir(parents=True)
-    for path in (package / "__init__.py", package / "one.py", package / "sub" / "two.py", tmp_path / "hashed_alone.py"):
-        path.write_text(f"raise RuntimeError('{path.name} imported')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def hashed(*modules: str) -> str:
-        source_hash.cache_clear()
-        return source_hash(*modules)
-
-    start = hashed("hashed_package"), hashed("hashed_alone")
-    assert hashed("hashed_package") == start[0]
-    assert hashed("hashed_package", "hashed_alone") == hashed("hashed_alone", "hashed_package")
-    (package / "sub" / "two.py").write_text("raise RuntimeError('imported!')\n")
-    changed = hashed("hashed_package")
-    assert changed != start[0] and hashed("hashed_alone") == start[1]
-    (package / "three.py").write_text("3\n")
-    assert hashed("hashed_package") not in (start[0], changed)
-    (tmp_path / "hashed_alone.py").write_text("2\n")
-    assert hashed("hashed_alone") != start[1]
-    source_hash.cache_clear()
 
 
 # --- writable ---

@@ -47,15 +47,14 @@ def fetch(
     use_home(home_)
     from lfm.config.schema import DataConfig
     from lfm.data.sources.custom import KINDS
-    from lfm.data.sources.registry import DATASETS
-    from lfm.errors import unknown
+    from lfm.data.sources.registry import load as load_source
+    from lfm.data.sources.registry import loader_of
 
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+    loader_of(name)
     if name == "custom" and not source:
         typer.echo(f"Nothing to fetch: set data.source to {KINDS}")
         return
-    found = DATASETS[name](DataConfig(name=name, source=source, images=images, profile="as-is"))
+    found = load_source(DataConfig(name=name, source=source, images=images, profile="as-is"))
     found.check()
     typer.echo(f"{name}: all there, {len(found.images):,} images of {len(found.classes):,} classes")
 

@@ -69,8 +69,8 @@ def run(
     if json_:
         check_file(json_)
     from lfm.backbones.device import check_device
-    from lfm.jobs.evaluation import untrained
     from lfm.jobs.prepare import check
+    from lfm.jobs.scoring import untrained
     from lfm.pipelines.local_run import run_local
     from lfm.report.tables import table
 

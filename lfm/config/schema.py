@@ -27,15 +27,11 @@ class Section(BaseModel):
         return values
 
 
-DATASET_NAMES = ("fashion-mnist", "cifar10", "cifar100", "imagenet-lt", "places-lt", "inaturalist2018", "custom")
-"""Those that `lfm.data.DATASETS` has a loader of; here, they can be checked without importing what loads them."""
-
-
 class DataConfig(Section):
     """Which images, and how long their tail is."""
 
     name: str = "fashion-mnist"
-    """Data set, one of `DATASET_NAMES`; `custom` for your own."""
+    """Data set, one of `lfm.data.sources.registry.DATASETS`; `custom` for your own images."""
     source: str = ""
     """Where the raw files lie. custom: an image folder, a split list (.txt), a manifest (.csv, .parquet, .jsonl), on
     disk or at s3://. Others: a folder; empty: LFM_HOME/downloads/NAME, fetched where that can be."""

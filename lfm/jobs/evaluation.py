@@ -8,26 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm.config.schema import RunConfig
-from lfm.jobs.diagnostics import gather, keep_answers, problems
 from lfm.jobs.reports import page_of
+from lfm.jobs.scoring import score_models, untrained
 from lfm.jobs.step import content, step, told
-from lfm.jobs.training import new_model
 from lfm.progress import say
 from lfm.revision import commit
-from lfm.storage.artifact import MANIFEST, copy_to, source_hash
+from lfm.storage.artifact import MANIFEST, copy_to
+from lfm.storage.import_closure import source_hash
 from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
-    from lfm.jobs.champion import Champion
+    pass
 
-# The source whose change makes kept scores stale.
-SCORING = (
-    "lfm.evaluation.metrics", "lfm.evaluation.diagnostics", "lfm.jobs.diagnostics", "lfm.backbones.model",
-    "lfm.training.loop", "lfm.evaluation.inference", "lfm.data.images"
-)  # fmt: skip
+SCORING = ("lfm.jobs.scoring", "lfm.serving.predictor")
+"""What scores, the champion too; the import closure is in the key of the scores."""
 EXAMPLE_IMAGES = 2
 SHOWN_CLASSES = 50
-PREDICTIONS, CHAMPION_PREDICTIONS = "predictions.npy", "champion_predictions.npy"
 
 
 @step
@@ -72,7 +68,7 @@ def evaluate(
         folder, reused = build_once(
             "metrics",
             inputs,
-            lambda aside: _score(run_config, dataset, text, backbone, model, champion, provenance, aside),
+            lambda aside: score_models(run_config, dataset, text, backbone, model, champion, provenance, aside),
         )
         told("evaluation", folder, reused)
         found = json.loads((folder / "metrics.json").read_text())
@@ -141,61 +137,6 @@ def weights_tag(config: RunConfig) -> str:
         return f"conv4 from scratch; text {config.text.encoder}"
     text = "" if config.text.encoder == "backbone" else f"; text {config.text.encoder}"
     return f"{config.model.tower} {config.model.weights}{text}"
-
-
-def untrained(config: RunConfig) -> str:
-    """What the model before training is called in tables."""
-    return "untrained" if config.model.weights == "random" else "zero-shot"
-
-
-def _score(
-    config: RunConfig,
-    dataset: str,
-    text: str,
-    backbone: str,
-    model: str,
-    champion: "Champion | None",
-    provenance: dict[str, Any],
-    aside: Path,
-) -> None:
-    import numpy as np
-    import torch
-
-    from lfm.backbones.model import load_weights
-    from lfm.data.artifact import read_info
-    from lfm.data.images import open_split
-    from lfm.evaluation.diagnostics import answer
-    from lfm.evaluation.inference import image_features, pick_device, score
-    from lfm.evaluation.metrics import shot_group
-
-    test = open_split(Path(dataset), "test", pick_device(config.train.device))
-    train_label_N = open_split(Path(dataset), "train").label_N
-    info = read_info(Path(dataset))
-    groups = shot_group(torch.tensor(info["counts"]), config.shots)
-    names = {"classes": info["classes"], "counts": info["counts"], "groups": groups}
-    temperature = json.loads((Path(model) / "info.json").read_text())["temperature"]
-    found: dict[str, Any] = {"provenance": provenance}
-
-    def counted(predicted_N: Any) -> dict[str, Any]:
-        return score(predicted_N, test, train_label_N, config, len(groups)) | names
-
-    net = new_model(config, dataset, text, backbone).to(test.device)
-    answers = {}
-    for name in ("untrained", "trained"):
-        if name == "trained":
-            load_weights(net, Path(model) / "model.safetensors")
-        answers[name] = answer(net, image_features(net, test, config), config, temperature)
-        predicted_N = torch.from_numpy(answers[name].predicted_N).long().to(test.device)
-        found["test" if name == "trained" else name] = counted(predicted_N)
-    if champion:
-        predicted_N = champion.predict(test, config)
-        found["champion"] = counted(predicted_N) | {"version": champion.version}
-        np.save(aside / CHAMPION_PREDICTIONS, predicted_N.cpu().numpy().astype(np.int32))
-    (aside / "metrics.json").write_text(json.dumps(found))
-    keep_answers(aside, test.label_N.cpu().numpy(), **answers)
-    evidence = gather(config, Path(dataset), Path(text), test, answers)
-    evidence |= {"before": untrained(config), "mend": problems(config, Path(dataset), Path(text))}
-    (aside / "evidence.json").write_text(json.dumps(evidence, separators=(",", ":"), allow_nan=False))
 
 
 @step

@@ -10,20 +10,14 @@ from typing import TYPE_CHECKING, Any
 from lfm.config.schema import RunConfig
 from lfm.jobs.step import content
 from lfm.progress import say
-from lfm.storage.artifact import link, read_manifest, source_hash
+from lfm.storage.artifact import link, read_manifest
+from lfm.storage.import_closure import source_hash
 from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SERVING = (
-    "lfm.evaluation.calibration",
-    "lfm.jobs.packaging",
-    "lfm.backbones.model",
-    "lfm.evaluation.inference",
-    "lfm.data.images",
-)
 CALIBRATION_IMAGES = 2000
 """One number needs no more."""
 
@@ -45,7 +39,7 @@ def served(config: RunConfig, dataset: str, backbone: str, model: str) -> Path:
         "text": _text(config),
         "precision": config.train.precision,
         "device": config.train.device,
-        "code": source_hash(*SERVING),
+        "code": source_hash(__name__),
     }
     return build_once("served", inputs, lambda aside: _make(config, dataset, backbone, model, aside))[0]
 

@@ -7,25 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lfm.config.schema import DATASET_NAMES, DataConfig, ModelConfig, RunConfig, TextConfig
-from lfm.errors import InputError, unknown
+from lfm.config.schema import DataConfig, ModelConfig, RunConfig, TextConfig
+from lfm.errors import InputError
 from lfm.jobs.step import content, step, told
-from lfm.storage.artifact import content_key, copy_to, home, read_manifest, source_hash
+from lfm.storage.artifact import content_key, copy_to, home, read_manifest
+from lfm.storage.import_closure import source_hash
 from lfm.storage.s3 import is_remote
 from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
     from lfm.tracking.client import DatasetUsed
 
-# The source whose change makes a kept data set stale.
-BUILDING = (
-    "lfm.data.artifact", "lfm.data.decoding", "lfm.data.sources.base", "lfm.data.sources.cifar",
-    "lfm.data.sources.class_names", "lfm.data.sources.custom", "lfm.data.sources.downloads",
-    "lfm.data.sources.fashion_mnist", "lfm.data.sources.fingerprint", "lfm.data.sources.image_folder",
-    "lfm.data.sources.image_listing", "lfm.data.sources.inaturalist", "lfm.data.sources.manifest",
-    "lfm.data.sources.saved_dataset", "lfm.data.sources.split_lists", "lfm.data.sources.test_split",
-    "lfm.data.sources.unpickle", "lfm.data.subsets", "lfm.data.table",
-)  # fmt: skip
+DECODING = "lfm.data.artifact"
+"""The module that takes subsets and decodes; its import closure is in the key of a data set."""
 
 # Fields that do not change what the Arrow files hold.
 ELSEWHERE = {"source", "images", "class_names", "verify", "decode", "decode_gb", "on_bad_image", "max_bad"}
@@ -38,9 +32,9 @@ def check(config: RunConfig) -> None:
         InputError: unknown data set, tower or weights, a place that is not there, parts that do not fit each other.
     """
     from lfm.backbones import towers
+    from lfm.data.sources.registry import loader_of
 
-    if config.data.name not in DATASET_NAMES:
-        raise unknown("data set", config.data.name, DATASET_NAMES)
+    loader_of(config.data.name)
     if config.data.name == "custom" and not config.data.source:
         raise InputError("data.source is empty; set it to your images, as in --set data.source=photos (docs/data.md)")
     for field in ("source", "images", "class_names"):
@@ -72,7 +66,8 @@ def backbone_for(model: ModelConfig, seed: int) -> tuple[Path, bool]:
         return build_once(
             "backbone", {"tower": model.tower}, lambda aside: _write_json(aside / "info.json", {"tower": model.tower})
         )
-    return build_once("backbone", weights.weights_id(model, seed), lambda aside: weights.fetch(model, seed, aside))
+    inputs = weights.weights_id(model, seed) | {"code": source_hash("lfm.backbones.weights")}
+    return build_once("backbone", inputs, lambda aside: weights.fetch(model, seed, aside))
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -86,16 +81,14 @@ def table_for(config: DataConfig, seed: int) -> Path:
         InputError: unknown data set, or its files are missing or wrong.
     """
     from lfm.data.artifact import write
-    from lfm.data.sources.registry import CHECKSUMMED, DATASETS
+    from lfm.data.sources import registry
 
-    if config.name not in DATASETS:
-        raise unknown("data set", config.name, DATASETS)
-    load = functools.cache(lambda: DATASETS[config.name](config))
+    loader, load = registry.loader_of(config.name), functools.cache(lambda: registry.load(config))
     # Where the files lie, and how they are decoded later, does not change what they hold.
     chosen = config.model_dump(exclude=ELSEWHERE)
-    known = config.verify and config.name in CHECKSUMMED and not config.class_names
+    known = config.verify and loader.published_only and not config.class_names
     what = "as published" if known else [load().checksum, list(load().classes)]
-    inputs = {"data": chosen, "seed": seed, "source": what, "code": source_hash(*BUILDING)}
+    inputs = {"data": chosen, "seed": seed, "source": what, "code": source_hash(DECODING, loader.module)}
     return _built("table", inputs, lambda aside, work: write(aside, load(), config, seed, work))[0]
 
 
@@ -115,7 +108,7 @@ def dataset_for(config: DataConfig, model: ModelConfig, seed: int) -> tuple[Path
         "to": repr(to),
         "decode": config.decode,
         "decode_gb": config.decode_gb,
-        "code": source_hash(*BUILDING),
+        "code": source_hash(DECODING),
     }
     return _built("dataset", inputs, lambda aside, work: add_pixels(aside, base, to, config, work))
 
@@ -129,11 +122,7 @@ def _built(kind: str, inputs: dict[str, Any], build: Callable[[Path, Path], None
 
 
 def embeddings_for(config: TextConfig, dataset: Path, backbone: Path) -> tuple[Path, bool]:
-    """The class embeddings in the store, computed if need be; and whether they were there.
-
-    No code is in the key: the embeddings are those of published weights for exactly these sentences, so every run and
-    data set that asks for the same shares them.
-    """
+    """The class embeddings in the store, computed if need be; and whether they were there."""
     from safetensors.torch import save_file
 
     from lfm.backbones.text_encoders import MINILM_SHA256, embed, text_inputs
@@ -150,7 +139,10 @@ def embeddings_for(config: TextConfig, dataset: Path, backbone: Path) -> tuple[P
         _write_json(aside / "info.json", {"classes": names, "sentences": sentences, "encoder": config.encoder})
 
     weights = read_manifest(backbone)["content"] if own else MINILM_SHA256
-    return build_once("text", {"sentences": sentences, "encoder": config.encoder, "weights": weights}, build)
+    code = source_hash("lfm.backbones.text_encoders")
+    return build_once(
+        "text", {"sentences": sentences, "encoder": config.encoder, "weights": weights, "code": code}, build
+    )
 
 
 @step

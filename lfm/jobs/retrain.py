@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm.config.schema import RunConfig
-from lfm.jobs.evaluation import CHAMPION_PREDICTIONS, PREDICTIONS
+from lfm.jobs.scoring import CHAMPION_PREDICTIONS, PREDICTIONS
 from lfm.jobs.step import content, step
 from lfm.progress import say
 

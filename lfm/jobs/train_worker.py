@@ -9,7 +9,7 @@ from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.jobs.step import ERROR_MARK
 from lfm.jobs.training import METHOD, train
-from lfm.storage.artifact import source_hash
+from lfm.storage.import_closure import source_hash
 from lfm.training.curves import Curves
 
 

@@ -16,7 +16,8 @@ from lfm.jobs.preview import preview, read_text
 from lfm.jobs.step import content, step, told
 from lfm.progress import say
 from lfm.storage import s3
-from lfm.storage.artifact import NOTES, content_key, copy_to, home, source_hash
+from lfm.storage.artifact import NOTES, content_key, copy_to, home
+from lfm.storage.import_closure import source_hash
 from lfm.storage.store import Mirror, build_once, fetch_checkpoints, shared
 from lfm.training.curves import Curves, following
 
@@ -25,12 +26,8 @@ SHOWN_IMAGES = 8
 # The fields of `train` that weights depend on, if only by rounding.
 WEIGHED = {"device", "nodes", "processes", "precision", "flip", "resize", "compile", "shard"}
 
-# The source whose change makes a kept model stale.
-METHOD = (
-    "lfm.method.mixup", "lfm.method.partners", "lfm.method.draws", "lfm.method.losses", "lfm.backbones.model",
-    "lfm.training.loop", "lfm.training.memory", "lfm.evaluation.inference",
-    "lfm.data.images", "lfm.data.prefetch", "lfm.data.resize",
-)  # fmt: skip
+METHOD = ("lfm.training.loop", "lfm.backbones.openclip")
+"""What trains; the import closure is in the key of a model."""
 
 
 @step
@@ -44,9 +41,9 @@ def train_stage(
     from lfm.tracking import pipeline_run
 
     run_config = RunConfig.model_validate(config)
-    inputs = stage_inputs(run_config, stage, dataset, text, backbone, before)
     with pipeline_run.step_run(f"stage {stage}") as run:
         alpha = preview(run_config, stage, dataset, text)
+        inputs = stage_inputs(run_config, stage, alpha, dataset, text, backbone, before)
         run.params({f"stage{stage}.alpha_used": alpha}, on_parent=True)
         work = home() / "work" / content_key(inputs)
         remote = shared("work", work.name)
@@ -91,14 +88,15 @@ def train_stage(
     copy_to(folder, Path(out))
 
 
-def stage_inputs(config: RunConfig, stage: int, dataset: str, text: str, backbone: str, before: str) -> dict[str, Any]:
-    """All that a stage's weights depend on."""
+def stage_inputs(
+    config: RunConfig, stage: int, alpha: float, dataset: str, text: str, backbone: str, before: str
+) -> dict[str, Any]:
+    """All that a stage's weights depend on, every value as it is used: `alpha: auto` as the number it came to."""
     train = config.train.model_dump(include=WEIGHED)
     return {
         "stage": stage,
-        "values": config.stage(stage).model_dump(),
+        "values": config.stage(stage).model_dump() | {"alpha": alpha},
         "method": {name: getattr(config, name).model_dump() for name in ("model", "mixup", "loss")},
-        "threshold": config.train.own_label_threshold if config.stage(stage).alpha == "auto" else None,
         "train": train,
         "seed": config.seed,
         "dataset": content(dataset),

@@ -5,9 +5,7 @@ was given, the source code that computes it. The result is built in a folder bes
 manifest with a checksum for every file, and is renamed into place; a killed step leaves nothing half done.
 """
 
-import functools
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -42,19 +40,6 @@ def sha256_file(path: Path) -> str:
     """Checksum of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@functools.cache
-def source_hash(*modules: str) -> str:
-    """Hash of the source of these modules (packages with all their files), without importing them."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(modules):
-        spec = importlib.util.find_spec(name)
-        assert spec and spec.origin, f"no source for {name}"
-        origin = Path(spec.origin)
-        for path in sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

