@@ -405,10 +405,47 @@ def test_mix_weighs_every_pixel() -> None:
     assert mixed.dtype == torch.float32
 
 
-@pytest.mark.parametrize("b", [0.2, 0.5, 2.0])
+@pytest.mark.parametrize("b", [0.01, 0.05, 0.2, 0.5, 0.8, 1.0, 2.0, 30.0, 1e4])
 def test_beta_follows_the_beta_distribution(b: float) -> None:
-    drawn = beta(b, 4000, torch.Generator().manual_seed(0))
-    assert stats.kstest(drawn.numpy(), stats.beta(b, b).cdf).pvalue > 0.01
+    """Draws above one half are folded down: for small b, float64 has no numbers to tell them apart beside 1."""
+    drawn = beta(b, 100_000, torch.Generator().manual_seed(0)).numpy()
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    low, high = drawn[drawn < 0.5], drawn[drawn >= 0.5]
+    assert stats.binomtest(len(low), len(drawn)).pvalue > 0.01
+    assert stats.kstest(low, lambda x: 2 * stats.beta(b, b).cdf(x)).pvalue > 0.01
+    if b >= 0.5:
+        assert stats.kstest(high, lambda x: 2 * stats.beta(b, b).cdf(x) - 1).pvalue > 0.01
+
+
+@pytest.mark.parametrize("b", [0.01, 0.5, 1.0, 1e4])
+@pytest.mark.parametrize("u", [0.0, 2**-53, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("v", [0.0, 0.25, 0.5, 1 - 2**-53])
+def test_beta_is_a_weight_at_the_ends_of_its_uniform_draws(
+    u: float, v: float, b: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.tensor([[u], [v]], dtype=torch.float64))
+    assert 0 <= beta(b, 1, torch.Generator()).item() <= 1
+
+
+@pytest.mark.parametrize(
+    ("b", "expected"),
+    [
+        (0.2, [0.00045191200067548674, 0.0005007831122206451, 0.7666697467441544, 0.2734160236308512]),
+        (0.5, [0.021060782601828372, 0.02448029977898744, 0.6665857537991673, 0.39361716126738866]),
+        (1.0, [0.07916243214856471, 0.09058888762540161, 0.6168855191916703, 0.4320879264618147]),
+        (3.0, [0.2115325805238457, 0.22941010408702023, 0.5670721742930911, 0.46332264750093977]),
+    ],
+)
+def test_beta_draws_the_same_in_every_release(b: float, expected: list[float]) -> None:
+    """Of ours and of PyTorch's; the last digits are the processor's."""
+    assert beta(b, 4, torch.Generator().manual_seed(7)).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_batch_draws_the_same_in_every_release() -> None:
+    batch = make_sampler(batch_size=4, seed=5).batch(1, 2)
+    assert batch.index_B2.tolist() == [[7, 19], [119, 16], [72, 31], [59, 96]]
+    assert batch.lambda_x_B.tolist() == pytest.approx([0.9908738, 0.1453116, 0.0818578, 0.9994431], abs=1e-7)
 
 
 # --- The sampler of a stage ------------------------------------------------------------------------------
