@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lfm.config.overrides import CODE_VALUES, apply_overrides, field_names, flatten, parse_overrides
+from lfm.config.overrides import apply_overrides, code_values, field_names, flatten, parse_overrides
 from lfm.config.presets import PRESETS, load
 from lfm.config.schema import RunConfig, Section
 from lfm.errors import InputError
@@ -273,14 +273,32 @@ def test_no_undeclared_field_is_taken(section: type[Section]) -> None:
 # --- Text and released code ----------------------------------------------------------------------------
 
 
-def test_the_defaults_are_the_text_and_code_values_the_released_code() -> None:
-    """The table of paper.md section 9."""
+# Where the released code differs, by mixup: read in its repository (docs/method.md), and written down here once more.
+OF_ALL = {
+    "mixup.lambda_per": "batch",
+    "shots.few": 21,
+    "loss.focal_gamma": 0.0,
+    "stage1.cosine": "epoch",
+    "stage2.cosine": "epoch",
+}
+RELEASED = {
+    "none": OF_ALL,
+    "mixup": OF_ALL | {"mixup.beta": 1.0},
+    "remix": OF_ALL | {"mixup.beta": 0.5, "mixup.remix_branches": "swapped"},
+    "lfm": OF_ALL | {"mixup.beta": 0.2, "mixup.partner_image": "until-used-up"},
+}
+
+
+def test_the_defaults_are_the_papers_text() -> None:
     text = {
         "mixup.beta": 0.5,
         "mixup.lambda_per": "pair",
         "mixup.partner_image": "uniform",
+        "mixup.remix_branches": "published",
         "shots.few": 20,
         "loss.focal_gamma": 2.0,
+        "stage1.cosine": "step",
+        "stage2.cosine": "step",
     }
     both = {
         "mixup.remix_kappa": 3.0,
@@ -296,26 +314,37 @@ def test_the_defaults_are_the_text_and_code_values_the_released_code() -> None:
         "seed": 0,
         "text.prompt": "a photo of a {}",
     }
-    code = {
-        "mixup.beta": 0.2,
-        "mixup.lambda_per": "batch",
-        "mixup.partner_image": "until-used-up",
-        "shots.few": 21,
-        "loss.focal_gamma": 0.0,
-    }
     assert flatten(BASE) == flatten(BASE) | text | both
-    assert flatten(changed(fidelity="code")) == flatten(BASE) | code | {"fidelity": "code"}
-    assert code == CODE_VALUES
 
 
-def test_explicit_overrides_win_over_the_code_values() -> None:
+@pytest.mark.parametrize("name", RELEASED)
+def test_fidelity_code_sets_what_the_released_code_does_with_this_mixup(name: str) -> None:
+    """Whether the mixup is the base's or is chosen along with it."""
+    expected = flatten(BASE) | RELEASED[name] | {"fidelity": "code", "mixup.name": name}
+    base = apply_overrides(BASE, {"mixup.name": name})
+    assert flatten(apply_overrides(base, {"fidelity": "code"})) == expected
+    assert flatten(apply_overrides(BASE, {"fidelity": "code", "mixup.name": name})) == expected
+    assert flatten(apply_overrides(BASE, {"mixup.name": name, "fidelity": "code"})) == expected
+    assert code_values(name) == RELEASED[name]
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_explicit_overrides_win_over_the_code_values(name: str) -> None:
     """Wherever they stand beside `fidelity`, and also over a base that is already at `code`."""
-    expected = flatten(BASE) | CODE_VALUES | {"fidelity": "code", "mixup.beta": 0.7, "shots.few": 5}
-    for names in (["fidelity", "mixup.beta", "shots.few"], ["shots.few", "mixup.beta", "fidelity"]):
-        assert flatten(apply_overrides(BASE, {name: expected[name] for name in names})) == expected
+    explicit = {"mixup.beta": 0.7, "mixup.remix_branches": "published", "stage1.cosine": "step", "shots.few": 5}
+    mixup = {"mixup.name": name}
+    expected = flatten(BASE) | RELEASED[name] | {"fidelity": "code"} | mixup | explicit
+    assert flatten(apply_overrides(BASE, {"fidelity": "code"} | mixup | explicit)) == expected
+    assert flatten(apply_overrides(BASE, explicit | mixup | {"fidelity": "code"})) == expected
     code = RunConfig(preset="test", fidelity="code")
-    assert flatten(apply_overrides(code, {"mixup.beta": 0.7, "shots.few": 5})) == expected
+    assert flatten(apply_overrides(code, mixup | explicit)) == expected
     assert flatten(apply_overrides(code, {"fidelity": "text"})) == flatten(BASE)
+
+
+def test_an_unknown_mixup_is_refused_with_the_known_ones_under_code_too() -> None:
+    for overrides in ({"mixup.name": "cutmix"}, {"mixup.name": "cutmix", "fidelity": "code"}):
+        with pytest.raises(InputError, match=r"mixup.name = 'cutmix'.*'none', 'mixup', 'remix' or 'lfm'"):
+            apply_overrides(BASE, overrides)
 
 
 # --- What is derived -----------------------------------------------------------------------------------

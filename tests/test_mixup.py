@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from lfm.config.schema import MixupConfig
+from lfm.config.overrides import apply_overrides
+from lfm.config.schema import MixupConfig, RunConfig
 from lfm.method.draws import beta
 from lfm.method.mixup import (
     LFM,
@@ -391,6 +392,15 @@ def test_remix_gives_the_label_to_the_rarer_class() -> None:
     assert torch.equal(remix_label(lambda_x_B, n_i_B, n_j_B, kappa=3.0, tau=0.5), expected_B)
 
 
+def test_swapped_remix_gives_the_label_to_the_more_frequent_class() -> None:
+    """The same pairs move as above, the other way; the rest stays."""
+    lambda_x_B = torch.tensor([0.4, 0.6, 0.4, 0.6, 0.4, 0.5, 0.5])
+    n_i_B = torch.tensor([30, 30, 10, 10, 29, 30, 10])
+    n_j_B = torch.tensor([10, 10, 30, 30, 10, 10, 30])
+    expected_B = torch.tensor([1.0, 0.6, 0.4, 0.0, 0.4, 0.5, 0.5])
+    assert torch.equal(remix_label(lambda_x_B, n_i_B, n_j_B, kappa=3.0, tau=0.5, swapped=True), expected_B)
+
+
 def test_mix_weighs_every_pixel() -> None:
     rng = torch.Generator().manual_seed(0)
     image_i, image_j = torch.randn(2, 3, 2, 4, 5, generator=rng)
@@ -538,6 +548,48 @@ def test_label_weights_of_a_batch_follow_the_rule_of_its_name(name: str) -> None
         assert (weight_i, weight_j) == pytest.approx((expected, 1 - expected), abs=1e-6)
         moved += expected != lambda_x
     assert (moved > 0) == (name != "mixup")
+
+
+def released_label(name: str, lambda_x: float, n_i: int, n_j: int, alpha: float) -> float:
+    """What the first label weighs in the authors' released code, told in words and written down from them.
+
+    Mixup: as much as the first image. Remix: the first class three times as large or larger and its image under one
+    half: all. The first class at most a third as large and the partner's image under one half: nothing. Otherwise as
+    the image. LFM: as the image, less alpha times the difference of the counts over their sum, kept within 0 and 1.
+    """
+    if name == "remix":
+        if n_i / n_j >= 3 and lambda_x < 0.5:
+            return 1.0
+        if n_i / n_j <= 1 / 3 and 1 - lambda_x < 0.5:
+            return 0.0
+    if name == "lfm":
+        return min(1.0, max(0.0, lambda_x - alpha * (n_i - n_j) / (n_i + n_j)))
+    return lambda_x
+
+
+@pytest.mark.parametrize(("name", "b"), [("mixup", 1.0), ("remix", 0.5), ("lfm", 0.2)])
+def test_fidelity_code_draws_batches_by_the_rules_of_the_released_code(name: str, b: float) -> None:
+    """One lambda a batch from the law of the mixup, labels by its rule, partners as it finds them."""
+    run = RunConfig(preset="test", mixup=MixupConfig(tau=0.5))
+    config = apply_overrides(run, {"fidelity": "code", "mixup.name": name}).mixup
+    sampler = PairSampler(config, make_labels(COUNTS), make_text(5), alpha=0.7, batch_size=4, seed=0, stage=1)
+    batches = [batch for epoch in range(60) for batch in sampler.epoch(epoch)]
+    assert all(batch.lambda_x_B.eq(batch.lambda_x_B[0]).all() for batch in batches)
+    lambdas = np.array([batch.lambda_x_B[0].item() for batch in batches])
+    assert len(lambdas) == 60 * 30
+    assert stats.kstest(lambdas, stats.beta(b, b).cdf).pvalue > 0.01
+    for batch in batches:
+        rows = zip(batch.lambda_x_B.tolist(), batch.label_B2.tolist(), batch.weight_B2.tolist(), strict=True)
+        for lambda_x, (y_i, y_j), (weight_i, weight_j) in rows:
+            expected = released_label(name, lambda_x, COUNTS[y_i], COUNTS[y_j], 0.7)
+            assert (weight_i, weight_j) == pytest.approx((expected, 1 - expected), abs=1e-6)
+        first, partner = batch.index_B2.unbind(dim=1)
+        assert (sorted(first.tolist()) == sorted(partner.tolist())) == (name != "lfm")
+    for epoch in range(60 if name == "lfm" else 0):  # no image of a class again before all of it
+        of_epoch = torch.cat([batch.index_B2[:, 1] for batch in sampler.epoch(epoch)]).tolist()
+        for k, n in enumerate(COUNTS):
+            drawn = [j for j in of_epoch if make_labels(COUNTS)[j] == k]
+            assert all(len(set(drawn[at : at + n])) == len(drawn[at : at + n]) for at in range(0, len(drawn), n))
 
 
 @pytest.mark.parametrize("name", ["mixup", "remix"])

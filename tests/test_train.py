@@ -386,6 +386,27 @@ def test_learning_rate_warms_up_and_follows_the_cosine_to_the_minimum() -> None:
         schedule.step()
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_the_cosine_of_the_released_code_steps_once_an_epoch(warmup: float) -> None:
+    """As CosineAnnealingLR over the epochs, stepped after each: the last epoch does not get to the minimum."""
+    epochs, steps_of_one = 5, 4
+    stage = StageConfig(lr=2.0, min_lr=0.002, epochs=epochs, cosine="epoch", warmup=warmup)
+    rates = [learning_rate(stage, step, epochs * steps_of_one) for step in range(epochs * steps_of_one)]
+    warm = round(warmup * len(rates))
+    assert rates[:warm] == pytest.approx([2.0 * (k + 1) / warm for k in range(warm)])
+    torch_one = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(torch_one, T_max=epochs, eta_min=0.002)
+    for epoch in range(epochs):
+        of_epoch = rates[epoch * steps_of_one :][:steps_of_one]
+        if not warm:
+            assert of_epoch == pytest.approx([schedule.get_last_lr()[0]] * steps_of_one)
+        elif epoch * steps_of_one > warm:
+            assert len(set(of_epoch)) == 1
+            assert of_epoch[0] == learning_rate(stage.model_copy(update={"cosine": "step"}), epoch * steps_of_one, 20)
+        torch_one.step()
+        schedule.step()
+
+
 def test_mixed_images_flips_each_image_on_its_own_and_mixes_before_normalising() -> None:
     data = images()
     index = torch.tensor([[0, 50], [3, 90], [41, 2], [10, 10]])

@@ -9,15 +9,29 @@ from pydantic import ValidationError
 from lfm.config.schema import RunConfig, Section
 from lfm.errors import InputError, unknown
 
-# Where the authors' released code differs from the paper's text (paper.md section 9).
-# MMS, LDAM and Remix carry the same numbers in both, so they do not appear.
+# Where the authors' released code differs from the paper's text (docs/method.md): for every run, and for each mixup.
+# MMS, LDAM and the thresholds of Remix carry the same numbers in both, so they do not appear.
 CODE_VALUES: dict[str, Any] = {
-    "mixup.beta": 0.2,
     "mixup.lambda_per": "batch",
-    "mixup.partner_image": "until-used-up",
     "shots.few": 21,
     "loss.focal_gamma": 0.0,
+    "stage1.cosine": "epoch",
+    "stage2.cosine": "epoch",
 }
+CODE_MIXUPS: dict[str, dict[str, Any]] = {
+    "mixup": {"mixup.beta": 1.0},
+    "remix": {"mixup.beta": 0.5, "mixup.remix_branches": "swapped"},
+    "lfm": {"mixup.beta": 0.2, "mixup.partner_image": "until-used-up"},
+}
+
+
+def code_values(mixup: str) -> dict[str, Any]:
+    """What `fidelity: code` sets, dotted field name -> value.
+
+    Args:
+        mixup: name of the mixup.
+    """
+    return CODE_VALUES | CODE_MIXUPS.get(mixup, {})
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
@@ -66,7 +80,7 @@ def apply_overrides(base: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     """
     values = base.model_dump()
     if overrides.get("fidelity", base.fidelity) == "code":
-        overrides = {**CODE_VALUES, **overrides}
+        overrides = {**code_values(overrides.get("mixup.name", base.mixup.name)), **overrides}
     for name, value in overrides.items():
         if name == "preset":
             raise InputError("preset is not a field to set; name another preset instead")

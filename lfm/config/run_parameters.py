@@ -8,7 +8,7 @@ parameter `overrides`, which wins.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lfm.config.overrides import CODE_VALUES, flatten
+from lfm.config.overrides import code_values, flatten
 from lfm.config.presets import PRESETS
 from lfm.config.schema import RunConfig
 
@@ -77,7 +77,7 @@ def pipeline_arguments(config: RunConfig) -> dict[str, Any]:
         `load(config.preset, {**to_overrides(arguments), **arguments["overrides"]})` is `config` again.
     """
     values, wanted = parameter_values(config), flatten(config)
-    preset = flatten(PRESETS[config.preset]()) | (CODE_VALUES if config.fidelity == "code" else {})
+    preset = flatten(PRESETS[config.preset]()) | (code_values(config.mixup.name) if config.fidelity == "code" else {})
     overrides = {}
     for field, value in wanted.items():
         expected = preset[field]

@@ -127,13 +127,16 @@ class MixupConfig(Section):
     partner_image: Literal["uniform", "until-used-up"] = "uniform"
     """Image within the partner class: uniform (text), or without replacement until used up (code)."""
     beta: float = Field(0.5, ge=0.01)
-    """lambda_x ~ Beta(beta, beta). Text 0.5, code 0.2."""
+    """lambda_x ~ Beta(beta, beta). Text 0.5; code 0.2 for lfm, 1 for mixup, 0.5 for remix."""
     lambda_per: Literal["pair", "batch"] = "pair"
     """One lambda_x per pair (text) or per batch (code)."""
     remix_kappa: float = Field(3.0, gt=1)
     """Remix: class-count ratio from which the label moves to the rarer class."""
     remix_tau: float = Field(0.5, ge=0, le=1)
     """Remix: the label moves only where the frequent class's weight is below this."""
+    remix_branches: Literal["published", "swapped"] = "published"
+    """Remix: where the label moves, to the rarer class (published), or to the more frequent one, as the released code
+    of this paper has it (swapped)."""
 
 
 class LossConfig(Section):
@@ -164,6 +167,8 @@ class StageConfig(Section):
     """Highest learning rate."""
     min_lr: float = Field(0.0, ge=0)
     """Learning rate at the end of the cosine."""
+    cosine: Literal["step", "epoch"] = "step"
+    """When the cosine lowers the learning rate: every step, or once an epoch (code)."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly from 0."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -259,7 +264,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**32)
     """Draws the subset, the initial weights and every batch."""
     fidelity: Literal["text", "code"] = "text"
-    """text: the paper's text; code: the values of the authors' released code (`CODE_VALUES`)."""
+    """text: the paper's text; code: the values of the authors' released code (docs/method.md)."""
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()

@@ -95,18 +95,28 @@ def label_shift(lambda_x_B: Tensor, n_i_B: Tensor, n_j_B: Tensor, alpha: float) 
     return (lambda_x_B - alpha * shift_B).clamp(0, 1)
 
 
-def remix_label(lambda_x_B: Tensor, n_i_B: Tensor, n_j_B: Tensor, kappa: float, tau: float) -> Tensor:
+def remix_label(
+    lambda_x_B: Tensor, n_i_B: Tensor, n_j_B: Tensor, kappa: float, tau: float, swapped: bool = False
+) -> Tensor:
     """Label weight of the first image in Remix (Chou et al. 2020, eq. 5).
 
     0 where n_i / n_j >= kappa and lambda_x < tau (the first class is the frequent one and weighs little: all
     label to the partner); 1 where n_i / n_j <= 1 / kappa and 1 - lambda_x < tau (the mirror image); else lambda_x.
+
+    Args:
+        lambda_x_B: weight of the first image in the mix, in [0, 1].
+        n_i_B: training images of the first image's class.
+        n_j_B: training images of the partner's class.
+        kappa: ratio of training images from which the label moves.
+        tau: the label moves where the frequent class's weight is below this.
+        swapped: 1 and 0 the other way round, to the more frequent class, as the released code of this paper has it.
 
     Returns:
         (B,) in [0, 1].
     """
     to_partner_B = (n_i_B >= kappa * n_j_B) & (lambda_x_B < tau)
     to_first_B = (n_j_B >= kappa * n_i_B) & (1 - lambda_x_B < tau)
-    return lambda_x_B.masked_fill(to_partner_B, 0.0).masked_fill(to_first_B, 1.0)
+    return lambda_x_B.masked_fill(to_partner_B, float(swapped)).masked_fill(to_first_B, float(not swapped))
 
 
 @dataclass(frozen=True)
@@ -193,7 +203,9 @@ class Remix(Mixup):
     """Remix (Chou et al. 2020): Mixup whose label goes to the much rarer class."""
 
     def label_weight(self, lambda_x_B: Tensor, n_i_B: Tensor, n_j_B: Tensor) -> Tensor:  # noqa: D102
-        return remix_label(lambda_x_B, n_i_B, n_j_B, self.config.remix_kappa, self.config.remix_tau)
+        config = self.config
+        swapped = config.remix_branches == "swapped"
+        return remix_label(lambda_x_B, n_i_B, n_j_B, config.remix_kappa, config.remix_tau, swapped)
 
 
 class LFM(Mixup):
