@@ -24,7 +24,7 @@ from lfm.config.overrides import apply_overrides
 from lfm.config.schema import MixupConfig, RunConfig
 from lfm.method.draws import beta
 from lfm.method.mixup import (
-    LFM,
+    LocalFeatureMixup,
     PairBatch,
     PairSampler,
     label_shift,
@@ -497,7 +497,7 @@ def test_the_order_of_first_images_is_new_each_epoch_and_stage() -> None:
 def test_pairs_follow_the_partner_distribution_and_are_uniform_in_the_class(path: str) -> None:
     epochs = 40
     sampler = make_sampler()
-    assert isinstance(sampler.mixup, LFM)
+    assert isinstance(sampler.mixup, LocalFeatureMixup)
     sampler.mixup.partners = PATHS[path](make_text(5), 0.5)
     pairs = pairs_of(sampler, epochs)
     observed_class = [[0] * 5 for _ in COUNTS]

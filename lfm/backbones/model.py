@@ -1,4 +1,4 @@
-"""The model: image tower F_I, matrix W_I, cosine logits against frozen text (paper.md section 1).
+"""The model: image tower F_I, matrix W_I, cosine logits against frozen text (Franklin et al. 2024).
 
 Letters in the names give shapes: B images, C classes, D embedding dimensions.
 """
@@ -71,7 +71,7 @@ class LFM(nn.Module):
         return image_BD @ self.text_CD.T
 
     def train_stage(self, stage: int) -> list[nn.Parameter]:
-        """Put the model into the state of a stage (section 2) and return what trains.
+        """Put the model into the state of a stage (decoupled training) and return what trains.
 
         Stage 1: F_I trains, W_I is frozen. Stage 2: F_I is frozen, in eval mode so that its running statistics
         stand still, and W_I trains.

@@ -1,4 +1,4 @@
-"""Any open_clip model as a folder on disk, read without a network (paper.md section 1, F_I and F_T).
+"""Any open_clip model as a folder on disk, read without a network: the paper's F_I and F_T.
 
 `lfm.weights.fetch` fills the folder: weights of both towers, configuration, preprocessing, tokenizer. Letters give
 shapes: N sentences, B images, D embedding dimensions.

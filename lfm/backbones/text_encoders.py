@@ -1,4 +1,4 @@
-"""Class names -> frozen class embeddings f_T (paper.md section 1).
+"""Class names -> frozen class embeddings f_T (Franklin et al. 2024).
 
 Letters give shapes: C classes, N sentences, D embedding dimensions, L tokens.
 """

@@ -44,7 +44,7 @@ class DataConfig(Section):
     profile: Literal["exponential", "step", "as-is"] = "exponential"
     """Training images of each class: n_k = n_1 gamma^(-k/(C-1)); the first half n_1 and the rest n_1 / gamma; all."""
     imbalance: float = Field(100.0, ge=1)
-    """Imbalance factor gamma = n_1 / n_C of the training subset (paper.md section 1)."""
+    """Imbalance factor gamma = n_1 / n_C of the training subset."""
     max_per_class: int = Field(0, ge=0)
     """Training images n_1 of the largest class; 0: the most that every class could give."""
     val_per_class: int = Field(0, ge=0)
@@ -116,7 +116,7 @@ class ModelConfig(Section):
 
 
 class MixupConfig(Section):
-    """What a training image is mixed with, and how the label moves (paper.md sections 3 and 4)."""
+    """What a training image is mixed with, and how the label moves: local sampling and label shift of the paper."""
 
     name: Literal["none", "mixup", "remix", "lfm"] = "lfm"
     """none; mixup (Zhang et al. 2018); remix (Chou et al. 2020); lfm (this paper)."""
@@ -140,7 +140,7 @@ class MixupConfig(Section):
 
 
 class LossConfig(Section):
-    """The loss on the cosine logits (paper.md section 6)."""
+    """The loss on the cosine logits (Franklin et al. 2024, Table 1)."""
 
     name: Literal["ce", "balce", "focal", "ldam", "mms"] = "ce"
     """One of `lfm.method.losses.LOSSES`."""
@@ -159,7 +159,7 @@ class LossConfig(Section):
 
 
 class StageConfig(Section):
-    """One training stage (paper.md section 2, Table 6)."""
+    """One training stage (Franklin et al. 2024, decoupled training; values in Table 6)."""
 
     epochs: int = Field(10, ge=0)
     """Passes over the training set; 0 skips the stage."""
@@ -199,7 +199,7 @@ GROUPS = ("many", "medium", "few")
 
 
 class ShotsConfig(Section):
-    """Groups of classes by training images (paper.md section 7)."""
+    """Groups of classes by training images, whose scores Franklin et al. 2024 gives in Table 1."""
 
     many: int = Field(100, ge=0)
     """many: more training images than this."""

@@ -19,7 +19,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "LFM + CE": {"mixup.name": "lfm", "loss.name": "ce"},
     "LFM + MMS": {"mixup.name": "lfm", "loss.name": "mms"},
 }
-"""Tables 1 and 5 (paper.md section 10)."""
+"""The losses of Table 1 and the mixups of Table 5 of Franklin et al. 2024."""
 
 # Grid -> the fields that take each value, and the paper's values (Table 2, Figs. 9 and 10).
 CURVES: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {

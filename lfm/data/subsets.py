@@ -1,4 +1,4 @@
-"""Long-tailed subsets of balanced data sets (paper.md section 7)."""
+"""Long-tailed subsets of balanced data sets, as CIFAR-LT in Franklin et al. 2024."""
 
 import numpy as np
 from numpy.typing import NDArray

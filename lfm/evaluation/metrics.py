@@ -1,4 +1,4 @@
-"""Logits -> metrics: all, many, medium, few, per class, confusion (paper.md section 7).
+"""Logits -> metrics: all, many, medium, few, per class, confusion; shot groups as in Franklin et al. 2024, Table 1.
 
 Letters in the names give shapes: N images, C classes.
 """

@@ -208,8 +208,8 @@ class Remix(Mixup):
         return remix_label(lambda_x_B, n_i_B, n_j_B, config.remix_kappa, config.remix_tau, swapped)
 
 
-class LFM(Mixup):
-    """Local feature mixup (this paper): partners by local sampling, labels by label shift."""
+class LocalFeatureMixup(Mixup):
+    """LFM (this paper): partners by local sampling, labels by label shift."""
 
     def __init__(self, config: "MixupConfig", alpha: float, label_N: Tensor, text_CD: Tensor) -> None:
         super().__init__(config, alpha, label_N, text_CD)
@@ -237,7 +237,7 @@ class LFM(Mixup):
         return label_shift(lambda_x_B, n_i_B, n_j_B, self.alpha)
 
 
-MIXUPS: dict[str, type[Mixup]] = {"none": NoMixup, "mixup": Mixup, "remix": Remix, "lfm": LFM}
+MIXUPS: dict[str, type[Mixup]] = {"none": NoMixup, "mixup": Mixup, "remix": Remix, "lfm": LocalFeatureMixup}
 
 
 class PairSampler:

@@ -1,4 +1,4 @@
-"""Two stages, one loop (paper.md sections 2 and 5).
+"""Two stages, one loop (Franklin et al. 2024, decoupled training).
 
 The loop knows neither MLflow nor Kubeflow: it takes a `log(metrics, step)` callable and a folder for checkpoints.
 """
