@@ -1,8 +1,8 @@
-"""Local steps in the real image: everything that `kfp.local.DockerRunner` needs to run our pipelines.
+"""Local steps in containers of the image, as on a cluster, by `kfp.local.DockerRunner`.
 
 A container sees LFM_HOME, what the configuration reads, and the caller's variables, at the same places and under the
 same names as a process of the caller would, so the result of a step does not depend on the runner. Otherwise it is
-shut in as on a cluster: the caller's user and no other, a read-only root file system, no capabilities.
+isolated as on a cluster: the caller's user, a read-only root file system, no capabilities.
 """
 
 import codecs
@@ -19,21 +19,21 @@ from docker.errors import DockerException, ImageNotFound
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 from kfp import local
-from kfp.local import docker_task_handler
 
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.pipelines.fork_server import ended_by
+from lfm.pipelines.kfp_internals import DOCKER, replaced
 from lfm.storage.artifact import home
 
 LABEL = "lfm.pipeline_run"
 PASSED = ("AWS_", "HF_", "LFM_", "MLFLOW_", "OMP_NUM_THREADS")
-"""The variables, by their beginnings, that reach a step."""
+"""Beginnings of the environment variables that a step gets."""
 OF_THE_IMAGE = ("LFM_COMMIT", "LFM_IMAGE")
 CERTIFICATES = ("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """Variables that name a file with the authorities to trust, as behind a company's proxy."""
-TMP = "/tmp"  # noqa: S108  the only place in the container, beside the mounts, that can be written to
+TMP = "/tmp"  # noqa: S108  the only folder, besides the mounts, that a step can write to
 SECONDS_TO_STOP = 30
 # KFP's command is a shell that waits for Python: as process 1 it takes no signal, and does not pass it on.
 TERMINATE = "kill -TERM 1 $(cat /proc/1/task/1/children)"
@@ -44,14 +44,14 @@ def docker_steps(image: str, config: RunConfig) -> Iterator[local.DockerRunner]:
     """Run the steps of `kfp.local` as containers of this image.
 
     Args:
-        image: name and tag; the steps run in it whatever image their components name.
-        config: what it reads from disk is shown to the steps, read-only.
+        image: Name and tag of the image; it replaces the image that the components name.
+        config: Configuration whose files and folders are mounted read-only.
 
     Yields:
-        The runner for `kfp.local.init`.
+        Runner for `kfp.local.init`.
 
     Raises:
-        InputError: no Docker daemon answers, the image is not there, or a place cannot be shown to a container.
+        InputError: No Docker daemon answers, the image does not exist, or a folder cannot be mounted.
     """
     gpus = _check(image)
     runner = local.DockerRunner(
@@ -72,19 +72,21 @@ def docker_steps(image: str, config: RunConfig) -> Iterator[local.DockerRunner]:
     # KFP's own function loses the exit code of a step that ends fast (its container is removed before it is asked for)
     # and then reports success, breaks where a chunk of output ends inside a letter, and leaves the container running
     # when it is interrupted itself.
+    chosen = image
+
     def run(client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:
         return _run(client.containers.create(chosen, command, volumes=volumes, **arguments))
 
-    chosen, theirs = image, docker_task_handler.run_docker_container
-    docker_task_handler.run_docker_container = run
-    try:
+    with replaced(DOCKER, run):
         yield runner
-    finally:
-        docker_task_handler.run_docker_container = theirs
 
 
 def _check(image: str) -> bool:
-    """Whether the daemon can give containers GPUs; an error if there is no daemon or no image."""
+    """Whether the daemon can give GPUs to containers.
+
+    Raises:
+        InputError: There is no daemon or no image.
+    """
     try:
         client = docker.from_env()
         try:
@@ -109,25 +111,27 @@ def _environment() -> dict[str, str]:
 
 
 def _mounts(config: RunConfig) -> list[Mount]:
-    """LFM_HOME and MLflow's file to write, what the configuration names and the certificates to read; same paths."""
+    """Mounts: LFM_HOME and MLflow's file to write, files of the configuration and certificates to read."""
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     written = {home()}
     if tracking.startswith("sqlite:///"):
         written.add(Path(tracking.removeprefix("sqlite:///")).absolute().parent)
     named = (Path(value).absolute() for value in flatten(config).values() if isinstance(value, str) and value)
-    # Beside a list of images lie the images.
+    # The images are in the folder of their list.
     read = {place.parent if place.is_file() else place for place in named if place.exists()}
     read |= {Path(os.environ[name]).absolute() for name in CERTIFICATES if os.environ.get(name)}
     for place in written | read:
         if place in (Path("/"), Path(TMP)):
-            raise InputError(f"{place} cannot be shown to a container; move what the run needs to a folder of its own")
+            raise InputError(
+                f"{place} cannot be mounted in a container; move what the run needs to a folder of its own"
+            )
     return [Mount(str(place), str(place), type="bind") for place in sorted(written)] + [
         Mount(str(place), str(place), type="bind", read_only=True) for place in sorted(read - written)
     ]
 
 
 def _run(container: Container) -> int:
-    """Start a container, print its lines as they come, remove it; its exit code."""
+    """Start a container, print its lines as they come, and remove it: its exit code."""
     try:
         container.start()
         for line in _lines(container.logs(stream=True, follow=True)):
@@ -137,7 +141,7 @@ def _run(container: Container) -> int:
             print(ended_by(code - 128))  # noqa: T201
         return code
     except BaseException:
-        with suppress(Exception):  # whatever fails now, what interrupted is to be shown
+        with suppress(Exception):  # whatever fails here, the interrupt is what the user should see
             container.exec_run(["sh", "-c", TERMINATE])  # training writes a checkpoint then
             container.wait(timeout=SECONDS_TO_STOP)
         raise
@@ -146,7 +150,7 @@ def _run(container: Container) -> int:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Text line by line, where chunks may end inside a line or a letter; a redrawn progress bar is a line."""
+    """Lines of text from chunks that may end inside a line or a letter; each redraw of a progress bar is a line."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(errors="replace"), translate=True)
     rest = ""
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Local steps without the wait for imports: each is forked from one process that has them (docs/adr/0005).
+"""Local steps without the wait for imports: each is forked from a process that has imported them (docs/adr/0005).
 
 `kfp.local` starts a fresh interpreter for every step, which imports PyTorch and MLflow again: four to six seconds a
 step, more than most steps take. Here Python's own fork server imports them once.
@@ -9,14 +9,13 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from kfp.local import subprocess_task_handler
-
 from lfm.jobs.step import ERROR_MARK
+from lfm.pipelines.kfp_internals import SUBPROCESS, replaced, split_command
 
 PRELOAD = (
     "accelerate",
@@ -32,17 +31,17 @@ PRELOAD = (
 
 
 @contextmanager
-def warm_steps(*more: str) -> Iterator[None]:
+def forked_steps(*more: str) -> Iterator[None]:
     """Run the steps of `kfp.local` in forks of a process that has imported what they need.
 
     Args:
-        more: modules to import beside `PRELOAD`.
+        more: Modules to import besides `PRELOAD`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOAD, *more])
 
     def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
-        source, arguments = _split(full_command)
+        source, arguments = split_command(full_command)
         reader, writer = context.Pipe(duplex=False)
         environment = {**os.environ, **(env_vars or {}), "_KFP_RUNTIME": "true"}
         process = context.Process(target=_step, args=(source, arguments, environment, str(Path.cwd()), writer))
@@ -51,35 +50,25 @@ def warm_steps(*more: str) -> Iterator[None]:
         try:
             with os.fdopen(os.dup(reader.fileno()), errors="replace") as lines:
                 for line in lines:
-                    sys.stdout.write(line)  # in one piece: steps may run side by side
+                    sys.stdout.write(line)  # in one piece: steps may run in parallel
             process.join()
         finally:
-            if process.is_alive():  # Ctrl-C here: the step must not go on alone
+            if process.is_alive():  # after Ctrl-C here the step must not run on
                 process.terminate()
                 process.join()
         if process.exitcode and process.exitcode < 0:
             sys.stdout.write(f"\n{ended_by(-process.exitcode)}\n")
         return process.exitcode or 0
 
-    theirs = subprocess_task_handler.run_local_subprocess
-    subprocess_task_handler.run_local_subprocess = run
-    try:
+    with replaced(SUBPROCESS, run):
         yield
-    finally:
-        subprocess_task_handler.run_local_subprocess = theirs
 
 
 def ended_by(number: int) -> str:
-    """What the user is told of a step that a signal ended."""
+    """Message for the user about a step that a signal ended."""
     name = signal.Signals(number).name
-    memory = ", most likely for want of memory: lower the batch or image size" if name == "SIGKILL" else ""
-    return f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to go on"
-
-
-def _split(full_command: Sequence[str]) -> tuple[str, list[str]]:
-    """The component's source and the executor's arguments, out of KFP's `sh -c 'write $0; run it' SOURCE ARGUMENTS`."""
-    place = next(i for i, part in enumerate(full_command) if "ephemeral_component.py" in part and '"$@"' in part)
-    return full_command[place + 1], list(full_command[place + 2 :])
+    memory = ", most likely for lack of memory: lower the batch or image size" if name == "SIGKILL" else ""
+    return f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to continue"
 
 
 def _step(source: str, arguments: list[str], environment: dict[str, str], folder: str, output: Connection) -> None:

@@ -17,7 +17,7 @@ from lfm.backbones.towers import uses_open_clip
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.jobs.pipeline_run import belong_to
-from lfm.pipelines.fork_server import warm_steps
+from lfm.pipelines.fork_server import forked_steps
 from lfm.pipelines.retrain import retraining_pipeline
 from lfm.pipelines.step_output import StepOutput
 from lfm.pipelines.sweep import sweep_pipeline
@@ -95,7 +95,7 @@ def in_processes(config: RunConfig) -> Iterator[Any]:
     """Run each step as a process of this environment."""
     from kfp import local
 
-    with warm_steps(*(["open_clip"] if uses_open_clip(config.model) else [])):
+    with forked_steps(*(["open_clip"] if uses_open_clip(config.model) else [])):
         yield local.SubprocessRunner(use_venv=False)
 
 

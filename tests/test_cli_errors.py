@@ -173,9 +173,7 @@ def test_a_pipeline_file_that_kfp_does_not_take_is_refused_in_one_line(
     ],
     ids=["--version", "presets", "--help", "run --help"],
 )
-def test_commands_that_only_tell_work_and_import_nothing_heavy(
-    arguments: list[str], expected: str, tmp_path: Path
-) -> None:
+def test_commands_that_only_print_import_nothing_heavy(arguments: list[str], expected: str, tmp_path: Path) -> None:
     done = lfm(tmp_path / "home", *arguments)
     assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(expected, done.stdout)
     timed = subprocess.run(
@@ -187,8 +185,10 @@ def test_commands_that_only_tell_work_and_import_nothing_heavy(
     )
     assert timed.stdout == done.stdout
     imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in timed.stderr.splitlines() if "|" in line}
-    assert {"lfm", "typer", "pydantic"} <= imported, "the list is that of the command"
+    assert {"lfm", "typer"} <= imported, "the list is that of the command"
     assert not imported & HEAVY
+    if arguments in (["--help"], ["--version"]):  # typer itself needs pydantic to read other arguments
+        assert not imported & {"pydantic", "yaml"}
     assert not (tmp_path / "home").exists()
 
 

@@ -4,15 +4,15 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lfm.cli.options import PresetArgument, SetOption, check_file, examples
-from lfm.config.overrides import parse_overrides
-from lfm.config.presets import PRESETS, load
-from lfm.config.schema import RunConfig
+from lfm.cli.options import PresetArgument, SetOption, check_file, examples, read_config
 from lfm.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from lfm.config.schema import RunConfig
 
 RUNNERS = ("local", "docker", "kfp")
 ACTIONS = ("list", "pause", "resume", "delete", "replace")
@@ -38,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
         app.command()(examples(command))
 
 
-def runner_for(name: str, image: str) -> Callable[[RunConfig], AbstractContextManager[Any]]:
+def runner_for(name: str, image: str) -> Callable[["RunConfig"], AbstractContextManager[Any]]:
     """The `lfm.pipelines.local_run.Runner` of this name, for a run on this machine.
 
     Args:
@@ -64,7 +64,7 @@ def runner_for(name: str, image: str) -> Callable[[RunConfig], AbstractContextMa
     return lambda config: docker_steps(revision.image(), config)
 
 
-def submit_run(config: RunConfig, host: str, image: str) -> None:
+def submit_run(config: "RunConfig", host: str, image: str) -> None:
     """Start a training run on a cluster and print where to see it."""
     from lfm.pipelines.cluster_settings import read_settings
     from lfm.pipelines.kfp_client import Cluster
@@ -75,13 +75,15 @@ def submit_run(config: RunConfig, host: str, image: str) -> None:
     typer.echo(f"{config.preset}: run {run}\n{cluster.run_page(run)}")
 
 
-def _configs(presets: list[str] | None, all_: bool, set_: list[str] | None) -> dict[str, RunConfig]:
+def _configs(presets: list[str] | None, all_: bool, set_: list[str] | None) -> dict[str, "RunConfig"]:
     """The configuration of each preset that is named, or of all."""
-    overrides = parse_overrides(set_ or [])
-    return {preset: load(preset, overrides) for preset in presets or (PRESETS if all_ else ())}
+    from lfm.config.presets import PRESETS
+
+    return {preset: read_config(preset, set_) for preset in presets or (PRESETS if all_ else ())}
 
 
 def _wanted(presets: list[str] | None, all_: bool, kind: str) -> list[tuple[str, str]]:
+    from lfm.config.presets import PRESETS
     from lfm.pipelines.compile import KINDS, all_pipelines
 
     if all_:
@@ -148,7 +150,7 @@ def submit(
 
       lfm submit cifar100-lt --set loss.name=mms --wait
     """
-    config = load(preset, parse_overrides(set_ or []))
+    config = read_config(preset, set_)
     from lfm.pipelines.cluster_settings import read_settings
     from lfm.pipelines.kfp_client import Cluster
 
@@ -216,7 +218,7 @@ def schedule(
 
       lfm schedule replace custom --cron "0 0 3 * * SUN" --set data.source=s3://bucket/photos
     """
-    config = _check_schedule(what, name, cron, parse_overrides(set_ or []))
+    config = _check_schedule(what, name, cron, set_)
     from lfm.pipelines.cluster_settings import read_settings
     from lfm.pipelines.kfp_client import Cluster
 
@@ -238,7 +240,7 @@ def schedule(
         typer.echo(f"{one.name} runs at {one.cron} (UTC unless your cluster says otherwise), {one.id}")
 
 
-def _check_schedule(what: str, name: str, cron: str, overrides: dict[str, Any]) -> RunConfig | None:
+def _check_schedule(what: str, name: str, cron: str, set_: list[str] | None) -> "RunConfig | None":
     """Check all that can be checked without a cluster: the configuration to schedule; None for the other actions."""
     from lfm.pipelines.cron import check_cron
 
@@ -248,7 +250,7 @@ def _check_schedule(what: str, name: str, cron: str, overrides: dict[str, Any]) 
         return None
     if what not in ACTIONS and name:
         raise InputError(f"{name!r} is one name too many; {what} is what is scheduled")
-    config = load(name if what == "replace" else what, overrides)
+    config = read_config(name if what == "replace" else what, set_)
     if not cron:
         raise InputError(
             'when? Give --cron with six fields, the second first: --cron "0 0 3 * * *" is three every night'

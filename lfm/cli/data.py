@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lfm.cli.options import HomeOption, PresetArgument, SetOption, check_file, examples, use_home
-from lfm.config.overrides import parse_overrides
-from lfm.config.presets import PRESETS, load
+from lfm.cli.options import HomeOption, PresetArgument, SetOption, check_file, examples, read_config, use_home
 from lfm.errors import InputError
 from lfm.storage.artifact import home
 
@@ -43,6 +41,8 @@ def fetch(
 
       lfm data fetch custom --source ~/photos
     """
+    from lfm.config.presets import PRESETS
+
     name = PRESETS[name]().data.name if name in PRESETS else name
     use_home(home_)
     from lfm.config.schema import DataConfig
@@ -79,7 +79,7 @@ def inspect(
 
       lfm data inspect fashion-mnist-lt --set mixup.tau=0.05 --set stage1.alpha=1
     """
-    config = load(preset, parse_overrides(set_ or []))
+    config = read_config(preset, set_)
     use_home(home_)
     target = picture or home() / f"inspect-{preset}.png"
     if target.suffix not in (".png", ".svg", ".pdf"):
@@ -128,7 +128,7 @@ def report_(
 
       lfm data report custom --set data.source=PHOTOS --out report.html
     """
-    config = load(preset, parse_overrides(set_ or []))
+    config = read_config(preset, set_)
     use_home(home_)
     page = out or home() / f"data-{preset}.html"
     values = json_ or page.with_suffix(".json")

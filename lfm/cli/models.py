@@ -1,4 +1,4 @@
-"""`lfm sweep`, `retrain`, `models`, `promote`, `rollback`, `sync`: many runs, and the models that came of them."""
+"""`lfm sweep`, `retrain`, `models`, `promote`, `rollback`, `sync`: many runs, and the models they registered."""
 
 import json
 import shutil
@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lfm.cli.options import HomeOption, PresetArgument, SetOption, debugging, examples, use_home
-from lfm.config.overrides import parse_overrides
-from lfm.config.presets import load
+from lfm.cli.options import HomeOption, PresetArgument, SetOption, debugging, examples, read_config, use_home
 from lfm.storage.artifact import check_writable, home
 
-NameArgument = Annotated[str, typer.Argument(help="Of the registered model, which is the preset's.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of the registered model, which is the preset's.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,14 +24,21 @@ def sweep(
     grid: Annotated[
         str, typer.Option("--grid", help="baselines, imbalance, alpha, tau, or FIELD=VALUE,VALUE,...")
     ] = "baselines",
-    values: Annotated[str, typer.Option("--values", help="Instead of the paper's: VALUE,VALUE,...")] = "",
-    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each, with seeds that follow each other.", min=1)] = 1,
+    values: Annotated[str, typer.Option("--values", help="Values in place of the paper's: VALUE,VALUE,...")] = "",
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Runs of each configuration, with consecutive seeds.", min=1)
+    ] = 1,
     set_: SetOption = None,
-    parallel: Annotated[int, typer.Option("--parallel", help="Runs at a time, at most 2 on one machine.", min=1)] = 1,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for table, figure and page.")] = None,
+    parallel: Annotated[
+        int, typer.Option("--parallel", help="Runs at the same time; 2 at most on one machine.", min=1)
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for table, figure and page. Default: in sweeps/ of the home folder."),
+    ] = None,
     home_: HomeOption = None,
 ) -> None:
-    """Train a list of configurations on this machine and put their scores side by side.
+    """Train a list of configurations on this machine and compare their scores.
 
     Data and text that several share are made once; what an earlier run trained is not trained again.
 
@@ -44,8 +49,9 @@ def sweep(
 
       lfm sweep fashion-mnist-lt --grid loss.temperature=0.02,0.05,0.1 --out sweep
     """
-    config = load(preset, parse_overrides(set_ or []))
+    config = read_config(preset, set_)
     from lfm.config import sweeps
+    from lfm.config.overrides import parse_overrides
 
     chosen = [parse_overrides([f"value={value}"])["value"] for value in values.split(",")] if values else []
     variants = sweeps.variants_of(grid, chosen, seeds, config.seed)
@@ -85,7 +91,7 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
 
       lfm retrain custom --set data.source=photos
     """
-    config = load(preset, parse_overrides(set_ or []))
+    config = read_config(preset, set_)
     use_home(home_)
     from lfm.backbones.device import check_device
     from lfm.jobs.prepare import check
@@ -100,7 +106,7 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
         typer.echo(f"{result.model_uri} is {result.outcome}; `lfm models {preset}` says why")
 
 
-def models(name: Annotated[str, typer.Argument(help="Only this model.")] = "", home_: HomeOption = None) -> None:
+def models(name: Annotated[str, typer.Argument(help="Show only this model.")] = "", home_: HomeOption = None) -> None:
     """List the registered models: which version is champion or challenger, and why.
 
     Examples:
@@ -124,11 +130,11 @@ def models(name: Annotated[str, typer.Argument(help="Only this model.")] = "", h
 
 def promote(
     name: NameArgument,
-    version: Annotated[str, typer.Argument(help="Number of the version.")],
-    why: Annotated[str, typer.Option("--why", help="Kept with the version.")] = "by hand",
+    version: Annotated[str, typer.Argument(help="Version of the model, a number.")],
+    why: Annotated[str, typer.Option("--why", help="Reason, which is kept with the version.")] = "by hand",
     home_: HomeOption = None,
 ) -> None:
-    """Make a version the champion, whatever the gate said.
+    """Make a version the champion, whatever its test results.
 
     Examples:
       lfm promote fashion-mnist-lt 3 --why "looked at its mistakes"
@@ -141,7 +147,7 @@ def promote(
 
 
 def rollback(name: NameArgument, home_: HomeOption = None) -> None:
-    """Give the place of the champion back to the version before.
+    """Make the version before the champion the champion again.
 
     Examples:
       lfm rollback fashion-mnist-lt
@@ -154,7 +160,7 @@ def rollback(name: NameArgument, home_: HomeOption = None) -> None:
 
 
 def sync(home_: HomeOption = None) -> None:
-    """Send to MLflow what waits on disk because the server was down.
+    """Send MLflow the records that were kept on disk because the server was down.
 
     Training never waits for a server: what cannot be sent is kept in the home folder (and at LFM_STORE, where that is
     set). The next run sends it, or this command.
@@ -169,7 +175,7 @@ def sync(home_: HomeOption = None) -> None:
     count = pipeline_run.sync()
     others = pipeline_run.elsewhere()
     if count or not others:
-        typer.echo(f"{count} records sent" if count else "nothing waits")
+        typer.echo(f"{count} records sent" if count else "no records are waiting")
     if others:
         where = " and ".join(f"{number} records wait for MLflow at {place}" for place, number in others.items())
         raise InputError(f"{where}; set MLFLOW_TRACKING_URI to it, then sync again")

@@ -1,15 +1,18 @@
-"""What the commands share: options, checks, and how examples are shown."""
+"""What the commands share: options, the configuration they name, checks, and how examples are shown."""
 
 import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lfm.errors import InputError
 from lfm.storage.artifact import check_writable, home
+
+if TYPE_CHECKING:
+    from lfm.config.schema import RunConfig
 
 SetOption = Annotated[
     list[str] | None,
@@ -30,23 +33,38 @@ def examples(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def read_config(preset: str, set_: list[str] | None, **changes: Any) -> "RunConfig":
+    """The configuration of a preset with the values of --set.
+
+    Args:
+        preset: Name of the preset.
+        set_: Items NAME=VALUE.
+        changes: Further fields, which win; their names have __ for the dot.
+    """
+    # Half of the time that `lfm --help` would take.
+    from lfm.config.overrides import parse_overrides
+    from lfm.config.presets import load
+
+    return load(preset, parse_overrides(set_ or []) | {name.replace("__", "."): v for name, v in changes.items()})
+
+
 def use_home(folder: Path | None) -> None:
-    """Take this folder, or LFM_HOME, and see that it can be written to."""
+    """Set LFM_HOME to this folder, if there is one, and check that LFM_HOME can be written to."""
     set_home(folder)
     check_writable(home())
 
 
 def set_home(folder: Path | None) -> None:
-    """Take this folder, if there is one, as LFM_HOME; for commands that only read."""
+    """Set LFM_HOME to this folder, if there is one; for commands that only read."""
     if folder:
         os.environ["LFM_HOME"] = str(folder.absolute())
 
 
 def check_file(path: Path) -> None:
-    """See that a file can be written.
+    """Check that a file can be written.
 
     Raises:
-        InputError: it is a folder, or its folder cannot be written to.
+        InputError: The path is a folder, or its folder cannot be written to.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the file to write, as in {path / 'out'}")
@@ -54,5 +72,5 @@ def check_file(path: Path) -> None:
 
 
 def debugging() -> bool:
-    """Whether tracebacks and all output of the steps are wanted."""
+    """Whether --debug asks for tracebacks and all output of the steps."""
     return bool(os.environ.get("LFM_DEBUG"))

@@ -1,4 +1,4 @@
-"""`lfm run`, `presets`, `ui`: one preset trained, evaluated and registered, and where to look at it."""
+"""`lfm run`, `presets`, `ui`: train, evaluate and register a preset, and look at its runs."""
 
 import json
 import os
@@ -10,9 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from lfm.cli.cluster import HostOption, runner_for, submit_run
-from lfm.cli.options import HomeOption, PresetArgument, SetOption, check_file, debugging, examples, use_home
-from lfm.config.overrides import parse_overrides
-from lfm.config.presets import PRESETS, load
+from lfm.cli.options import (
+    HomeOption,
+    PresetArgument,
+    SetOption,
+    check_file,
+    debugging,
+    examples,
+    read_config,
+    use_home,
+)
 from lfm.errors import InputError
 from lfm.storage.artifact import home
 
@@ -29,13 +36,18 @@ def run(
     set_: SetOption = None,
     baseline: Annotated[
         bool,
-        typer.Option("--baseline", help="First run the same without mixing (CE), and show both side by side."),
+        typer.Option("--baseline", help="First run the same without mixup and with CE, and show both scores."),
     ] = False,
     json_: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
     runner: Annotated[
-        str, typer.Option("--runner", help="local: processes here; docker: containers here; kfp: a cluster.")
+        str,
+        typer.Option(
+            "--runner", help="local: processes on this machine; docker: containers on this machine; kfp: a cluster."
+        ),
     ] = "local",
-    image: Annotated[str, typer.Option("--image", help="docker and kfp: image of the steps. Default: LFM_IMAGE.")] = "",
+    image: Annotated[
+        str, typer.Option("--image", help="Container image of the steps, for docker and kfp. Default: LFM_IMAGE.")
+    ] = "",
     host: HostOption = "",
     home_: HomeOption = None,
 ) -> None:
@@ -54,10 +66,9 @@ def run(
 
       lfm run fashion-mnist-lt --runner kfp --host http://localhost:8080
     """
-    overrides = parse_overrides(set_ or [])
-    configs = [load(preset, overrides)]
+    configs = [read_config(preset, set_)]
     if baseline:
-        configs.insert(0, load(preset, overrides | {"mixup.name": "none", "loss.name": "ce"}))
+        configs.insert(0, read_config(preset, set_, mixup__name="none", loss__name="ce"))
     if runner == "kfp":
         if json_ or home_:
             raise InputError("--json and --home are for runs on this machine; leave them out with --runner kfp")
@@ -101,7 +112,7 @@ def run(
 
 
 def _write_json(path: Path, methods: dict[str, Any], provenance: dict[str, Any], uri: str, seconds: float) -> None:
-    names = {"lfm + ce": "lfm"}  # the short name that readers of build/demo.json expect
+    names = {"lfm + ce": "lfm"}  # the name in build/demo.json
     scores = {
         names.get(name, name): {k: scored[k] for k in ("all", "many", "medium", "few") if scored[k] is not None}
         for name, scored in methods.items()
@@ -113,14 +124,17 @@ def _write_json(path: Path, methods: dict[str, Any], provenance: dict[str, Any],
 
 
 def presets() -> None:
-    """List the presets, with what each expects and gives."""
+    """List the presets with their data, hardware and expected scores."""
+    from lfm.config.presets import PRESETS
+
     for name, build in PRESETS.items():
         lines = (build.__doc__ or "").strip().splitlines()
         typer.echo("\n".join([name, *(f"  {line.strip()}".rstrip() for line in lines)]))
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000, home_: HomeOption = None
+    port: Annotated[int, typer.Option(help="Port of the UI on this machine.", min=1, max=65535)] = 5000,
+    home_: HomeOption = None,
 ) -> None:
     """Open the MLflow UI on the runs of this folder."""
     use_home(home_)
@@ -128,7 +142,7 @@ def ui(
         raise InputError(f"there are no runs in {home()} yet; start one with: lfm run fashion-mnist-lt")
     from lfm.tracking.uri import tracking_uri
 
-    # The helpers that MLflow would start for jobs take seven times 240 MB and nothing here uses them.
+    # MLflow would start seven processes of 240 MB for jobs, which nothing here uses.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
     command = [

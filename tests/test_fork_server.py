@@ -1,4 +1,4 @@
-"""Steps forked from a warm process behave as steps of their own."""
+"""Steps forked from a process that has their imports behave as processes of their own."""
 
 import os
 import signal
@@ -9,50 +9,11 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = """
-import os, signal, sys
-from kfp import dsl, local
-from lfm.pipelines.fork_server import warm_steps
-
-@dsl.component(base_image="python", install_kfp_package=False)
-def show(word: str) -> str:
-    import os, sys
-    print("pid", os.getpid(), "word", word, "HOME_OF_TEST", os.environ.get("HOME_OF_TEST"), "cwd", os.getcwd())
-    print("torch was there:", "torch" in sys.modules, file=sys.stderr)
-    return word.upper()
-
-@dsl.component(base_image="python", install_kfp_package=False)
-def fail(how: str):
-    import os, signal, time
-    if how == "exit": raise SystemExit(2)
-    if how == "raise": raise ValueError("a mistake of ours")
-    if how == "kill": os.kill(os.getpid(), signal.SIGKILL)
-    print("sleeping", os.getpid(), flush=True)
-    time.sleep(60)
-
-@dsl.pipeline
-def good(): show(word="one"); show(word="two")
-@dsl.pipeline
-def bad(how: str): fail(how=how)
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1])
-    with warm_steps():
-        os.environ["HOME_OF_TEST"] = "set later"
-        if sys.argv[2] == "good":
-            good()
-        else:
-            try:
-                bad(how=sys.argv[2])
-            except RuntimeError as error:
-                print("failed:", error)
-"""
+PROGRAM = Path(__file__).parent / "programs" / "forked_pipeline.py"
 
 
 def program(folder: Path, how: str) -> list[str]:
-    (folder / "program.py").write_text(PROGRAM)
-    return [sys.executable, str(folder / "program.py"), str(folder / "root"), how]
+    return [sys.executable, str(PROGRAM), str(folder / "root"), how]
 
 
 def environment() -> dict[str, str]:
@@ -68,7 +29,7 @@ def run(folder: Path, how: str) -> str:
 
 
 @pytest.mark.slow
-def test_each_step_is_a_process_of_its_own_with_the_environment_of_now(tmp_path: Path) -> None:
+def test_each_step_is_a_process_of_its_own_with_the_current_environment(tmp_path: Path) -> None:
     out = run(tmp_path, "good")
     shown = [line.split() for line in out.splitlines() if line.strip().startswith("pid")]
     assert {line[3] for line in shown} == {"one", "two"} and shown[0][1] != shown[1][1]
