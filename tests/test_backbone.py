@@ -201,7 +201,7 @@ def test_a_frozen_tower_in_bf16_copies_no_weights_and_gives_what_open_clip_gives
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain = expected.visual(x)
-        with Calls():
+        with Calls():  # type: ignore[no-untyped-call]
             found = tower(x)
     assert torch.equal(found, plain[0] if family == "coca" else plain)
     assert "aten.addmm.default" in called

@@ -1,4 +1,4 @@
-"""The installed command given something wrong: one line that says what to do, before anything is trained."""
+"""The command given something wrong: one line that says what to do, before anything is trained."""
 
 import gzip
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-LFM = Path(sys.executable).with_name("lfm")
+from tests import warm
+
 HEAVY = {"torch", "torchvision", "transformers", "accelerate", "mlflow", "kfp", "numpy", "pandas", "matplotlib"}
 
 
@@ -21,7 +22,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def lfm(home: Path, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    command = [str(LFM), *arguments]
+    command = [*warm.lfm(), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(home))
 
 
@@ -120,7 +121,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subp
     }
     started = {
         name: subprocess.Popen(
-            [str(LFM), *command],
+            [*warm.lfm(), *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -177,7 +178,7 @@ def test_commands_that_only_print_import_nothing_heavy(arguments: list[str], exp
     done = lfm(tmp_path / "home", *arguments)
     assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(expected, done.stdout)
     timed = subprocess.run(
-        [sys.executable, "-X", "importtime", str(LFM), *arguments],
+        [sys.executable, "-X", "importtime", str(warm.INSTALLED), *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -195,14 +196,14 @@ def test_commands_that_only_print_import_nothing_heavy(arguments: list[str], exp
 def test_no_argument_shows_the_help(tmp_path: Path) -> None:
     done = lfm(tmp_path / "home")
     assert "Usage" in done.stdout + done.stderr and "Traceback" not in done.stderr
-    assert shutil.which(str(LFM)), "the command is installed"
+    assert shutil.which(str(warm.INSTALLED)), "the command is installed"
 
 
 @pytest.mark.slow
 def test_a_dead_mlflow_server_is_said_in_one_line_without_its_password(tmp_path: Path) -> None:
     """Nothing listens on the discard port of loopback."""
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("lfm")), "run", "fashion-mnist-lt", "--home", str(tmp_path)],
+        [*warm.lfm(), "run", "fashion-mnist-lt", "--home", str(tmp_path)],
         env={**os.environ, "MLFLOW_TRACKING_URI": "http://someone:secret@127.0.0.1:9"},
         capture_output=True,
         text=True,

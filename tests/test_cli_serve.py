@@ -12,7 +12,7 @@ from lfm.cli.main import app
 from lfm.errors import InputError
 from lfm.serving.predictor import Predictor
 from lfm.tracking import registry
-from lfm.tracking.pipeline_run import connect
+from lfm.tracking.client import connect
 from tests.conftest import Fashion
 from tests.serving import png, write_conv4
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from lfm.config.overrides import apply_overrides, code_values, field_names, flatten, parse_overrides
 from lfm.config.presets import PRESETS, load
@@ -43,7 +43,8 @@ def test_an_unknown_preset_names_the_nearest_or_lists_all() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    for section in (RunConfig, *(type(getattr(BASE, name)) for name in SECTIONS)):
+    sections: list[type[BaseModel]] = [RunConfig, *(type(getattr(BASE, name)) for name in SECTIONS)]
+    for section in sections:
         assert section.__doc__
         for name, field in section.model_fields.items():
             assert name in SECTIONS or field.description, f"{section.__name__}.{name}"

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,8 @@ def put(request: pytest.FixtureRequest, tmp_path: Path) -> Put:
     """Lay files down; the folder that they lie in."""
     if request.param == "disk":
         return lambda files: put_on_disk(tmp_path / "root", files)
-    return request.getfixturevalue("put_in_s3")
+    put_in_s3: Put = request.getfixturevalue("put_in_s3")
+    return put_in_s3
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_a_single_list_gets_a_test_split_and_names_from_a_file(put: Put, tmp_pat
 # Manifests
 
 
-def manifest(suffix: str, table: list[dict[str, object]]) -> bytes:
+def manifest(suffix: str, table: Sequence[Mapping[str, object]]) -> bytes:
     """The rows in this format, written by pandas, csv and json: not by what reads them."""
     if suffix == ".parquet":
         out = io.BytesIO()
@@ -278,7 +279,7 @@ def test_the_checksum_follows_what_matters(tmp_path: Path) -> None:
     files = {f"{kind}/{i}.png": image(f"{kind}{i}.png") for kind in "ab" for i in range(4)}
     table = [{"path": name, "label": name[0]} for name in files]
 
-    def lay(name: str, labels: list[dict[str, object]]) -> str:
+    def lay(name: str, labels: Sequence[Mapping[str, object]]) -> str:
         root = put_on_disk(tmp_path / name, files | {"m.csv": manifest(".csv", labels)})
         for path in Path(root).rglob("*.png"):
             os.utime(path, ns=(10**18, 10**18))

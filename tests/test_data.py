@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -66,9 +67,9 @@ def photo(seed: int, width: int = 300, height: int = 200, mode: str = "RGB") -> 
     return Image.fromarray(array.clip(0, 255).astype(np.uint8)).convert(mode)
 
 
-def encoded(image: Image.Image, kind: str = "png", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
     out = io.BytesIO()
-    image.save(out, kind, **options)  # type: ignore[arg-type]
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
@@ -579,9 +580,10 @@ def test_small_images_resized_on_the_device_are_open_clips_within_one_grey_level
 def test_how_pixels_are_kept_follows_their_size_and_the_limit(tmp_path: Path) -> None:
     big = files(tmp_path / "raw", [encoded(photo(k, 80, 80)) for k in range(6)])
     kept = {}
-    for name, values in {
+    changes: dict[str, dict[str, Any]] = {
         "auto": {}, "limit": {"decode_gb": 1e-6}, "once": {"decode": "once", "decode_gb": 1e-6}
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, values in changes.items():
         kept[name] = read_info(made(tmp_path / name, big, AS_IS.model_copy(update=values), to=CLIP))["pixels"]
     assert kept == {"auto": "fitted", "limit": "encoded", "once": "fitted"}
     assert not list((tmp_path / "limit").glob("*_images.npy"))

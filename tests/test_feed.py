@@ -52,7 +52,8 @@ def test_fast_mixes_first_and_gives_what_mixing_last_gives(side: int) -> None:
     mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (TO.mean, TO.std))
     x = torch.stack(turned(split, batch)).double() / 255
     x = (F.interpolate(x, (96, 96), mode="bicubic", antialias=True) if side != 96 else x).sub(mean).div(std)
-    expected = lerped(*x.chunk(2), batch)
+    first, second = x.chunk(2)
+    expected = lerped(first, second, batch)
     found = mixed_images(split, batch, flip=True)
     assert found.dtype == torch.float32 and found.is_contiguous(memory_format=torch.channels_last)
     assert (found - expected).abs().max() < 2e-6 * (expected.max() - expected.min())

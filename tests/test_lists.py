@@ -261,7 +261,7 @@ def shift(rows: Rows) -> Rows:
 def test_a_list_with_other_counts_is_refused(damage: Callable[[Rows], Rows], split: str, tmp_path: Path) -> None:
     write_places(tmp_path)
     path = tmp_path / f"Places_LT_{split}.txt"
-    write_list(path, damage(list(zip(*map(list, read_list(path)), strict=True))))
+    write_list(path, damage(list(zip(*(list(column) for column in read_list(path)), strict=True))))
     config = DataConfig(source=str(tmp_path), images=S3)
     with pytest.raises(
         InputError, match=rf"{path.name} has [0-9,]+ images.*the published one has .*data\.verify=false"

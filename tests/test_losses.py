@@ -54,7 +54,7 @@ def make_case(seed: int, classes: int, images: int = 4) -> Case:
 
 
 def loss_of(name: str, classes: Classes, **values: Any) -> LabelLoss:
-    return make_loss(LossConfig(name=name, **values), classes)  # type: ignore[arg-type]
+    return make_loss(LossConfig(name=name, **values), classes)
 
 
 def target_of(case: Case) -> Tensor:
@@ -127,7 +127,7 @@ def test_loss_is_its_equation(
 ) -> None:
     case = make_case(seed, classes)
     values = LossConfig(
-        name=name,  # type: ignore[arg-type]
+        name=name,
         temperature=temperature,
         focal_gamma=gamma,
         ldam_margin=margin,

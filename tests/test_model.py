@@ -6,6 +6,7 @@ Letters in the names give shapes: B images, C classes, D embedding dimensions.
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,11 +38,16 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def layers(model: LFM) -> list[Any]:
+    """Of conv4."""
+    return list(model.image.children())
+
+
 def tower_by_hand(model: LFM, x: Tensor) -> Tensor:
     """conv4 in eval mode, in float64: batch norm as its formula, pooling as maxima and means of windows."""
-    convolutions = [layer for layer in model.image if isinstance(layer, nn.Conv2d)]
-    norms = [layer for layer in model.image if isinstance(layer, nn.BatchNorm2d)]
-    (linear,) = (layer for layer in model.image if isinstance(layer, nn.Linear))
+    convolutions = [layer for layer in layers(model) if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in layers(model) if isinstance(layer, nn.BatchNorm2d)]
+    (linear,) = (layer for layer in layers(model) if isinstance(layer, nn.Linear))
     assert [layer.out_channels for layer in convolutions] == [32, 64, 128, 128] and len(norms) == 4
     x = x.double()
     for block, (convolution, norm) in enumerate(zip(convolutions, norms, strict=True)):
@@ -92,9 +98,9 @@ def test_logits_stay_within_one_whatever_the_scale_and_reach_it_for_the_text_its
     for scale in (1e-3, 1.0, 1e3):
         assert float(model(batch() * scale).abs().max()) <= 1 + 1e-6
     nn.init.eye_(model.w.weight)
-    nn.init.zeros_(model.image[-1].weight)
+    nn.init.zeros_(layers(model)[-1].weight)
     for k in (0, 17):
-        model.image[-1].bias.copy_(3 * model.text_CD[k])
+        layers(model)[-1].bias.copy_(3 * model.text_CD[k])
         logits_BC = model(batch())
         assert torch.allclose(logits_BC[:, k], torch.ones(7)) and (logits_BC.argmax(1) == k).all()
 
@@ -140,7 +146,7 @@ def test_stage_1_trains_the_tower_alone() -> None:
     assert all(p.requires_grad for p in model.image.parameters()) and not model.w.weight.requires_grad
     before = state(model.image)
     model(batch()).sum().backward()
-    assert model.w.weight.grad is None and model.image[0].weight.grad is not None
+    assert model.w.weight.grad is None and layers(model)[0].weight.grad is not None
     after = state(model.image)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if "running" in name or "num_batches" in name}, "batch norm is at work"
@@ -167,7 +173,7 @@ def test_stage_1_after_stage_2_trains_the_tower_again() -> None:
     model.train_stage(2)
     model.train_stage(1)
     assert all(p.requires_grad for p in model.image.parameters()) and not model.w.weight.requires_grad
-    assert all(layer.training for layer in model.image)
+    assert all(layer.training for layer in layers(model))
 
 
 @torch.no_grad()

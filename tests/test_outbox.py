@@ -97,7 +97,11 @@ def test_a_record_that_is_on_its_way_at_the_end_is_sent_by_nobody_else(tmp_path:
     arrived: list[Record] = []
 
     def slow(header: Mapping[str, Any], folder: Path) -> Send:
-        return lambda record: (answered.wait(), arrived.append(record))[1]  # a server that takes its time
+        def send(record: Record) -> None:
+            answered.wait()  # a server that takes its time
+            arrived.append(record)
+
+        return send
 
     box = Outbox(root, {}, slow)
     box.put({"do": "end"})

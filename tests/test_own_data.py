@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +16,12 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from lfm.data.sources.cifar import CIFAR10
 from lfm.storage.artifact import verify
 from tests.s3 import S3
-from tests.test_cifar import CIFAR10, layout, members, small, write_archive
+from tests.test_cifar import layout, members, small, write_archive
+from tests.warm import lfm
 
-LFM = Path(sys.executable).with_name("lfm")
 COLOURS = {"red_rose": (200, 20, 40), "green_leaf": (30, 160, 40), "blue_sea": (20, 60, 190)}
 COUNTS = {"red_rose": 40, "green_leaf": 24, "blue_sea": 12}
 TOWER = {
@@ -58,7 +58,7 @@ def tower(home: Path) -> Path:
 
 def run(home: Path, tower: Path, preset: str, *changes: str, **environment: str) -> subprocess.CompletedProcess[str]:
     sets = [part for change in (f"model.tower={tower}", "model.weights=random", *changes) for part in ("--set", change)]
-    command = [str(LFM), "run", preset, "--home", str(home), "--json", str(home / "result.json"), *sets]
+    command = [*lfm(), "run", preset, "--home", str(home), "--json", str(home / "result.json"), *sets]
     return subprocess.run(command, capture_output=True, text=True, timeout=400, env={**os.environ, **environment})
 
 

@@ -23,15 +23,17 @@ from lfm.cli.run import _write_json
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.storage.artifact import verify
+from tests import warm
 
-LFM = Path(sys.executable).with_name("lfm")
 ROOT = Path(__file__).parent.parent
 SMALL = ["data.max_per_class=60", "data.imbalance=10", "stage1.epochs=2", "stage2.epochs=1", "shots.many=30"]
 
 
-def command(home: Path, *changes: str, before: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> list[str]:
+def command(
+    home: Path, *changes: str, before: tuple[str, ...] = (), after: tuple[str, ...] = (), lfm: tuple[str, ...] = ()
+) -> list[str]:
     sets = [part for change in (*SMALL, *changes) for part in ("--set", change)]
-    return [str(LFM), *before, "run", "fashion-mnist-lt", "--home", str(home), *sets, *after]
+    return [*(lfm or warm.lfm()), *before, "run", "fashion-mnist-lt", "--home", str(home), *sets, *after]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def home(fashion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def first(home: Path) -> subprocess.CompletedProcess[str]:
     table = ("--baseline", "--json", str(home / "demo.json"))
-    return subprocess.run(command(home, after=table), capture_output=True, text=True, timeout=600)
+    whole = command(home, after=table, lfm=(str(warm.INSTALLED),))  # the way of a user, imports and all
+    return subprocess.run(whole, capture_output=True, text=True, timeout=600)
 
 
 def client(home: Path) -> MlflowClient:
@@ -251,7 +254,7 @@ def server(home: Path, first: subprocess.CompletedProcess[str]) -> Iterator[str]
     assert first.returncode == 0
     port = "58731"
     process = subprocess.Popen(
-        [str(LFM), "ui", "--home", str(home), "--port", port], stdout=subprocess.DEVNULL, start_new_session=True
+        [warm.INSTALLED, "ui", "--home", str(home), "--port", port], stdout=subprocess.DEVNULL, start_new_session=True
     )
     yield f"http://127.0.0.1:{port}"
     os.killpg(process.pid, signal.SIGTERM)

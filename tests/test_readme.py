@@ -3,16 +3,15 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lfm.config.overrides import field_names
+from tests.warm import lfm
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-LFM = Path(sys.executable).with_name("lfm")
 COMMANDS = sorted(re.findall(r"^\| `(lfm [^`]+)`", README, re.MULTILINE))
 ELSEWHERE = (
     "lfm run",
@@ -37,7 +36,7 @@ def test_each_command_works(command: str, fashion_folder: Path, tmp_path: Path) 
     downloads = tmp_path / ".lfm" / "downloads"
     downloads.mkdir(parents=True)
     (downloads / "fashion-mnist").symlink_to(fashion_folder)
-    done = call([str(LFM), *shlex.split(command)[1:]], tmp_path)
+    done = call([*lfm(), *shlex.split(command)[1:]], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
@@ -46,7 +45,7 @@ def test_each_command_works(command: str, fashion_folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("lfm run")])
 def test_each_run_is_understood_and_gets_as_far_as_its_data(command: str, tmp_path: Path) -> None:
     """The runs themselves are in test_pipeline.py; here they meet no data folder, once all else of them was checked."""
-    done = call([str(LFM), *shlex.split(command)[1:], "--set", f"data.source={tmp_path / 'none'}"], tmp_path)
+    done = call([*lfm(), *shlex.split(command)[1:], "--set", f"data.source={tmp_path / 'none'}"], tmp_path)
     assert (done.returncode, done.stderr) == (
         2, f"error: data.source: {tmp_path / 'none'} does not exist; correct the path\n"
     )  # fmt: skip
@@ -64,7 +63,7 @@ def test_the_commands_for_own_images_work_on_a_folder_of_photos(tmp_path: Path) 
     commands = block.strip().splitlines()
     assert len(commands) == 3
     for command in commands:
-        done = call([str(LFM), *shlex.split(command)[1:]], tmp_path)
+        done = call([*lfm(), *shlex.split(command)[1:]], tmp_path)
         assert done.returncode == 0, done.stderr
     assert re.search(r"^lfm \+ ce .* 100\.0$", done.stdout, re.MULTILINE), done.stdout
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from lfm.evaluation.metrics import GROUPS
+from lfm.config.schema import GROUPS
 from lfm.report.stats import (
     accuracy_intervals,
     boundary,
@@ -70,7 +70,10 @@ def test_the_same_answers_differ_by_nothing_and_pairing_narrows_the_interval() -
         {name: 100 * float(of[group_N == g].mean()) for g, name in enumerate(GROUPS)} | {"all": 100 * float(of.mean())}
         for of in (right_N, base_N)
     ]
-    loose, tight = unpaired_differences(*scores, total)["all"], paired_differences(right_N, base_N, group_N)["all"]
+    loose, tight = (
+        unpaired_differences(scores[0], scores[1], total)["all"],
+        paired_differences(right_N, base_N, group_N)["all"],
+    )
     assert loose is not None and tight is not None and not loose.paired
     assert loose.value == pytest.approx(tight.value)
     assert tight.high - tight.low < 0.95 * (loose.high - loose.low)
@@ -100,7 +103,7 @@ def test_ranks_and_correlations_are_scipys_ties_and_all(seed: int) -> None:
 def test_the_regression_is_scipys_on_the_logarithm() -> None:
     rng = np.random.default_rng(0)
     count, accuracy = rng.integers(1, 2000, 50).astype(float), rng.random(50) * 100
-    line, oracle = regression(count, accuracy), scipy_stats.linregress(np.log10(count), accuracy)
+    line, oracle = regression(count.tolist(), accuracy.tolist()), scipy_stats.linregress(np.log10(count), accuracy)
     assert line is not None
     assert (line.slope, line.intercept, line.correlation) == pytest.approx(
         (oracle.slope, oracle.intercept, oracle.rvalue)

@@ -5,9 +5,8 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,9 +16,9 @@ from lfm.report.run_values import FILES
 from lfm.storage.artifact import verify
 from tests.browser import check
 from tests.reader import Reader
+from tests.warm import lfm
 
 pytestmark = pytest.mark.slow
-LFM = Path(sys.executable).with_name("lfm")
 SMALL = ["data.max_per_class=60", "data.imbalance=10", "stage1.epochs=2", "stage2.epochs=1", "shots.many=30"]
 COLUMNS = ("many", "medium", "few", "all")
 
@@ -34,7 +33,7 @@ class Ran(NamedTuple):
 
     def report(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(LFM), "report", *arguments, "--home", str(self.home)], capture_output=True, text=True, timeout=200
+            [*lfm(), "report", *arguments, "--home", str(self.home)], capture_output=True, text=True, timeout=200
         )
 
     def metrics(self, run: str) -> dict[str, dict[str, float]]:
@@ -48,7 +47,7 @@ def ran(fashion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     shutil.copytree(fashion_folder, home / "downloads" / "fashion-mnist")
     sets = [part for change in SMALL for part in ("--set", change)]
     done = subprocess.run(
-        [str(LFM), "run", "fashion-mnist-lt", "--baseline", "--home", str(home), *sets],
+        [*lfm(), "run", "fashion-mnist-lt", "--baseline", "--home", str(home), *sets],
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -77,7 +76,7 @@ def test_a_run_keeps_what_a_report_is_made_from_in_mlflow_and_in_the_artifact(ra
         label_N, predicted_N, confidence_N, untrained_N = (
             np.load(ran.client.download_artifacts(run, name)) for name in FILES[2:]
         )
-        kept = ran.metrics(run)
+        kept: dict[str, Any] = ran.metrics(run)
         assert (predicted_N.dtype, confidence_N.dtype, len(label_N)) == (np.int32, np.float32, 10_000)
         for scores, answers in ((kept["test"], predicted_N), (kept["untrained"], untrained_N)):
             table = np.zeros((10, 10), int)
@@ -156,6 +155,6 @@ def test_mistakes_are_one_line(ran: Ran, tmp_path: Path) -> None:
         assert done.returncode == 2 and done.stderr.startswith("error: ") and told in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1
     empty = subprocess.run(
-        [str(LFM), "report", "latest"], capture_output=True, text=True, env={**os.environ, "LFM_HOME": str(tmp_path)}
+        [*lfm(), "report", "latest"], capture_output=True, text=True, env={**os.environ, "LFM_HOME": str(tmp_path)}
     )
     assert empty.returncode == 2 and "no evaluated runs yet" in empty.stderr

@@ -125,7 +125,7 @@ def test_what_cannot_be_classified_is_refused(predictor: Predictor, fashion: Fas
         (np.zeros((1, 28, 28, 3), np.uint8), "is 28 x 28 x 3; this model takes 28 x 28"),
     ):
         with pytest.raises(InputError, match=message):
-            predictor.predict(images)
+            predictor.predict(images)  # type: ignore[arg-type]  # so that it is refused
     with pytest.raises(InputError, match="has 30 x 31 pixels; this model takes 28 x 28"):
         predictor.fit(Image.new("RGB", (31, 30)))
     with pytest.raises(InputError, match="top is 0"):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lfm.serving.predictor import Predictor
 from lfm.tracking import pipeline_run
+from lfm.tracking.client import KEY_VARIABLE
 from tests.conftest import Fashion
 from tests.serving import png, write_conv4
 
@@ -51,7 +52,7 @@ def registered(fashion: Fashion, text_CD: Tensor, tmp_path_factory: pytest.TempP
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LFM_HOME", str(work))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv(pipeline_run.KEY_VARIABLE, "a-test")
+        patch.setenv(KEY_VARIABLE, "a-test")
         pipeline_run.begin_pipeline_run("tests", "a run")
         with pipeline_run.step_run("register") as run:
             uri = pipeline_run.register_model(run, "small", "a-content", folder, example, answer, "minilm")

@@ -22,6 +22,7 @@ from lfm.serving.predictor import Predictor
 from lfm.serving.request import MOST_TOP
 from lfm.serving.settings import Settings
 from lfm.tracking import pipeline_run, registry
+from lfm.tracking.client import KEY_VARIABLE
 from lfm.tracking.uri import tracking_uri
 from tests.serving import png, serving, write_vit
 
@@ -43,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(work)
         patch.setenv("LFM_HOME", str(work / ".lfm"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv(pipeline_run.KEY_VARIABLE, "a-test")
+        patch.setenv(KEY_VARIABLE, "a-test")
         pipeline_run.begin_pipeline_run("tests", "a run")
         example = pd.DataFrame({"image": [base64.b64encode((work / "photos/0.jpg").read_bytes()).decode()]})
         answer = predictor.predict(np.zeros((1, 32, 32, 3), np.uint8))

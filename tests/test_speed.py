@@ -144,12 +144,12 @@ def test_a_repository_that_cannot_be_used_is_told_and_the_stand_in_timed(
     (repository / "mixups.py").unlink()
     (repository / "utils.py").write_text("import no_such_library\n")
     pixels = np.zeros((2, 32, 32, 3), dtype=np.uint8)
-    assert reference.way("input", repository, repr, pixels, [(0, 1, 0.5)]) == (repr, "stand-in")
-    assert reference.way("accuracy", repository, repr, torch.eye(2), torch.arange(2), ["few"] * 2)[1] == "stand-in"
+    assert reference.way("input", repository, print, pixels, [(0, 1, 0.5)]) == (print, "stand-in")
+    assert reference.way("accuracy", repository, print, torch.eye(2), torch.arange(2), ["few"] * 2)[1] == "stand-in"
     told = capsys.readouterr().out
     assert "input:" in told and "No module named 'mixups'" in told
     assert "accuracy:" in told and "No module named 'no_such_library'" in told
-    assert reference.way("partner", None, repr, torch.ones(2)) == (repr, "stand-in")
+    assert reference.way("partner", None, print, torch.ones(2)) == (print, "stand-in")
     with pytest.raises(SystemExit):
         speed.main(["--reference", str(repository / "nowhere")])
     assert "is no folder; give a clone" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import http.client
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +121,7 @@ def test_the_server_is_found_in_any_of_three_variables(
 def message(call: str, uri: str, tmp_path: Path) -> str:
     """What the user reads when this call fails."""
     (tmp_path / "file").write_bytes(b"x")
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "read": lambda: storage.read(uri),
         "write": lambda: storage.write(uri, b"x"),
         "upload": lambda: storage.upload(tmp_path / "file", uri),

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from lfm.storage import store
 from lfm.storage.artifact import publishing, verify
 from lfm.storage.store import Mirror, build_once, fetch_checkpoints, pull, push, shared
 from tests.s3 import S3
+from tests.warm import lfm
 
 ROOT = "s3://shared/team"
 
@@ -162,7 +162,7 @@ def test_a_machine_that_lost_its_disk_goes_on_and_a_third_has_nothing_to_do(
         home = tmp_path / name
         (home / "downloads").mkdir(parents=True)
         (home / "downloads" / "fashion-mnist").symlink_to(fashion_folder)
-        command = [str(Path(sys.executable).with_name("lfm")), "run", "fashion-mnist-lt", "--home", str(home), *sets]
+        command = [*lfm(), "run", "fashion-mnist-lt", "--home", str(home), *sets]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     one = start("one")

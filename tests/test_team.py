@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,8 +21,8 @@ from tests.browser import visit
 from tests.conftest import Fashion, first_images, write_files
 from tests.s3 import S3
 from tests.team_server import TeamServer, team_server
+from tests.warm import lfm
 
-LFM = Path(sys.executable).with_name("lfm")
 EPOCHS = 10
 
 
@@ -69,7 +68,7 @@ def survived(team: TeamServer, fashion: Fashion, tmp_path_factory: pytest.TempPa
         "data.source": source, "data.verify": "false", "data.val_per_class": 40, "data.max_per_class": 60,
         "data.imbalance": 10, "stage1.epochs": EPOCHS, "stage2.epochs": 3,
     }  # fmt: skip
-    command = [str(LFM), "run", "fashion-mnist-lt", *(f"--set={k}={v}" for k, v in settings.items())]
+    command = [*lfm(), "run", "fashion-mnist-lt", *(f"--set={k}={v}" for k, v in settings.items())]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in team.environment.items():
             patch.setenv(name, value)
@@ -85,9 +84,9 @@ def survived(team: TeamServer, fashion: Fashion, tmp_path_factory: pytest.TempPa
             running.kill()
         team.start()
         nowhere = {k: v for k, v in environment.items() if k not in team.environment}
-        astray = subprocess.run([str(LFM), "sync"], env=nowhere, capture_output=True, text=True, timeout=120)
+        astray = subprocess.run([*lfm(), "sync"], env=nowhere, capture_output=True, text=True, timeout=120)
         synced = subprocess.run(
-            [str(LFM), "sync"], env=environment, capture_output=True, text=True, timeout=120, check=True
+            [*lfm(), "sync"], env=environment, capture_output=True, text=True, timeout=120, check=True
         )
         environment.pop("LFM_MLFLOW_PATIENCE")
         again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -170,7 +169,7 @@ def test_artifacts_are_in_s3_and_the_password_is_nowhere(survived: Survived, tea
 def test_a_wrong_password_is_refused_before_any_work(survived: Survived, team: TeamServer, tmp_path: Path) -> None:
     environment = {**os.environ, **team.environment, "MLFLOW_TRACKING_PASSWORD": "wrong-one-indeed"}
     done = subprocess.run(
-        [str(LFM), "models", "--home", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60
+        [*lfm(), "models", "--home", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and done.stderr.startswith("error: the MLflow server at 127.0.0.1"), done.stderr
     with pytest.raises(MlflowException), pytest.MonkeyPatch.context() as patch:
@@ -182,7 +181,7 @@ def test_a_wrong_password_is_refused_before_any_work(survived: Survived, team: T
 def test_the_ui_shows_runs_comparison_model_and_report(survived: Survived, team: TeamServer) -> None:
     environment = {**os.environ, **team.environment, "LFM_HOME": str(survived.home)}
     subprocess.run(
-        [str(LFM), "promote", "fashion-mnist-lt", "1", "--why", "looked at its mistakes"], env=environment, check=True
+        [*lfm(), "promote", "fashion-mnist-lt", "1", "--why", "looked at its mistakes"], env=environment, check=True
     )
     died, finished = survived.parents()
     experiment, run = finished.info.experiment_id, finished.info.run_id

@@ -544,7 +544,7 @@ def test_curves_come_once_an_epoch_with_validation_where_asked(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
 def test_an_open_clip_tower_trains_in_stage_1_and_stands_still_in_stage_2(name: str, tmp_path: Path) -> None:
     """The real architectures of the paper; RN50's batch norm keeps running statistics, which must not drift."""
-    package = Path(find_spec("open_clip").origin).parent  # type: ignore[union-attr, arg-type]
+    package = Path(find_spec("open_clip").origin).parent  # type: ignore[union-attr]
     architecture = json.loads((package / "model_configs" / f"{name}.json").read_text())
     torch.manual_seed(0)
     tower = build_image_tower(architecture)

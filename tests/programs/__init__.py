@@ -1,0 +1,1 @@
+"""Programs that tests start, each in a process of its own."""
