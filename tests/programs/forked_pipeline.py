@@ -22,7 +22,7 @@ def show(word: str) -> str:
 
 
 @dsl.component(base_image="python", install_kfp_package=False)
-def fail(how: str):
+def fail(how: str) -> None:
     """End in the way that is asked for."""
     import os
     import signal
@@ -39,14 +39,14 @@ def fail(how: str):
 
 
 @dsl.pipeline
-def good():
+def good() -> None:
     """Two steps."""
     show(word="one")
     show(word="two")
 
 
 @dsl.pipeline
-def bad(how: str):
+def bad(how: str) -> None:
     """A step that fails."""
     fail(how=how)
 
