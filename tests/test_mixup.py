@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from lfm.config.overrides import apply_overrides
 from lfm.config.schema import MixupConfig, RunConfig
 from lfm.method.draws import beta
 from lfm.method.mixup import (
+    MIXUPS,
     LocalFeatureMixup,
     PairBatch,
     PairSampler,
@@ -459,6 +460,10 @@ def test_a_batch_draws_the_same_in_every_release() -> None:
 
 
 # --- The sampler of a stage ------------------------------------------------------------------------------
+
+
+def test_the_schema_names_the_mixups_that_there_are() -> None:
+    assert list(get_args(MixupConfig.model_fields["name"].annotation)) == list(MIXUPS) == NAMES
 
 
 @few

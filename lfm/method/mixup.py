@@ -224,10 +224,12 @@ class LocalFeatureMixup(Mixup):
             return self.images.uniform(class_B, u_B)
         # The draw of a step depends on those before it in the epoch; they are all made together, so that a resumed
         # epoch sees the same ones.
-        if self.epoch_partners[0] is not epoch:
+        of_epoch, j_N = self.epoch_partners
+        if of_epoch is not epoch:
             class_N = torch.cat([self._partner_class(epoch.first(s), epoch.rng(s)) for s in range(epoch.steps)])
-            self.epoch_partners = (epoch, self.images.until_used_up(class_N, epoch.rng("class order")))
-        return self.epoch_partners[1][step * epoch.batch_size :][: len(class_B)]
+            j_N = self.images.until_used_up(class_N, epoch.rng("class order"))
+            self.epoch_partners = (epoch, j_N)
+        return j_N[step * epoch.batch_size :][: len(class_B)]
 
     def _partner_class(self, i_B: Tensor, rng: torch.Generator) -> Tensor:
         u_B = torch.rand(len(i_B), generator=rng, dtype=torch.float64)
@@ -275,10 +277,10 @@ class PairSampler:
 
     def batch(self, epoch: int, step: int) -> PairBatch:
         """Batch `step` of `epoch`: each image once an epoch as the first, in an order drawn for the epoch."""
-        if self._epoch.key[2] != epoch:
-            self._epoch = self._begin(epoch)
-        rng, i_B = self._epoch.rng(step), self._epoch.first(step)
-        index_B2 = torch.stack([i_B, self.mixup.partner(self._epoch, step, rng)], dim=1)
+        current = self._epoch if self._epoch.key[2] == epoch else self._begin(epoch)
+        self._epoch = current  # read once: another thread may ask for another epoch
+        rng, i_B = current.rng(step), current.first(step)
+        index_B2 = torch.stack([i_B, self.mixup.partner(current, step, rng)], dim=1)
         label_B2 = self.label_N[index_B2]
         lambda_x_B = self.mixup.image_weight(len(i_B), rng)
         n_i_B, n_j_B = self.mixup.images.count_C[label_B2].unbind(dim=1)
