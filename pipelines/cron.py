@@ -1,4 +1,4 @@
-"""KFP's cron expressions: six fields, the second first. Checked here, since KFP reads five fields as other times."""
+"""Check of KFP's cron expressions, which have six fields, seconds first; KFP reads five fields as other times."""
 
 import re
 
@@ -16,13 +16,14 @@ ITEM = re.compile(r"(\*|\?|\w+(?:-\w+)?)(?:/(\d+))?")
 
 
 def check_cron(text: str) -> str:
-    """The expression with single spaces, if KFP reads it as it is meant.
+    """Check a cron expression: the same with single spaces.
 
     Args:
-        text: second, minute, hour, day of the month, month, day of the week.
+        text: Six fields: second, minute, hour, day of the month, month, day of the week.
 
     Raises:
-        InputError: another number of fields, a bad one, a run every second, or a day that never comes.
+        InputError: The number of fields is wrong, a field is invalid, runs start more often than every minute, or the
+            day never comes.
     """
     parts = text.split()
     if len(parts) == 5:

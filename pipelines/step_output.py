@@ -1,4 +1,4 @@
-"""What a local run shows: our own lines and bars, while everything goes to a log."""
+"""Output of a local run: our own lines and progress bars on the screen, everything in a log."""
 
 import io
 import re
@@ -13,10 +13,10 @@ BAR = re.compile(r"(\d+)% ▕")
 
 
 class StepOutput(io.TextIOBase):
-    """Stands in for standard output while KFP runs: everything goes to a log, our own lines to the user.
+    """Replaces standard output while KFP runs: everything goes to a log, our own lines also to the screen.
 
     Progress bars arrive as one line for each redraw. On a terminal a bar is redrawn in place, elsewhere one line
-    in ten percent is shown. The steps of a sweep may write at the same time.
+    is shown every ten percent. The steps of a sweep may write at the same time.
     """
 
     def __init__(self, screen: TextIO, log: TextIO, verbose: bool) -> None:
@@ -42,7 +42,7 @@ class StepOutput(io.TextIOBase):
 
     def _line(self, line: str) -> None:
         if line.startswith(ERROR_MARK):
-            self.error = self.error or line.removeprefix(ERROR_MARK)  # what follows follows from it
+            self.error = self.error or line.removeprefix(ERROR_MARK)  # later errors are consequences of the first
         elif MARK in line and (bar := BAR.search(line)):
             self._bar(line[line.index(MARK) :], int(bar[1]))
         elif line.startswith(MARK.strip()) or self.verbose:
@@ -63,7 +63,7 @@ class StepOutput(io.TextIOBase):
             self.shown = -1
 
     def end_bar(self) -> None:
-        """Go to a new line after a bar."""
+        """Start a new line after a progress bar."""
         if self.bar:
             self.screen.write("\n")
         self.bar = False

@@ -66,7 +66,7 @@ def build(
         config: Configuration that the default values of the parameters give.
         settings: Settings of a cluster; None: a local run.
         body: Function that adds the tasks after `configure`.
-        own_parameters: Parameters of this pipeline beside the run parameters, by name.
+        own_parameters: Parameters of this pipeline besides the run parameters, by name.
     """
     own, defaults = own_parameters or {}, pipeline_arguments(config)
     parameters = {key: Parameter(p.type, defaults[key], p.description) for key, p in RUN_PARAMETERS.items()}

@@ -233,4 +233,4 @@ def test_fetch_explains_own_data_and_counts_what_is_there(tmp_path: Path, fashio
     done = lfm(tmp_path / "home", "data", "fetch", "custom")
     assert done.returncode == 0 and "image folder" in done.stdout and "manifest" in done.stdout
     done = lfm(tmp_path / "home", "data", "fetch", "fashion-mnist", "--source", str(fashion_folder))
-    assert done.returncode == 0 and "fashion-mnist: all there, 70,000 images of 10 classes" in done.stdout
+    assert done.returncode == 0 and "fashion-mnist: complete, 70,000 images of 10 classes" in done.stdout

@@ -148,7 +148,7 @@ def test_the_papers_tables_without_any_of_their_runs(ran: Ran, tmp_path: Path) -
 def test_mistakes_are_one_line(ran: Ran, tmp_path: Path) -> None:
     for arguments, told in (
         (["nothing-like-it"], "no evaluated run 'nothing-like-it'"),
-        ([ran.ce, ran.lfm], "hold them against the first with lfm compare"),
+        ([ran.ce, ran.lfm], "compare them with the first by lfm compare"),
         (["--compare", ran.ce, ran.ce[:8]], "two or more different runs"),
     ):
         done = ran.report(*arguments)

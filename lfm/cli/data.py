@@ -28,11 +28,11 @@ def add_to(app: typer.Typer) -> None:
 
 def fetch(
     name: Annotated[str, typer.Argument(help="A data set or a preset: fashion-mnist, cifar10, imagenet-lt, ...")],
-    source: Annotated[str, typer.Option("--source", help="Where your copy lies; default: LFM_HOME/downloads.")] = "",
-    images: Annotated[str, typer.Option("--images", help="Where the images lie, if not beside the lists.")] = "",
+    source: Annotated[str, typer.Option("--source", help="Folder of your copy. Default: LFM_HOME/downloads.")] = "",
+    images: Annotated[str, typer.Option("--images", help="Folder of the images, if it is not that of the lists.")] = "",
     home_: HomeOption = None,
 ) -> None:
-    """Say which files of a data set go where, fetch what can be fetched, and check what is there.
+    """Show which files of a data set go where, download what can be downloaded, and check the files.
 
     Examples:
       lfm data fetch cifar100
@@ -56,7 +56,7 @@ def fetch(
         return
     found = load_source(DataConfig(name=name, source=source, images=images, profile="as-is"))
     found.check()
-    typer.echo(f"{name}: all there, {len(found.images):,} images of {len(found.classes):,} classes")
+    typer.echo(f"{name}: complete, {len(found.images):,} images of {len(found.classes):,} classes")
 
 
 def inspect(
@@ -112,13 +112,15 @@ def inspect(
 def report_(
     preset: PresetArgument,
     set_: SetOption = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="JSON file to write. Default: beside the page.")] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="JSON file to write. Default: the page's name with .json.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="HTML file to write. Default: data-PRESET.html in the home folder.")
     ] = None,
     home_: HomeOption = None,
 ) -> None:
-    """Look at every image and class name before any training, and say what to mend first.
+    """Check every image and class name before any training, and list what to correct first.
 
     Shows images that cannot be used or are odd, equal images and images that look alike (across splits and labels
     too), class names that a text tower cannot read, and what the method will do to each class.
@@ -142,6 +144,6 @@ def report_(
 
     check(config)
     found, html = report_data(config)
-    page.write_text(html, encoding="utf-8", errors="backslashreplace")  # a file name may be no Unicode
+    page.write_text(html, encoding="utf-8", errors="backslashreplace")  # a file name need not be valid Unicode
     values.write_text(json.dumps(found, indent=1))
     typer.echo(f"{preset}\n{data_summary(found)}\n\nPage: {page}\nJSON: {values}")

@@ -43,23 +43,23 @@ for commands in (run, data, report, cluster, models, serve):
 
 
 def main() -> None:
-    """The `lfm` command. Exit code 2: the user can mend it; 1: a step failed otherwise; 130: Ctrl-C; 143: SIGTERM."""
+    """The `lfm` command. Exit code 2: an error the user can correct; 1: another error; 130: Ctrl-C; 143: SIGTERM."""
 
     def terminate(number: int, frame: object) -> None:
-        raise SystemExit(TERMINATED)  # leaves by way of every `finally`: the running step writes a checkpoint
+        raise SystemExit(TERMINATED)  # runs every `finally`, so the running step writes a checkpoint
 
     signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except SystemExit as end:  # typer turns Ctrl-C into this
         if end.code in (INTERRUPTED, TERMINATED):
-            typer.echo("\nstopped; the same command goes on where this one was", err=True)
+            typer.echo("\nstopped; the same command continues from here", err=True)
         raise
     except Exception as error:
-        from lfm.jobs.step import system_error
+        from lfm.jobs.step import as_user_error
 
-        told = system_error(error)
-        if debugging() or (told is None and not isinstance(error, RuntimeError)):
+        user_error = as_user_error(error)
+        if debugging() or (user_error is None and not isinstance(error, RuntimeError)):
             raise
-        typer.echo(f"error: {told or error}", err=True)
-        raise SystemExit(told.exit_code if told else 1) from None
+        typer.echo(f"error: {user_error or error}", err=True)
+        raise SystemExit(user_error.exit_code if user_error else 1) from None

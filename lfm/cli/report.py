@@ -29,13 +29,13 @@ def report(
         list[str],
         typer.Argument(metavar="RUN...", help="MLflow run id, its first digits, a run's name, latest; or: paper."),
     ],
-    compare: Annotated[bool, typer.Option("--compare", help="Hold the runs against the first one.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Compare the runs with the first one.")] = False,
     out: OutOption = None,
     home_: HomeOption = None,
 ) -> None:
     """Write a run's page again, compare runs, or fill the paper's tables, from MLflow and without a GPU.
 
-    The folder gets report.html (one file that asks nothing of a network), figures as SVG and PNG, and the numbers
+    The folder gets report.html (one file that needs no network), figures as SVG and PNG, and the numbers
     behind them as CSV.
 
     Examples:
@@ -49,7 +49,7 @@ def report(
     if compare:
         return _compare(runs, out)
     if len(runs) > 1:
-        raise InputError(f"{len(runs)} runs: name one, or hold them against the first with lfm compare")
+        raise InputError(f"{len(runs)} runs: name one, or compare them with the first by lfm compare")
     from lfm.jobs import reports
 
     if runs == [PAPER]:
@@ -66,7 +66,7 @@ def compare(
     out: OutOption = None,
     home_: HomeOption = None,
 ) -> None:
-    """Hold runs on the same data against the first one, image by image: differences with 95 % intervals.
+    """Compare runs on the same data with the first one, image by image: differences with 95 % intervals.
 
     The folder gets report.html, figures as SVG and PNG, and the numbers behind them as CSV.
 

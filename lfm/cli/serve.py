@@ -1,4 +1,4 @@
-"""`lfm predict` and `lfm serve`: answers of a registered model, here or over HTTP."""
+"""`lfm predict` and `lfm serve`: predictions of a registered model, on this machine or over HTTP."""
 
 import json
 import tempfile
@@ -38,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files, or folders of files.")],
     model: ModelOption = "",
-    top: Annotated[int, typer.Option("--top", help="Classes to show of each image.", min=1, max=100)] = 5,
+    top: Annotated[int, typer.Option("--top", help="Number of classes to show for each image.", min=1, max=100)] = 5,
     new_class: Annotated[
         list[str] | None, typer.Option("--new-class", help="Name of a class training has not seen. Repeatable.")
     ] = None,
@@ -46,9 +46,9 @@ def predict(
     device: DeviceOption = "auto",
     home_: HomeOption = None,
 ) -> None:
-    """Say what images show: the likeliest classes, with probabilities and shot groups.
+    """Classify images: the most likely classes, with probabilities and shot groups.
 
-    A new class is weighed by its name alone (zero-shot). Calibrated probabilities were fitted on validation images.
+    A new class is recognised by its name alone (zero-shot). Calibration was fitted on validation images.
 
     Examples:
       lfm predict photo.jpg
@@ -117,15 +117,23 @@ def _files(given: Sequence[Path]) -> list[Path]:
 
 def serve(
     model: ModelOption = "",
-    host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="0 takes a free one.", min=0, max=65535)] = 8080,
-    workers: Annotated[int, typer.Option("--workers", help="Processes, each with the model.", min=1, max=256)] = 1,
-    threads: Annotated[int, typer.Option("--threads", help="Of each; 0: the cores shared out.", min=0)] = 0,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0: a free one.", min=0, max=65535)] = 8080,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Number of processes, each with the model.", min=1, max=256)
+    ] = 1,
+    threads: Annotated[
+        int, typer.Option("--threads", help="Threads of each process; 0: the cores divided among them.", min=0)
+    ] = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    body_mb: Annotated[float, typer.Option("--body-mb", help="Most megabytes of a request.", min=0.001)] = 32.0,
-    images: Annotated[int, typer.Option("--images", help="Most images of a request.", min=1)] = 64,
-    requests: Annotated[int, typer.Option("--requests", help="Most requests in flight in a worker.", min=1)] = 32,
+    body_mb: Annotated[
+        float, typer.Option("--body-mb", help="Largest size of a request in megabytes.", min=0.001)
+    ] = 32.0,
+    images: Annotated[int, typer.Option("--images", help="Largest number of images in a request.", min=1)] = 64,
+    requests: Annotated[
+        int, typer.Option("--requests", help="Largest number of requests that a process handles at once.", min=1)
+    ] = 32,
     home_: HomeOption = None,
 ) -> None:
     """Serve a model over HTTP until Ctrl-C or SIGTERM (docs/serving.md).

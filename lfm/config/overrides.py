@@ -72,8 +72,8 @@ def apply_overrides(base: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     """The base with some fields replaced, `fidelity: code` filled in, and everything checked again.
 
     Args:
-        base: a checked configuration, normally a preset's.
-        overrides: dotted field name -> value.
+        base: Checked configuration, normally a preset's.
+        overrides: New values by dotted field name.
 
     Raises:
         InputError: an unknown field (the nearest valid name is given) or a bad value.

@@ -1,4 +1,4 @@
-"""One function per data set, read top to bottom, giving the whole `RunConfig`."""
+"""One function per preset, which gives its complete `RunConfig`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

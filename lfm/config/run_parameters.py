@@ -24,7 +24,7 @@ class RunParameter(NamedTuple):
 
 
 # The KFP UI sorts parameters by name and shows no description there. So a name is its field's, with _ for the dot:
-# parameters of one section stand together, and --set takes the same words.
+# parameters of one section are together, and are named as in --set.
 RUN_PARAMETERS = {
     "data_source": RunParameter(str, ("data.source",), "Where the images are: a folder or s3:// prefix, a split list, "
         "a CSV or Parquet file. Empty: the published files, downloaded where that is allowed."),

@@ -33,12 +33,12 @@ class DataConfig(Section):
     name: str = "fashion-mnist"
     """Data set, one of `lfm.data.sources.registry.DATASETS`; `custom` for your own images."""
     source: str = ""
-    """Where the raw files lie. custom: an image folder, a split list (.txt), a manifest (.csv, .parquet, .jsonl), on
-    disk or at s3://. Others: a folder; empty: LFM_HOME/downloads/NAME, fetched where that can be."""
+    """Location of the raw files. custom: an image folder, a split list (.txt), a manifest (.csv, .parquet, .jsonl), on
+    disk or at s3://. Others: a folder; empty: LFM_HOME/downloads/NAME, downloaded where that is allowed."""
     images: str = ""
-    """Folder or s3:// prefix that relative paths in a list or manifest start from; empty: beside the list."""
+    """Folder or s3:// prefix that relative paths in a list or manifest start from; empty: the folder of the list."""
     class_names: str = ""
-    """File that names the classes: a line a class, in label order, or JSON {label: name}; empty: as the data say."""
+    """File of class names: one a line in label order, or JSON {label: name}; empty: the names in the data."""
     verify: bool = True
     """Refuse archives and lists that are not the published ones, by checksum or count."""
     profile: Literal["exponential", "step", "as-is"] = "exponential"
@@ -53,16 +53,16 @@ class DataConfig(Section):
     """Where the data have no test split: images of each class to make one of; 0: a fifth of the smallest class,
     1 to 100."""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """An unreadable image stops the build with the list of all, or is left out."""
+    """Unreadable images. stop: the build ends with a list of them; skip: they are left out."""
     max_bad: float = Field(0.05, ge=0, lt=1)
-    """skip: largest share of unreadable images that still goes on."""
+    """skip: largest share of unreadable images; with more, the build ends."""
     max_megapixels: float = Field(100.0, gt=0)
-    """Larger images count as unreadable: a decompression bomb fills the memory."""
+    """Larger images count as unreadable, since a decompression bomb fills the memory."""
     decode: Literal["auto", "once", "each-time"] = "auto"
     """once: keep the pixels at the model's size in one memory map; each-time: decode in workers while training;
     auto: once, where the pixels take at most `decode_gb`."""
     decode_gb: float = Field(40.0, gt=0)
-    """auto: most gigabytes of decoded pixels."""
+    """auto: largest size of the decoded pixels in gigabytes."""
 
     @field_validator("source", "images", "class_names")
     @classmethod
@@ -79,7 +79,7 @@ class TextConfig(Section):
     prompt: str | tuple[str, ...] = "a photo of a {}"
     """Template around each class name, `{}` is the name; or several, whose embeddings are averaged."""
     descriptions: str = ""
-    """JSON file {class name: sentence or list of sentences}; these stand beside the prompts in the average."""
+    """JSON file {class name: sentence or list of sentences}; these and the prompts are averaged."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class ModelConfig(Section):
     """open_clip's pre-trained tag (openai, datacomp_xl_s13b_b90k ...), a local or s3:// checkpoint (.safetensors, or
     a torch file, which is loaded weights-only), or `random`."""
     image_size: int = Field(0, ge=0, le=512)
-    """conv4: resize images to this many pixels a side, 8 or more; 0: as they are. Other towers know their size."""
+    """conv4: resize images to this many pixels a side, 8 or more; 0: unchanged. Other towers have their own size."""
 
     @model_validator(mode="after")
     def _not_too_small(self) -> "ModelConfig":
@@ -176,10 +176,10 @@ class StageConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of the optimizer."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
-    """Images of a step, over all processes; auto: found by trying, the largest that fits and still gains speed (the
-    learning rate stays as it is)."""
+    """Images of a step, over all processes; auto: the largest that fits in memory and is still faster, found
+    by a search (the learning rate does not change)."""
     micro_batch: int = Field(0, ge=0)
-    """Most images of a step that a process holds at a time, gradients adding up: for small GPUs; 0: all at once."""
+    """Images of a step that a process computes at once; gradients are accumulated. For small GPUs; 0: all."""
     clip: float = Field(0.0, ge=0)
     """Largest norm of a step's gradient; 0: not clipped."""
     alpha: float | Literal["auto"] = Field(1.0)
@@ -214,12 +214,12 @@ class ShotsConfig(Section):
 
     @property
     def rule(self) -> str:
-        """The rule in words, for every place that names a score."""
+        """The rule in words, as reports print it."""
         return f"many > {self.many}, few < {self.few}"
 
 
 class TrainConfig(Section):
-    """How to train: none of this changes what is learnt, beyond rounding."""
+    """How to train: only rounding of the result depends on this."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -240,11 +240,11 @@ class TrainConfig(Section):
     validate_every: int = Field(5, ge=0)
     """Epochs between scores on the validation images; 0: never."""
     checkpoint_minutes: float = Field(1.0, gt=0)
-    """Most minutes of work that a killed process loses."""
+    """Minutes between checkpoints: the most work that a killed process loses."""
     checkpoint_steps: int = Field(0, ge=0)
-    """Also write a checkpoint every so many steps; 0: by time alone."""
+    """Steps between further checkpoints; 0: none but those by time."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Checkpoints kept; an older one stands in for a torn one."""
+    """Number of checkpoints that are kept; if the newest is damaged, the one before is used."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the model. auto: on GPUs for stages of 1,000 steps or more, where a C compiler is there."""
     recompute: bool = False
@@ -257,12 +257,12 @@ class TrainConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run: data, text, model, method, training."""
+    """All values of a run: data, text, model, method, training."""
 
     preset: str
     """Name of the preset this came from; also the MLflow experiment."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Draws the subset, the initial weights and every batch."""
+    """Seed of the subset, the initial weights and every batch."""
     fidelity: Literal["text", "code"] = "text"
     """text: the paper's text; code: the values of the authors' released code (docs/method.md)."""
     data: DataConfig = DataConfig()

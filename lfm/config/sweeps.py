@@ -1,4 +1,4 @@
-"""Lists of configurations worth a comparison: the paper's baselines, imbalance factors, alpha and tau, or any field."""
+"""Grids of configurations to compare: the paper's baselines, imbalance factors, alpha and tau, or any field."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,16 +34,16 @@ def variants_of(grid: str, values: Sequence[Any] = (), seeds: int = 1, first_see
     """The configurations of a grid.
 
     Args:
-        grid: `baselines`, one of `CURVES`, or `FIELD=VALUE,VALUE,...`.
-        values: instead of the paper's, of `CURVES`.
-        seeds: of each configuration.
-        first_seed: the others follow it.
+        grid: Name of the grid: `baselines`, one of `CURVES`, or `FIELD=VALUE,VALUE,...`.
+        values: Values in place of the paper's, for a grid of `CURVES`.
+        seeds: Number of seeds for each configuration.
+        first_seed: First of the consecutive seeds.
 
     Returns:
         For each its `name`, the `label` that its seeds share, `value` where the grid is over numbers, `overrides`.
 
     Raises:
-        InputError: an unknown grid, or values where none fit.
+        InputError: The grid is unknown, or does not take values.
     """
     arms = _arms(grid, values)
     return [
@@ -87,7 +87,7 @@ def check(base: RunConfig, variants: Sequence[Mapping[str, Any]]) -> list[RunCon
     """Every configuration of a sweep, checked.
 
     Raises:
-        InputError: none at all, a name twice, or a bad configuration, which is named.
+        InputError: There is no variant, a name occurs twice, or a variant's configuration is invalid.
     """
     if not variants:
         raise InputError("the sweep has no configurations; give some, as in --grid alpha")

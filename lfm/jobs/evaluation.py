@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lfm.config.schema import RunConfig
 from lfm.jobs.reports import page_of
 from lfm.jobs.scoring import score_models, untrained
-from lfm.jobs.step import content, step, told
+from lfm.jobs.step import content, say_result, step
 from lfm.progress import say
 from lfm.revision import commit
 from lfm.storage.artifact import MANIFEST, copy_to
@@ -70,7 +70,7 @@ def evaluate(
             inputs,
             lambda aside: score_models(run_config, dataset, text, backbone, model, champion, provenance, aside),
         )
-        told("evaluation", folder, reused)
+        say_result("evaluation", folder, reused)
         found = json.loads((folder / "metrics.json").read_text())
         say(table(methods_of(run_config, found)))
         for prefix in ("test", "untrained", "champion"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lfm.config.schema import DataConfig, ModelConfig, RunConfig, TextConfig
 from lfm.errors import InputError
-from lfm.jobs.step import content, step, told
+from lfm.jobs.step import content, say_result, step
 from lfm.storage.artifact import content_key, copy_to, home, read_manifest
 from lfm.storage.import_closure import source_hash
 from lfm.storage.s3 import is_remote
@@ -154,7 +154,7 @@ def fetch_backbone(model: dict[str, Any], seed: int, out: str) -> None:
         config = ModelConfig.model_validate(model)
         folder, reused = backbone_for(config, int(seed))
         run.tags({"lfm.backbone": f"{config.tower} {config.weights}"})
-        told("backbone", folder, reused)
+        say_result("backbone", folder, reused)
         copy_to(folder, Path(out))
 
 
@@ -168,7 +168,7 @@ def prepare_data(data: dict[str, Any], model: dict[str, Any], seed: int, out: st
         folder, reused = dataset_for(config, ModelConfig.model_validate(model), int(seed))
         run.tags({"lfm.dataset": content(folder)})
         run.inputs(splits_used(config, folder))
-        told("data", folder, reused)
+        say_result("data", folder, reused)
         copy_to(folder, Path(out))
 
 
@@ -205,5 +205,5 @@ def embed_text(text: dict[str, Any], dataset: str, backbone: str, out: str) -> N
 
     with pipeline_run.step_run("embed text"):
         folder, reused = embeddings_for(TextConfig.model_validate(text), Path(dataset), Path(backbone))
-        told("text embeddings", folder, reused)
+        say_result("text embeddings", folder, reused)
         copy_to(folder, Path(out))

@@ -1,4 +1,4 @@
-"""What all jobs share: how a step ends, and what it says."""
+"""What all jobs share: how a step ends after an error, and what it prints."""
 
 import errno
 import functools
@@ -17,35 +17,35 @@ R = TypeVar("R")
 
 ERROR_MARK = "error: "
 SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-"""What the machine refuses, and its owner can mend."""
+"""Errors of the operating system that the user can correct."""
 
 
 def step(job: Callable[P, R]) -> Callable[P, R]:
-    """End with one line and exit code 2 where the user can mend it; the traceback stays for our own mistakes."""
+    """End with one line and exit code 2 for an error the user can correct; our own mistakes keep their traceback."""
 
     @functools.wraps(job)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return job(*args, **kwargs)
         except Exception as error:
-            told = system_error(error)
-            if os.environ.get("LFM_DEBUG") or told is None:
+            user_error = as_user_error(error)
+            if os.environ.get("LFM_DEBUG") or user_error is None:
                 raise
-            print(f"{ERROR_MARK}{told}", file=sys.stderr, flush=True)  # noqa: T201
-            raise SystemExit(told.exit_code) from None
+            print(f"{ERROR_MARK}{user_error}", file=sys.stderr, flush=True)  # noqa: T201
+            raise SystemExit(user_error.exit_code) from None
 
     return wrapped
 
 
-def system_error(error: BaseException) -> InputError | None:
-    """What the user can mend, in words that say how: an `InputError` as it is, a refusal of the machine; else None."""
+def as_user_error(error: BaseException) -> InputError | None:
+    """An `InputError` as it is, an error of the operating system as an `InputError` with its remedy; else None."""
     if isinstance(error, InputError):
         return error
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "database or disk is full" in str(error):  # SQLite's words, whoever passes them on
-        return InputError(f"the disk under {home()} is full; make room or set LFM_HOME, then run again: it goes on")
+    if full or "database or disk is full" in str(error):  # SQLite's message, also inside other errors
+        return InputError(f"the disk under {home()} is full; make room or set LFM_HOME, then run again to continue")
     if isinstance(error, OSError) and error.errno in SYSTEM:
-        return InputError(f"{error.filename or home()}: {error.strerror}; mend that, then run again: it goes on")
+        return InputError(f"{error.filename or home()}: {error.strerror}; correct that, then run again to continue")
     return None
 
 
@@ -54,6 +54,6 @@ def content(folder: str | Path) -> str:
     return str(read_manifest(Path(folder))["content"])
 
 
-def told(what: str, key_folder: Path, reused: bool) -> None:
-    """Say whether a step's result was there already."""
+def say_result(what: str, key_folder: Path, reused: bool) -> None:
+    """Print whether the result of a step was made or reused."""
     say(f"{what}: {'unchanged, reused' if reused else 'done'} ({key_folder.name[:12]})")

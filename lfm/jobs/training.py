@@ -13,7 +13,7 @@ from typing import Any
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.jobs.preview import preview, read_text
-from lfm.jobs.step import content, step, told
+from lfm.jobs.step import content, say_result, step
 from lfm.progress import say
 from lfm.storage import s3
 from lfm.storage.artifact import NOTES, content_key, copy_to, home
@@ -84,7 +84,7 @@ def train_stage(
         if remote:
             with contextlib.suppress(InputError):  # left-overs there cost room, not correctness
                 s3.delete(remote)
-        told(f"stage {stage}", folder, reused)
+        say_result(f"stage {stage}", folder, reused)
     copy_to(folder, Path(out))
 
 
