@@ -140,6 +140,7 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
     log_path = root / "log.txt"
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
     variables = {"LFM_HOME": str(home()), "LFM_PIPELINE_RUN": key, "PYTHONUNBUFFERED": "1"}
+    os.environ.pop("MLFLOW_RUN_ID", None)  # here no plugin of KFP's has made a run for a step
     with log_path.open("w") as log, _environment(**variables):
         output, printer = StepOutput(sys.stdout, log, verbose), builtins.print
         try:
@@ -148,7 +149,8 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
                 pipeline()
         except BaseException as error:
             logging.getLogger().handlers.clear()  # of kfp.local; they would print what urllib3 logs about a dead server
-            _close(key)
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+            _close(key, "KILLED" if stopped else "FAILED")
             if isinstance(error, RuntimeError) and output.error:
                 raise InputError(output.error) from error
             if isinstance(error, RuntimeError):
@@ -161,10 +163,10 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
     return Result(root, log_path)
 
 
-def _close(key: str) -> None:
+def _close(key: str, status: str) -> None:
     """End the run in MLflow if its exit handler did not run, as after Ctrl-C."""
     from lfm.tracking import pipeline_run
 
     belong_to(key)
     with suppress(InputError):
-        pipeline_run.end_pipeline_run("FAILED")
+        pipeline_run.end_pipeline_run(status)

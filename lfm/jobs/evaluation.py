@@ -18,7 +18,7 @@ from lfm.storage.import_closure import source_hash
 from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
-    pass
+    from lfm.tracking.step_logger import Tracker
 
 SCORING = ("lfm.jobs.scoring", "lfm.serving.predictor")
 """What scores, the champion too; the import closure is in the key of the scores."""
@@ -91,7 +91,8 @@ def evaluate(
             run.folder(Path(place))
         columns, rows = report.tables["classes"]
         run.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)), "classes.json")
-    pipeline_run.end_variant()
+    if pipeline_run.in_variant():  # its last step
+        pipeline_run.end_well()
 
 
 def group_scores(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -143,32 +144,35 @@ def weights_tag(config: RunConfig) -> str:
 def register(config: dict[str, Any], dataset: str, backbone: str, model: str) -> str:
     """Register the model in MLflow under the preset's name, unless it is there. Its `models:/NAME/VERSION`."""
     from lfm.jobs.champion import input_of, test_images
-    from lfm.jobs.packaging import example_of, served
-    from lfm.serving.predictor import Predictor
-    from lfm.serving.request import Limits, of_table, pixels_of
     from lfm.tracking import pipeline_run, registry
 
     run_config = RunConfig.model_validate(config)
-    origin = {
-        registry.DATASET: content(dataset),
-        registry.TEST: test_images(dataset),
-        registry.INPUT: input_of(dataset),
-        "lfm.method": run_config.method,
-    }
+    name = run_config.preset
     with pipeline_run.step_run("register") as run:
-        if known := pipeline_run.registered_version(run, run_config.preset, content(model)):
-            run.tags({"lfm.model": known})
-            say(f"registered before, as {known}")
-            registry.tag(run_config.preset, known.rpartition("/")[2], origin)
-            return known
-        folder = served(run_config, dataset, backbone, model)
-        predictor, example = Predictor(folder), example_of(dataset, EXAMPLE_IMAGES)
-        unit_ND = predictor.features(pixels_of(of_table(example, None), predictor, Limits()))
-        answer = predictor.table(predictor.answers(unit_ND))
-        uri = pipeline_run.register_model(
-            run, run_config.preset, content(model), folder, example, answer, run_config.text.encoder
-        )
-        registry.tag(run_config.preset, uri.rpartition("/")[2], origin)
+        known = pipeline_run.registered_version(run, name, content(model))
+        uri = known or _register(run, run_config, dataset, backbone, model)
+        origin = {
+            registry.DATASET: content(dataset),
+            registry.TEST: test_images(dataset),
+            registry.INPUT: input_of(dataset),
+            "lfm.method": run_config.method,
+        }
+        registry.tag(name, uri.rpartition("/")[2], origin)
         run.tags({"lfm.model": uri})
-    say(f"registered as {uri}")
+        say(f"registered before, as {known}" if known else f"registered as {uri}")
+    pipeline_run.end_well()
     return uri
+
+
+def _register(run: "Tracker", config: RunConfig, dataset: str, backbone: str, model: str) -> str:
+    """Make the artifact that is served, let it answer an example, and register it with that."""
+    from lfm.jobs.packaging import example_of, served
+    from lfm.serving.predictor import Predictor
+    from lfm.serving.request import Limits, of_table, pixels_of
+    from lfm.tracking.pipeline_run import register_model
+
+    folder = served(config, dataset, backbone, model)
+    predictor, example = Predictor(folder), example_of(dataset, EXAMPLE_IMAGES)
+    unit_ND = predictor.features(pixels_of(of_table(example, None), predictor, Limits()))
+    answer = predictor.table(predictor.answers(unit_ND))
+    return register_model(run, config.preset, content(model), folder, example, answer, config.text.encoder)

@@ -12,7 +12,12 @@ from lfm.errors import InputError
 from lfm.jobs.prepare import check
 from lfm.jobs.step import step
 
-ENDS = {"SUCCEEDED": "FINISHED", "CANCELED": "KILLED", "CANCELLED": "KILLED"}
+ENDS = {
+    "COMPLETE": "FINISHED", "CACHED": "FINISHED", "SUCCEEDED": "FINISHED",
+    "FAILED": "FAILED", "CANCELED": "KILLED", "CANCELLED": "KILLED",
+}  # fmt: skip
+"""State that KFP gives to the exit handler -> MLflow's status. A backend has the words of ML Metadata (KFP 2.17.0,
+driver/resolve.go:472), kfp.local SUCCEEDED. RUNNING, NEW and UNKNOWN say nothing of the end."""
 
 
 @step
@@ -65,14 +70,15 @@ def whole_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @step
 def finish(state: str) -> None:
-    """Close the pipeline run in MLflow.
+    """Close the pipeline run in MLflow, if its last step has not.
 
     Args:
-        state: State in which KFP says the steps ended.
+        state: State in which KFP says the steps ended. It is RUNNING after Terminate and where the last branch was not
+            taken: then the steps' own ends decide.
     """
     from lfm.tracking import pipeline_run
 
-    status = ENDS.get(state, "FAILED")
+    status = ENDS.get(state)
     # A dead tracking server takes no status; the error to show is that of the step that met it first.
     with suppress(*() if status == "FINISHED" else (InputError,)):
         pipeline_run.end_pipeline_run(status)

@@ -28,9 +28,11 @@ def data_news(config: dict[str, Any], dataset: str) -> str:
         if same and registry.CHAMPION in known[0].aliases:
             say(f"unchanged: {same.aliases[0]} {same.number} of {name} was trained on these very data ({found[:12]})")
             run.tags({"lfm.outcome": UNCHANGED})
-            return UNCHANGED
-        say(f"data {found[:12]} are new to the champion of {name}" if known else f"{name} has no champion yet")
-        return CHANGED
+        else:
+            say(f"data {found[:12]} are new to the champion of {name}" if known else f"{name} has no champion yet")
+            return CHANGED
+    pipeline_run.end_well()  # nothing comes after it
+    return UNCHANGED
 
 
 @step
@@ -53,6 +55,7 @@ def decide(config: dict[str, Any], dataset: str, metrics: str, uri: str) -> str:
             registry.challenge(name, number, why)
         run.tags({"lfm.outcome": outcome, registry.REASON: why})
         say(f"{uri} is {outcome}: {why}")
+    pipeline_run.end_well()
     return outcome
 
 

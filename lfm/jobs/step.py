@@ -2,9 +2,14 @@
 
 import errno
 import functools
+import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -16,25 +21,98 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ERROR_MARK = "error: "
+SIGTERM_EXIT = 143
+"""Exit code of a process that SIGTERM ended."""
 SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 """Errors of the operating system that the user can correct."""
 
 
 def step(job: Callable[P, R]) -> Callable[P, R]:
-    """End with one line and exit code 2 for an error the user can correct; our own mistakes keep their traceback."""
+    """End with one line and exit code 2 where the user can correct it; the traceback stays for our own mistakes.
+
+    SIGTERM unwinds the job, so that its run in MLflow is closed as KILLED: a pod has about a second for that. An error
+    of the user's is not met again by the retries of the same pod: they end at once with the same words.
+    """
 
     @functools.wraps(job)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        mistake = Mistake.of(job.__name__)
         try:
-            return job(*args, **kwargs)
+            mistake.repeat()
+            with _unwound_by_sigterm():
+                return job(*args, **kwargs)
         except Exception as error:
-            user_error = as_user_error(error)
-            if os.environ.get("LFM_DEBUG") or user_error is None:
+            correctable = as_user_error(error)
+            if os.environ.get("LFM_DEBUG") or correctable is None:
                 raise
-            print(f"{ERROR_MARK}{user_error}", file=sys.stderr, flush=True)  # noqa: T201
-            raise SystemExit(user_error.exit_code) from None
+            mistake.keep(correctable)
+            print(f"{ERROR_MARK}{correctable}", file=sys.stderr, flush=True)  # noqa: T201
+            raise SystemExit(correctable.exit_code) from None
 
     return wrapped
+
+
+@contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process by way of every `finally`."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(SIGTERM_EXIT)
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An error of the user's, kept in LFM_HOME for the retries of the pod that met it.
+
+    KFP's launcher makes exit code 1 of every other, so a controller that retries failures retries these too. A run
+    that a person retries counts its attempts from 0 again, and tries again.
+
+    Args:
+        path: File that keeps it.
+        attempt: Number of this attempt, from KFP_RETRY_INDEX; None outside a backend.
+    """
+
+    path: Path
+    attempt: int | None
+
+    @classmethod
+    def of(cls, job: str) -> "Mistake":
+        """The one that this job may meet in this pipeline run."""
+        index = os.environ.get("KFP_RETRY_INDEX", "")
+        name = f"{os.environ.get('LFM_PIPELINE_RUN', '')}-{job}".replace("/", "-")
+        return cls(home() / "mistakes" / f"{name}.json", int(index) if index.isdigit() else None)
+
+    def keep(self, error: InputError) -> None:
+        """Keep an error for the next attempt; not one that asks for it, as the end by SIGTERM does."""
+        if self.attempt is None or error.exit_code != InputError.exit_code:
+            return
+        with suppress(OSError):  # the volume may be what is wrong
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps({"attempt": self.attempt, "error": str(error)}))
+
+    def repeat(self) -> None:
+        """Raise the error of the attempt before.
+
+        Raises:
+            InputError: The attempt before met it.
+        """
+        if not self.attempt:
+            return
+        try:
+            kept = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return
+        if kept["attempt"] == self.attempt - 1:
+            raise InputError(kept["error"])
 
 
 def as_user_error(error: BaseException) -> InputError | None:

@@ -78,6 +78,7 @@ def compare(
         run.text(written[Path(page)], "sweep/report.html")
         for k, row in enumerate(rows):
             run.log({f"sweep/{name}": row[name] for name in comparison.COLUMNS if row[name] is not None}, k)
+    pipeline_run.end_well()
     best = max(rows, key=lambda row: float(row["all"]))
     say(f"best of all: {best['label']}, {best['all']:.1f}")
     return {str(row["label"]).replace(" ", "_"): row["all"] for row in rows}

@@ -6,8 +6,10 @@ from the environment, see `lfm.tracking.pipeline_run`.
 
 import json
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.time import get_current_time_millis
 
 from lfm.errors import InputError
 from lfm.storage.artifact import home
@@ -23,6 +26,9 @@ from lfm.tracking.uri import server_address, tracking_uri
 
 KEY, ATTEMPT = "lfm.pipeline_run", "lfm.attempt"
 KEY_VARIABLE = "LFM_PIPELINE_RUN"
+PLUGIN_TAG = "kfp.pipeline_run_id"
+"""On the run that KFP's MLflow plugin makes for a pipeline (KFP 2.17.0, apiserver/plugins/mlflow/util.go:34)."""
+ENDED = ("FINISHED", "FAILED", "KILLED")
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 
 
@@ -63,9 +69,20 @@ def _down() -> InputError:
     )
 
 
+def every(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """All that one of the client's `search_*` functions finds, page after page."""
+    token = None
+    while True:
+        page = search(*args, page_token=token, **kwargs)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
 def find_run(client: MlflowClient, tag: str, value: str) -> Run | None:
     """The run with this tag."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in every(client.search_experiments)]
     runs = client.search_runs(experiments, f"tags.`{tag}` = '{value}'", max_results=1)
     return runs[0] if runs else None
 
@@ -87,14 +104,25 @@ class Membership(NamedTuple):
         """Of this process."""
         return cls(os.environ.get(KEY_VARIABLE, ""), os.environ.get("MLFLOW_RUN_ID", ""))
 
+    def header(self, step: str) -> dict[str, Any]:
+        """What goes before a step's records: whose they are."""
+        return {**self._asdict(), "step": step, "attempt": uuid.uuid4().hex, "at": get_current_time_millis()}
+
     def lineage(self, client: MlflowClient) -> list[str]:
-        """Run ids from the one that the plugin made for the step up to the pipeline's; empty without the plugin."""
+        """Run ids from the one that KFP's plugin made for the step up to the pipeline's; empty without the plugin.
+
+        MLFLOW_RUN_ID may also be left over from other work of the same shell: only a run below one that carries the
+        plugin's tag is the plugin's.
+        """
         line: list[str] = []
         above: str | None = self.mlflow_run
+        tags: dict[str, str] = {}
         while above:
+            run = client.get_run(above)
             line.append(above)
-            above = client.get_run(above).data.tags.get("mlflow.parentRunId")
-        return line
+            tags = run.data.tags
+            above = tags.get("mlflow.parentRunId")
+        return line if PLUGIN_TAG in tags else []
 
     def parent(self, client: MlflowClient) -> str | None:
         """Run id of the pipeline run (of a sweep's variant, inside one), if it has begun."""
@@ -149,6 +177,12 @@ class Delivery:
         return found
 
     @cached_property
+    def by_plugin(self) -> bool:
+        """Whether the pipeline run is KFP's own: then KFP sets its status."""
+        membership = Membership(self.header["key"], self.header["mlflow_run"])
+        return "/" not in membership.key and bool(membership.lineage(self.client))
+
+    @cached_property
     def child(self) -> str:
         """Run id of the step, made unless it is there."""
         step, attempt, at = (self.header[name] for name in ("step", "attempt", "at"))
@@ -183,7 +217,10 @@ class Delivery:
         return [getattr(self, name) for name in record["on"]]
 
     def _begin(self, record: Record) -> None:
+        """Make the step's run. A pipeline run that had ended runs again: someone pressed Retry."""
         assert self.child
+        if not self.by_plugin and self.client.get_run(self.parent).info.status != "RUNNING":
+            self.client.update_run(self.parent, status="RUNNING")
 
     def _params(self, record: Record) -> None:
         params = [Param(k, v) for k, v in record["values"].items()]
@@ -234,16 +271,41 @@ class Delivery:
             self.client.log_inputs(run, inputs)
 
     def _end(self, record: Record) -> None:
-        for run in self._runs(record):
-            self.client.set_terminated(run, record["status"], end_time=record["at"])
+        for name in record["on"]:
+            if name != "parent" or not self.by_plugin:
+                self.client.set_terminated(getattr(self, name), record["status"], end_time=record["at"])
 
     def _end_pipeline(self, record: Record) -> None:
+        """Close the pipeline run, and the runs below it that are still open: those of variants and of killed steps."""
         try:
             parent = self.parent
         except NotBegunError:
             return
-        self.client.set_terminated(parent, record["status"], end_time=record["at"])
-        status = "FAILED" if record["status"] == "FINISHED" else record["status"]
-        open_ = f"tags.`{KEY}` LIKE '{self.header['key'] or parent}/%' and attributes.status = 'RUNNING'"
-        for run in self.client.search_runs([self.client.get_run(parent).info.experiment_id], open_):
-            self.client.set_terminated(run.info.run_id, status, end_time=record["at"])
+        info = self.client.get_run(parent).info
+        below = self._below(parent, info.experiment_id)
+        status = record["status"] or (info.status if info.status in ENDED else _ended_as(below))
+        # A step or variant that is open when all has ended well was not the one that ended it.
+        left = "FAILED" if status == "FINISHED" else status
+        for run in below:
+            if run.info.status not in ENDED:
+                self.client.set_terminated(run.info.run_id, left, end_time=record["at"])
+        if not self.by_plugin and status != info.status:
+            self.client.set_terminated(parent, status, end_time=record["at"])
+
+    def _below(self, parent: str, experiment: str) -> list[Run]:
+        """The runs of its steps and variants, and of the steps of variants that are open; the first begun first."""
+        of = f"tags.`mlflow.parentRunId` = '{parent}'"
+        runs = list(every(self.client.search_runs, [experiment], of, order_by=["attributes.start_time ASC"]))
+        open_variants = (run.info.run_id for run in runs if KEY in run.data.tags and run.info.status not in ENDED)
+        return [*chain.from_iterable(self._below(variant, experiment) for variant in open_variants), *runs]
+
+
+def _ended_as(below: Sequence[Run]) -> str:
+    """How a pipeline ended of which KFP says RUNNING, as after Terminate, an eviction or a driver that failed.
+
+    Args:
+        below: runs of the steps, the first begun first; the last try of each step counts.
+    """
+    last = {run.info.run_name: run.info.status for run in below}
+    # A step that was killed could say so; one that was given no time to is still open.
+    return "FAILED" if "FAILED" in last.values() else "KILLED"

@@ -10,7 +10,7 @@ from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
-from lfm.tracking.client import connect
+from lfm.tracking.client import connect, every
 
 GROUPS = ("many", "medium", "few", "all")
 # What changes neither the weights nor what they are scored on.
@@ -79,19 +79,10 @@ def evaluated(experiments: Sequence[str] = ()) -> list[Past]:
         InputError: the tracking server does not answer.
     """
     client = connect()
-    where = list(experiments) or [e.experiment_id for e in client.search_experiments()]
-    found: list[Past] = []
-    token = None
-    while where:
-        page = client.search_runs(
-            where, "metrics.`test/all` >= 0", order_by=["attributes.start_time DESC"], page_token=token
-        )
-        # A step's run has either the scores or the parameters; the pipeline's has both.
-        found += [_past(run) for run in page if "preset" in run.data.params]
-        token = page.token
-        if not token:
-            break
-    return found
+    where = list(experiments) or [e.experiment_id for e in every(client.search_experiments)]
+    # A step's run has either the scores or the parameters; the pipeline's has both.
+    found = every(client.search_runs, where, "metrics.`test/all` >= 0", order_by=["attributes.start_time DESC"])
+    return [_past(run) for run in found if "preset" in run.data.params] if where else []
 
 
 def _past(run: Any) -> Past:

@@ -32,6 +32,8 @@ from lfm.tracking.system_metrics import SystemSampler
 from lfm.tracking.uri import is_server, server_address, tracking_uri
 
 CONTENT = "lfm.content"
+SIGTERM_EXIT = 143
+"""Exit code of a process that SIGTERM ended."""
 SERVING_PACKAGES = (
     "filelock", "mlflow", "numpy", "open-clip-torch", "pandas", "pillow", "pydantic", "pyyaml",
     "safetensors", "torch", "torchvision", "tqdm",
@@ -100,31 +102,45 @@ def begin_pipeline_run(experiment: str, name: str, variant: str = "") -> str:
     return key
 
 
-def end_pipeline_run(status: str) -> None:
-    """Give the parent run its final status, if it ever began, and a sweep's variants that are still open theirs.
+def end_pipeline_run(status: str | None) -> None:
+    """Give the parent run its final status, if it ever began, and the runs below it that are still open theirs.
+
+    A server that is down gets it later, from the record that stays on disk or at LFM_STORE; where nothing can be
+    written to disk, the server is told directly.
 
     Args:
-        status: FINISHED, FAILED or KILLED. After other than FINISHED, as well as that goes.
+        status: FINISHED, FAILED or KILLED; None: the one that it has, or as its steps ended.
+
+    Raises:
+        InputError: neither the disk nor the server takes it.
     """
-    if status != "FINISHED":
-        with suppress(Exception):
-            tracker = Tracker("")
-            tracker.end_pipeline(status)
-            tracker.close(0 if is_server() and not _answers() else ENDING)
-        return
     if is_server() and _answers():
-        sync()  # what a step could not send while the server was away
-    tracker = Tracker("")
-    tracker.end_pipeline(status)
-    _close(tracker)
-
-
-def end_variant() -> None:
-    """Close the run of a sweep's variant: its last step is done. Outside a sweep the pipeline's end does that."""
-    if "/" in os.environ.get(KEY_VARIABLE, ""):
+        with suppress(Exception):
+            sync()  # what a step could not send while the server was away
+    try:
         tracker = Tracker("")
-        tracker.end("FINISHED", "parent")
+    except OSError:  # a volume that this user cannot write to: configure has failed of it already
+        Delivery(Membership.here().header(""), fresh=True)(
+            {"do": "end_pipeline", "on": [], "status": status, "at": get_current_time_millis()}
+        )
+        return
+    tracker.end_pipeline(status)
+    if status == "FINISHED":
         _close(tracker)
+    else:
+        tracker.close(0 if is_server() and not _answers() else ENDING)
+
+
+def in_variant() -> bool:
+    """Whether this process's step belongs to a configuration of a sweep."""
+    return "/" in os.environ.get(KEY_VARIABLE, "")
+
+
+def end_well() -> None:
+    """Close the parent run (inside a sweep that of the variant): its last step is done."""
+    tracker = Tracker("")
+    tracker.end("FINISHED", "parent")
+    _close(tracker)
 
 
 @contextmanager
@@ -139,10 +155,12 @@ def step_run(step: str) -> Iterator[Tracker]:
     sampler = SystemSampler(tracker.system)
     try:
         yield tracker
-    except BaseException:
+    except BaseException as error:
         sampler.stop()
+        killed = isinstance(error, KeyboardInterrupt) or getattr(error, "exit_code", None) == SIGTERM_EXIT
+        killed = killed or (isinstance(error, SystemExit) and error.code == SIGTERM_EXIT)
         with suppress(Exception):  # a store that is down or full takes no status; the step's own error is what matters
-            tracker.end("FAILED")
+            tracker.end("KILLED" if killed else "FAILED")
             tracker.close(ENDING)
         raise
     sampler.stop()

@@ -9,7 +9,7 @@ from typing import Any
 
 from lfm.errors import InputError, unknown
 from lfm.storage.artifact import home
-from lfm.tracking.client import connect
+from lfm.tracking.client import connect, every
 from lfm.tracking.pipeline_run import CONTENT
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -46,11 +46,11 @@ def versions(name: str = "") -> list[Version]:
     """Every version of a model, the newest first; without a name, of all models."""
     client = connect()
     result = []
-    for model in client.search_registered_models(f"name = '{name}'" if name else None):
+    for model in every(client.search_registered_models, f"name = '{name}'" if name else None):
         aliases: dict[str, list[str]] = {}
         for alias, number in model.aliases.items():
             aliases.setdefault(str(number), []).append(alias)
-        found = client.search_model_versions(f"name = '{model.name}'")
+        found = every(client.search_model_versions, f"name = '{model.name}'")
         result += [
             Version(
                 v.name, str(v.version), tuple(sorted(aliases.get(str(v.version), ()))), dict(v.tags), v.run_id or ""

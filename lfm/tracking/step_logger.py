@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -49,9 +48,7 @@ class Tracker:
     """
 
     def __init__(self, step: str) -> None:
-        at = get_current_time_millis()
-        header = {**Membership.here()._asdict(), "step": step, "attempt": uuid.uuid4().hex, "at": at}
-        header["to"] = server_address()
+        header = Membership.here().header(step) | {"to": server_address()}
         self._delivery, self._turn = Delivery(header, fresh=not is_server()), threading.Lock()
         self._outbox = Outbox(outboxes(), header, partial(Delivery, fresh=True)) if is_server() else None
 
@@ -159,8 +156,8 @@ class Tracker:
         """Give the step's run (or the parent's) its final status."""
         self._put("end", [on], status=status)
 
-    def end_pipeline(self, status: str) -> None:
-        """Give the pipeline run its final status, and the variants of a sweep that are still open theirs."""
+    def end_pipeline(self, status: str | None) -> None:
+        """Give the pipeline run its final status, None as its steps ended, and those below that are open theirs."""
         self._put("end_pipeline", [], status=status)
 
     def close(self, seconds: float) -> int:
