@@ -1,23 +1,40 @@
-"""Making a model fit: its blocks shared by processes or computed again, and a batch size found by trying."""
+"""How a model lies in memory while it trains: layout, activations computed again, frozen weights in bf16."""
 
 import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lfm.backbones.model import LFM
 from lfm.errors import InputError
+from lfm.training.processes import Processes
 
 BLOCK_WEIGHTS = 10_000
-SMALLEST_BATCH = 16
-WORTH = 1.05
-"""A batch twice as large must raise the images a second by this factor."""
+"""Modules with fewer weights are not worth computing again."""
+
+
+def lay_out(model: LFM, recompute: bool, processes: Processes) -> None:
+    """Change the model in place so that it trains fast, or fits.
+
+    Args:
+        model: the model, on its device.
+        recompute: compute the tower's activations again in the backward pass.
+        processes: with several on GPUs, batch norm works on all their rows.
+
+    Raises:
+        InputError: this tower cannot be recomputed.
+    """
+    if processes.count > 1 and processes.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model.image)
+    if recompute:
+        recompute_activations(model.image)
+    model.to(memory_format=torch.channels_last)
 
 
 def blocks(tower: nn.Module) -> Iterator[nn.Module]:
-    """The repeated parts of a tower: the largest members of its lists that hold weights worth the trouble."""
+    """The repeated parts of a tower: the largest members of its lists that hold enough weights."""
     for child in tower.children():
         if isinstance(tower, nn.ModuleList | nn.Sequential) and _weights(child) >= BLOCK_WEIGHTS:
             yield child
@@ -30,7 +47,7 @@ def _weights(module: nn.Module) -> int:
 
 
 def recompute_activations(tower: nn.Module) -> None:
-    """Keep only what goes into each block; the backward pass computes the rest again (Chen et al. 2016).
+    """Keep only the input of each block; the backward pass computes the rest again (Chen et al. 2016).
 
     Raises:
         InputError: the tower has batch norm, whose statistics would count each batch twice, or no blocks.
@@ -44,24 +61,14 @@ def recompute_activations(tower: nn.Module) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def share(tower: nn.Module, device: torch.device, processes: int) -> None:
-    """FSDP: split each block's weights, gradients and optimizer state over the processes, in place."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard  # takes most of a second to import
+def cast_to_bf16(tower: nn.Module) -> dict[str, Tensor]:
+    """Cast a frozen tower's weights to bf16 in place, once.
 
-    mesh = init_device_mesh(device.type, (processes,))
-    for block in blocks(tower):
-        fully_shard(block, mesh=mesh)
-    fully_shard(tower, mesh=mesh)
-
-
-def cast_once(tower: nn.Module) -> dict[str, Tensor]:
-    """Give a tower that stands still the bf16 weights that autocast would make of them anew in every step, in place.
-
-    Autocast keeps what it cast for weights that train, and only for them. The products are the same to the last bit.
+    Autocast would cast them in every step: it keeps its casts only for weights that train. The products are the same
+    to the last bit.
 
     Returns:
-        Name -> the weights as they were, float32: what is saved, and what they get back in the end.
+        Name -> the weights as they were, float32.
     """
     before: dict[str, Tensor] = {}
     for place, module in tower.named_modules():
@@ -72,37 +79,23 @@ def cast_once(tower: nn.Module) -> dict[str, Tensor]:
     return before
 
 
-def find_batch_size(seconds_of: Callable[[int], float | None], most: int) -> int:
-    """The batch size to train with: doubled while a step fits and images a second rise.
+class FrozenTower:
+    """A tower that is bf16 while a stage trains behind it, and float32 in checkpoints and afterwards.
 
     Args:
-        seconds_of: batch size -> seconds of a step, or nothing where memory runs out.
-        most: images there are.
-
-    Raises:
-        InputError: the smallest does not fit.
+        model: its tower is cast in place.
+        cast: whether to do so; else nothing changes.
     """
-    size, best = min(SMALLEST_BATCH, most), 0.0
-    while (taken := seconds_of(size)) is not None and size / taken >= WORTH * best:
-        best = size / taken
-        if 2 * size > most:
-            return size
-        size *= 2
-    if not best:
-        raise InputError(f"a batch of {size} images does not fit into memory; set micro_batch, or train.recompute=true")
-    return size // 2
 
+    def __init__(self, model: LFM, cast: bool) -> None:
+        self.model = model
+        self.float32 = {f"image.{name}": weights for name, weights in cast_to_bf16(model.image).items()} if cast else {}
 
-def seconds_or_nothing(step: Callable[[], object], device: torch.device) -> float | None:
-    """How long a step takes once it is warm; nothing where memory runs out."""
-    try:
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-    except torch.OutOfMemoryError:
-        return None
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole model's tensors, all weights float32."""
+        return {name: self.float32.get(name, value) for name, value in self.model.state_dict().items()}
+
+    def restore(self) -> None:
+        """Give the tower its float32 weights back."""
+        for name, weights in self.float32.items():
+            self.model.get_parameter(name).data = weights
