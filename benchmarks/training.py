@@ -7,7 +7,6 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from lfm.backbones.openclip import build_image_tower
 from lfm.config.schema import RunConfig, StageConfig, TrainConfig
 from lfm.data.images import Images
 from lfm.evaluation.inference import score_split, use_bf16
+from lfm.method.mixup import PairBatch
 from lfm.training.loop import Stage
-from lfm.training.memory import cast_once
+from lfm.training.memory import cast_to_bf16
 
 BATCH = 32
 TOWER, SMALL = "ViT-B/32", "a small ViT"
@@ -48,7 +48,7 @@ def stepper(model: LFM, stage: int, fast: bool) -> Callable[[], None]:
     if not fast:
         model.train()
     elif stage == 2:
-        cast_once(model.image)
+        cast_to_bf16(model.image)
     optimizer = torch.optim.Adam(trained, lr=1e-6, fused=fast)
 
     def step() -> None:
@@ -91,8 +91,8 @@ def loop_row(stage: int, goal: float, images: Images, epochs: int, name: str) ->
 
         began = 0.0
 
-        def _step(self, *arguments: Any) -> Tensor:
-            loss = super()._step(*arguments)
+        def step(self, batch: PairBatch, pixels: Tensor | None, step: int) -> Tensor:
+            loss = super().step(batch, pixels, step)
             over = finished()
             taken["loop"].append(over - self.began)
             bare()

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+ERROR_MARK = "error: "
+"""Begins the line on stderr with which a process tells the user of an `InputError`."""
+
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message names the item, the rule and the fix."""

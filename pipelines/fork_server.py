@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from lfm.jobs.step import ERROR_MARK
+from lfm.errors import ERROR_MARK
 from lfm.pipelines.kfp_internals import SUBPROCESS, replaced, split_command
 
 PRELOAD = (

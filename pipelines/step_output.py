@@ -6,7 +6,7 @@ import shutil
 import threading
 from typing import TextIO
 
-from lfm.jobs.step import ERROR_MARK
+from lfm.errors import ERROR_MARK
 from lfm.progress import MARK
 
 BAR = re.compile(r"(\d+)% ▕")

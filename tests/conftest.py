@@ -5,7 +5,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +18,10 @@ from lfm.config.schema import DataConfig, RunConfig, TextConfig
 from lfm.data.sources.base import Source
 from lfm.data.sources.fashion_mnist import CLASSES, SHA256, load_fashion_mnist, read_idx
 from tests.s3 import S3, serve_s3
+
+if TYPE_CHECKING:
+    from lfm.training.task import WorkerTask
+    from tests.small_task import Trained
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -136,3 +140,19 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def small_task(tmp_path_factory: pytest.TempPathFactory) -> "WorkerTask":
+    """A training task of 61 photos, as one process gets it."""
+    from tests.small_task import make_task
+
+    return make_task(tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture(scope="session")
+def trained_alone(small_task: "WorkerTask", tmp_path_factory: pytest.TempPathFactory) -> "Trained":
+    """That task, trained in one process."""
+    from tests.small_task import train
+
+    return train(small_task, tmp_path_factory.mktemp("alone"))

@@ -18,7 +18,7 @@ from lfm.errors import InputError
 from lfm.jobs.prepare import backbone_for, check, dataset_for, embeddings_for, table_for
 from lfm.jobs.preview import inspect, preview
 from lfm.jobs.step import step
-from lfm.jobs.training import new_model
+from lfm.training.model_artifact import new_model
 
 LOCAL = {
     "model.tower": "conv4", "model.weights": "random", "text.encoder": "minilm", "data.verify": False,

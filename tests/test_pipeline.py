@@ -179,7 +179,7 @@ def test_a_run_killed_in_stage_1_goes_on_from_its_checkpoint_to_the_same_weights
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     done = subprocess.run(command(home, *changes), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "stage 1 goes on from step" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "stage 1 resumes from step" in done.stdout, done.stdout + done.stderr
     newest = parents(home)[-1]
     assert len(client(home).get_metric_history(newest.info.run_id, "stage1/loss")) == 30
     assert not list((home / "work").glob("*/checkpoints/step-*"))

@@ -140,7 +140,7 @@ def test_a_killed_step_is_retried_and_goes_on_where_it_was(
     assert len(killer) == 1
     shown, log = capsys.readouterr().out, result.log.read_text()
     assert "\nerror: the step was ended from outside by SIGKILL" in log
-    assert "stage 1 goes on from step" in shown
+    assert "stage 1 resumes from step" in shown
     assert result.model_uri == f"models:/{PRESET}/1"
     run = newest_run(home)
     assert run.info.status == "FINISHED"

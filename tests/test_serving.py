@@ -15,10 +15,10 @@ from lfm.data.images import Images, open_split
 from lfm.evaluation.calibration import MIN_IMAGES
 from lfm.jobs.packaging import example_of, fresh, served
 from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
-from lfm.jobs.training import model_info, new_model
 from lfm.serving.predictor import Predictor
 from lfm.serving.request import Limits, of_table, pixels_of
 from lfm.storage.artifact import publishing
+from lfm.training.model_artifact import model_info, new_model
 from tests.conftest import write_idx
 
 LOCAL = {"data.verify": False, "data.max_per_class": 40, "data.imbalance": 8, "train.precision": "fp32"}

@@ -176,7 +176,7 @@ def test_a_machine_that_lost_its_disk_goes_on_and_a_third_has_nothing_to_do(
     two = start("two")
     said, _ = two.communicate(timeout=300)
     assert two.returncode == 0, said
-    assert "comes from the shared store" in said and "stage 1 goes on from step" in said
+    assert "comes from the shared store" in said and "stage 1 resumes from step" in said
     curves = next((tmp_path / "two" / "store" / "model").rglob("curves.jsonl")).parents[2].rglob("curves.jsonl")
     assert sorted(len(path.read_text().splitlines()) for path in curves) == [1, 25], "each epoch once, the early too"
     assert not storage.listing(f"{root}/work"), "checkpoints of a finished stage go"

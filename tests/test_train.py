@@ -22,7 +22,6 @@ from torch import Tensor
 from lfm.backbones.model import LFM, conv4
 from lfm.backbones.openclip import build_image_tower
 from lfm.backbones.towers import Preprocess
-from lfm.config.presets import load
 from lfm.config.schema import RunConfig, StageConfig
 from lfm.data.images import Images
 from lfm.data.prefetch import mixed_images
@@ -30,39 +29,15 @@ from lfm.errors import InputError
 from lfm.evaluation.inference import image_features, pick_device, score_split, use_bf16
 from lfm.method.mixup import PairBatch
 from lfm.storage.artifact import MANIFEST
+from lfm.training.batch_size import largest_useful_batch
 from lfm.training.batches import pair_sampler
-from lfm.training.loop import NonFiniteLossError, Stage
-from lfm.training.memory import blocks, find_batch_size, recompute_activations
+from lfm.training.loop import Stage
+from lfm.training.memory import blocks, recompute_activations
+from lfm.training.nonfinite import NonFiniteLossError
 from lfm.training.schedule import learning_rate
+from tests.small_stage import CLASSES, COUNTS, config, images, text
 
-CLASSES = 6
-COUNTS = [40, 24, 14, 9, 5, 3]
-
-
-def config(**overrides: object) -> RunConfig:
-    values: dict[str, object] = {
-        "stage1.epochs": 3,
-        "stage2.epochs": 2,
-        "stage1.batch_size": 16,
-        "stage2.batch_size": 16,
-        "train.validate_every": 0,
-    }
-    return load("fashion-mnist-lt", values | {k.replace("__", "."): v for k, v in overrides.items()})
-
-
-def images(seed: int = 0) -> Images:
-    """Learnable images: each class has its own pattern under noise."""
-    rng = torch.Generator().manual_seed(seed)
-    label_N = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(COUNTS))
-    pattern = torch.randint(0, 256, (CLASSES, 1, 12, 12), generator=torch.Generator().manual_seed(9))
-    noise = torch.randint(-40, 40, (len(label_N), 1, 12, 12), generator=rng)
-    pixels = (pattern[label_N] + noise).clamp(0, 255).to(torch.uint8)
-    to = Preprocess(0, (0.5,), (0.3,), "bicubic", "squash")
-    return Images(lambda index_B: pixels[index_B], (1, 12, 12), label_N, to, held=True)
-
-
-def text() -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(CLASSES, 32, generator=torch.Generator().manual_seed(1)), dim=1)
+REPOSITORY = Path(__file__).parents[1]
 
 
 def train(
@@ -136,25 +111,15 @@ def test_a_run_repeats_bit_for_bit_and_another_seed_does_not(tmp_path: Path) -> 
     assert not torch.equal(first.state_dict()["image.0.weight"], other.state_dict()["image.0.weight"])
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-from tests.test_train import config, images, text
-from lfm.backbones.model import LFM, conv4
-from lfm.training.loop import Stage
-from safetensors.torch import save_file
-stage, precision, folder, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
-settings = config(stage1__epochs=40, stage2__epochs=40, train__checkpoint_steps=5, train__precision=precision)
-model = LFM(conv4(1, 32, 0), text())
-Stage(stage, settings, model, images(), images(1), folder, lambda v, e: None, 0.5).run()
-save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out)
-"""
+PROGRAM = REPOSITORY / "tests" / "programs" / "train_stage.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
-def start(stage: int, precision: str, folder: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", SCRIPT, str(stage), precision, str(folder), str(out)]
-    return subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start(folder: Path, out: Path, stage: int, **values: object) -> subprocess.Popen[str]:
+    """A process that trains a stage, with its output in one pipe."""
+    settings = [f"{name.replace('__', '.')}={value}" for name, value in values.items()]
+    command = [sys.executable, str(PROGRAM), str(stage), str(folder), str(out), *settings]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.slow
@@ -162,22 +127,22 @@ def start(stage: int, precision: str, folder: Path, out: Path) -> subprocess.Pop
 def test_killed_with_sigkill_and_resumed_training_ends_in_the_same_weights(
     stage: int, precision: str, tmp_path: Path
 ) -> None:
-    whole = start(stage, precision, tmp_path / "whole", tmp_path / "whole.safetensors")
-    assert whole.wait(120) == 0, whole.stdout and whole.stdout.read().decode()
-    killed = 0
-    while killed < 2:
-        process = start(stage, precision, tmp_path / "cut", tmp_path / "cut.safetensors")
+    values = {"train__precision": precision, "train__checkpoint_steps": 5}
+    whole = start(tmp_path / "whole", tmp_path / "whole.safetensors", stage, **values)
+    output, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, output
+    for _ in range(2):
         seen = {p.name for p in (tmp_path / "cut").glob("step-*")}
+        process = start(tmp_path / "cut", tmp_path / "cut.safetensors", stage, **values)
         deadline = time.monotonic() + 60
         while {p.name for p in (tmp_path / "cut").glob("step-*")} <= seen and time.monotonic() < deadline:
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL and not (tmp_path / "cut.safetensors").exists()
-        killed += 1
-    process = start(stage, precision, tmp_path / "cut", tmp_path / "cut.safetensors")
+    process = start(tmp_path / "cut", tmp_path / "cut.safetensors", stage, **values)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and b"goes on from step" in output
+    assert process.returncode == 0 and "resumes from step" in output
     expected, found = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "cut.safetensors")
     assert expected.keys() == found.keys()
     assert all(torch.equal(v, found[k]) for k, v in expected.items())
@@ -191,7 +156,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capsys: 
     state_file.write_bytes(state_file.read_bytes()[:-100])
     resumed, _ = train(settings, tmp_path)
     said = capsys.readouterr().out
-    assert "is torn" in said and f"goes on from step {int(newest.name[5:]) - 4}" in said
+    assert "is torn" in said and f"resumes from step {int(newest.name[5:]) - 4}" in said
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in whole.state_dict().items())
 
 
@@ -281,7 +246,7 @@ def test_a_frozen_tower_cast_once_trains_and_is_kept_as_one_cast_in_every_step(
         return state(model), load_file(newest), seen
 
     once, kept_once, types = trained(tmp_path / "a")
-    monkeypatch.setattr("lfm.training.loop.cast_once", lambda tower: {})
+    monkeypatch.setattr("lfm.training.memory.cast_to_bf16", lambda tower: {})
     each, kept_each, before = trained(tmp_path / "b")
     assert types == {torch.bfloat16} and before == {torch.float32}, "both ways were taken"
     for ours, theirs in ((once, each), (kept_once, kept_each)):
@@ -348,13 +313,13 @@ def test_a_batch_size_found_by_trying_is_the_last_that_fits_and_gains() -> None:
 
         return step
 
-    assert find_batch_size(fits(200), most=10_000) == 128 and tried == [16, 32, 64, 128, 256]
-    assert find_batch_size(fits(10_000), most=100) == 64
-    assert find_batch_size(fits(10_000), most=9) == 9
+    assert largest_useful_batch(fits(200), most=10_000) == 128 and tried == [16, 32, 64, 128, 256]
+    assert largest_useful_batch(fits(10_000), most=100) == 64
+    assert largest_useful_batch(fits(10_000), most=9) == 9
     # From 64 on a step takes as much longer as it is larger: no gain beyond.
-    assert find_batch_size(fits(10_000, lambda size: max(64, size) / 64), most=10_000) == 64
+    assert largest_useful_batch(fits(10_000, lambda size: max(64, size) / 64), most=10_000) == 64
     with pytest.raises(InputError, match="batch of 16 images does not fit"):
-        find_batch_size(fits(8), most=10_000)
+        largest_useful_batch(fits(8), most=10_000)
 
 
 def test_a_batch_size_found_by_trying_leaves_no_trace_and_is_kept_for_the_resume(
@@ -366,7 +331,7 @@ def test_a_batch_size_found_by_trying_leaves_no_trace_and_is_kept_for_the_resume
     assert said
     plain, _ = train(config(stage1__batch_size=int(said[1]), stage1__epochs=2), tmp_path / "b")
     assert all(torch.equal(v, plain.state_dict()[k]) for k, v in found.state_dict().items())
-    monkeypatch.setattr("lfm.training.loop.find_batch_size", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr("lfm.training.loop.search_batch_size", lambda *_: pytest.fail("searched again"))
     resumed, _ = train(automatic, tmp_path / "a")
     assert all(torch.equal(v, resumed.state_dict()[k]) for k, v in found.state_dict().items())
 
@@ -501,27 +466,24 @@ def test_features_kept_in_stage_2_score_as_the_images_do() -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_writes_a_checkpoint_and_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    script = SCRIPT.replace("train__checkpoint_steps=5", "train__checkpoint_minutes=1e9").replace(
-        "epochs=40", "epochs=80"
-    )
-    whole = tmp_path / "whole.safetensors"
-    command = [sys.executable, "-c", script, "1", "fp32"]
-    where = {"cwd": Path(__file__).parent.parent, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    subprocess.run([*command, str(tmp_path / "a"), str(whole)], check=True, timeout=120, **where)
-    process = subprocess.Popen([*command, str(tmp_path / "b"), str(tmp_path / "never")], **where)
+def test_sigterm_writes_a_checkpoint_and_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    values = {"train__precision": "fp32", "train__checkpoint_minutes": 1e9, "stage1__epochs": 80}
+    whole = start(tmp_path / "a", tmp_path / "whole.safetensors", 1, **values)
+    output, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, output
+    process = start(tmp_path / "b", tmp_path / "never", 1, **values)
     assert process.stdout
     seen = ""
     while "0%" not in seen:  # the bar: the loop has begun, and with it the handler
         seen += process.stdout.read(1)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and "was asked to end; it goes on from step" in out, seen + out
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "was asked to stop; it resumes from step" in output, seen + output
     assert len(list((tmp_path / "b").glob("step-*"))) == 1 and not (tmp_path / "never").exists()
-    again = tmp_path / "again.safetensors"
-    done = subprocess.run([*command, str(tmp_path / "b"), str(again)], timeout=120, **where)
-    assert "goes on from step" in done.stdout
-    first, second = load_file(whole), load_file(again)
+    again = start(tmp_path / "b", tmp_path / "again.safetensors", 1, **values)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0 and "resumes from step" in output
+    first, second = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "again.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

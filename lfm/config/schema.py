@@ -249,9 +249,6 @@ class TrainConfig(Section):
     """torch.compile of the model. auto: on GPUs for stages of 1,000 steps or more, where a C compiler is there."""
     recompute: bool = False
     """Activation checkpointing: compute each block's activations again in the backward pass, for less memory."""
-    shard: bool = False
-    """FSDP: in stage 1 the processes share the tower's weights, gradients and optimizer state, for towers that do not
-    fit on one GPU."""
     own_label_threshold: float = Field(0.5, gt=0, le=1)
     """Own-label mass under which a class is warned about, and which `alpha: auto` keeps."""
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lfm.config.schema import RunConfig
 from lfm.jobs.data_report import to_mend
-from lfm.jobs.preview import inspect, read_text
+from lfm.jobs.preview import inspect
+from lfm.training.model_artifact import read_text
 
 if TYPE_CHECKING:
     from lfm.evaluation.diagnostics import Answer

@@ -6,15 +6,9 @@ from typing import Any
 
 from lfm.config.schema import RunConfig
 from lfm.progress import say
+from lfm.training.model_artifact import read_text
 
 SHOWN_CLASSES = 20
-
-
-def read_text(folder: str | Path) -> Any:
-    """Class embeddings of a text artifact, (C, D)."""
-    from safetensors.torch import load_file
-
-    return load_file(Path(folder) / "text.safetensors")["text_CD"]
 
 
 def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:

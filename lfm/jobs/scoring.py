@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lfm.config.schema import RunConfig
 from lfm.jobs.diagnostics import gather, keep_answers, problems
-from lfm.jobs.training import new_model
+from lfm.training.model_artifact import new_model
 
 if TYPE_CHECKING:
     from lfm.jobs.champion import Champion

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from lfm.errors import InputError
+from lfm.errors import ERROR_MARK, InputError
 from lfm.progress import say
 from lfm.storage.artifact import home, read_manifest
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ERROR_MARK = "error: "
 SIGTERM_EXIT = 143
 """Exit code of a process that SIGTERM ended."""
 SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
