@@ -10,9 +10,10 @@ from lfm.config.presets import load
 from lfm.data.sources.registry import DATASETS
 from lfm.jobs.evaluation import SCORING
 from lfm.jobs.prepare import DECODING
-from lfm.jobs.training import METHOD, stage_inputs
+from lfm.jobs.training import stage_inputs
 from lfm.storage.artifact import content_key, publishing
 from lfm.storage.import_closure import ROOT, closure, copy_code, source_hash
+from lfm.training.task import METHOD
 
 ROOTS = {
     "training": METHOD,

@@ -6,6 +6,7 @@ import uuid
 from lfm.config.schema import TrainConfig
 from lfm.errors import InputError
 from lfm.jobs.multinode import train_on_nodes
+from lfm.jobs.step import SIGTERM_EXIT
 from lfm.training.curves import Curves, following
 from lfm.training.task import WorkerTask
 
@@ -58,7 +59,7 @@ def train_in_processes(task: WorkerTask, curves: Curves) -> None:
         with following(curves):
             elastic_launch(launcher, sys.executable)("-u", "-m", "lfm.training.worker", str(task.write(task.work)))
     except ChildFailedError as error:
-        explained = {failure.exitcode for failure in error.failures.values()} & {InputError.exit_code, 143}
+        explained = {failure.exitcode for failure in error.failures.values()} & {InputError.exit_code, SIGTERM_EXIT}
         if explained:
             raise SystemExit(explained.pop()) from None
         raise

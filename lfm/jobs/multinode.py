@@ -6,7 +6,6 @@ weights are written there. It lies under LFM_HOME, a volume that the training ru
 
 import re
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lfm.errors import ERROR_MARK, InputError
+from lfm.jobs.step import SIGTERM_EXIT, unwound_by_sigterm
 from lfm.jobs.train_job import NO_ANSWER, Backend, Cluster, reason
 from lfm.progress import say
 from lfm.storage.artifact import copy_to
@@ -53,7 +53,7 @@ def train_on_nodes(task: WorkerTask, nodes: int, curves: Curves, backend: Backen
     backend = backend or Cluster()
     per_node = task.processes // nodes
     name = f"lfm-stage{task.stage}-{task.work.name[:12]}"
-    with _exit_on_sigterm(), _removed(backend, name), following(curves):
+    with unwound_by_sigterm(), _removed(backend, name), following(curves):
         task_file = _lay_out(task, backend)
         backend.start(name, nodes, per_node, task_file)
         say(f"training on {nodes} machines, {per_node} {'process' if per_node == 1 else 'processes'} each ({name})")
@@ -150,7 +150,7 @@ def _fail(backend: Backend, job: Any, errors: dict[str, None]) -> NoReturn:
     codes = {int(code) for line in lines for code in re.findall(r"exitcode\s*: (\d+) ", line)}
     for line in list(errors)[:1]:  # the others say the same, each with its own images
         print(line, file=sys.stderr, flush=True)  # noqa: T201
-    if explained := codes & {InputError.exit_code, 143}:
+    if explained := codes & {InputError.exit_code, SIGTERM_EXIT}:
         raise SystemExit(min(explained))
     if errors:
         raise SystemExit(InputError.exit_code)
@@ -174,20 +174,3 @@ def _removed(backend: Backend, name: str) -> Iterator[None]:
             backend.delete(name)
         except NO_ANSWER as error:
             say(f"warning: the job {name} may be left behind: {error}: {reason(error)}")
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does, so that the job is removed."""
-
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(143)
-
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

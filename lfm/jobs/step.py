@@ -38,7 +38,7 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
         mistake = Mistake.of(job.__name__)
         try:
             mistake.repeat()
-            with _unwound_by_sigterm():
+            with unwound_by_sigterm():
                 return job(*args, **kwargs)
         except Exception as error:
             correctable = as_user_error(error)
@@ -52,7 +52,7 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextmanager
-def _unwound_by_sigterm() -> Iterator[None]:
+def unwound_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the process by way of every `finally`."""
 
     def end(number: int, frame: object) -> None:
