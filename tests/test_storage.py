@@ -4,6 +4,8 @@ import hashlib
 import http.client
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -272,3 +274,45 @@ def test_a_malformed_server_or_bucket(
 def test_only_s3_addresses_are_remote() -> None:
     assert storage.is_remote("s3://bucket/x")
     assert not any(map(storage.is_remote, ("/s3/x", "s3", "x.csv", "http://s3://")))
+
+
+def own_variables(s3: S3, patch: pytest.MonkeyPatch) -> None:
+    """Our own variables lead to the server, those of boto3 astray."""
+    patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    patch.setenv("AWS_ACCESS_KEY_ID", "of-the-launcher")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "of-the-launcher-too")
+    patch.setenv("AWS_SESSION_TOKEN", "of-the-launcher-as-well")
+    patch.setenv("LFM_S3_ENDPOINT_URL", s3.endpoint)
+    patch.setenv("LFM_S3_ACCESS_KEY_ID", s3.access_key)
+    patch.setenv("LFM_S3_SECRET_ACCESS_KEY", s3.secret_key)
+    patch.setenv("LFM_S3_REGION", "us-east-1")
+
+
+def test_our_own_variables_win_over_those_that_others_read(
+    s3: S3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_variables(s3, monkeypatch)
+    storage.write(f"s3://{bucket}/x", b"ours")
+    assert storage.read(f"s3://{bucket}/x") == b"ours"
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "of-the-launcher", "what other programs read is left alone"
+    monkeypatch.setenv("LFM_S3_SECRET_ACCESS_KEY", "wrong")
+    text = message("read", f"s3://{bucket}/x", tmp_path)
+    assert "LFM_S3_SECRET_ACCESS_KEY" in text and "AWS_" not in text
+
+
+def test_mlflow_writes_to_s3_itself_with_our_own_variables(s3: S3, bucket: str, tmp_path: Path) -> None:
+    """Where a tracking server does not pass files on; in a process of its own, whose environment is changed."""
+    code = (
+        "from lfm.storage.s3 import lend_to_mlflow; lend_to_mlflow()\n"
+        "from mlflow.artifacts import download_artifacts\n"
+        "from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository\n"
+        f"S3ArtifactRepository('s3://{bucket}/run').log_artifact('{tmp_path}/note.txt')\n"
+        f"assert open(download_artifacts('s3://{bucket}/run/note.txt')).read() == 'kept'\n"
+    )
+    (tmp_path / "note.txt").write_text("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        own_variables(s3, patch)
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, timeout=120, env={**os.environ, "TMPDIR": str(tmp_path)}
+        )
+    assert s3.client().get_object(Bucket=bucket, Key="run/note.txt")["Body"].read() == b"kept"

@@ -2,6 +2,8 @@
 
 The server and the keys come from the environment: AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3, or MLFLOW_S3_ENDPOINT_URL)
 for a server other than Amazon's, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or whatever else boto3 finds there.
+Variables of our own win over them (`OWN`): in a pod of Kubeflow Pipelines its launcher, which moves artifacts, reads
+AWS_* of the step too and would take our keys to its own server (objectstore/object_store.go of KFP 2.17).
 """
 
 import os
@@ -14,7 +16,16 @@ from typing import Any, NamedTuple
 
 from lfm.errors import InputError
 
-ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")
+OWN = {
+    "LFM_S3_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
+    "LFM_S3_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
+    "LFM_S3_SESSION_TOKEN": "AWS_SESSION_TOKEN",
+    "LFM_S3_REGION": "AWS_DEFAULT_REGION",
+    "LFM_S3_ENDPOINT_URL": "AWS_ENDPOINT_URL",
+    "LFM_S3_CA_BUNDLE": "AWS_CA_BUNDLE",
+}
+"""Variable of our own -> the one that boto3 reads, which it wins over."""
+ENDPOINTS = ("LFM_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 ATTEMPTS = 5
@@ -186,13 +197,22 @@ def _split(uri: str, key_needed: bool = True) -> tuple[str, str]:
     return bucket, key
 
 
+def lend_to_mlflow() -> None:
+    """Set boto3's variables to ours in this process: MLflow's client may have to write files to S3 itself."""
+    if os.environ.get("LFM_S3_ACCESS_KEY_ID"):
+        os.environ.pop("AWS_SESSION_TOKEN", None)  # of another key
+    os.environ.update({theirs: os.environ[ours] for ours, theirs in OWN.items() if os.environ.get(ours)})
+    if os.environ.get("LFM_S3_ENDPOINT_URL"):
+        os.environ["MLFLOW_S3_ENDPOINT_URL"] = os.environ["LFM_S3_ENDPOINT_URL"]
+
+
 def _endpoint() -> str | None:
     return next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
 
 
 def _client() -> Any:
     """The process's one client, made anew after a fork (connections must not be shared) or in another environment."""
-    aws = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    aws = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "LFM_S3_"))))
     key = (os.getpid(), _endpoint(), CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, aws)
     with _lock:
         if key not in _clients:
@@ -214,7 +234,16 @@ def _make_client() -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.session.Session().client("s3", endpoint_url=_endpoint(), config=config)
+    key, secret, token, region, _, ca = (os.environ.get(name) or None for name in OWN)
+    session = boto3.session.Session(key, secret, token, region)
+    return session.client("s3", endpoint_url=_endpoint(), verify=ca, config=config)
+
+
+def _named(text: str) -> str:
+    """The text with our own variable in place of boto3's where ours is set."""
+    for ours, theirs in OWN.items():
+        text = text.replace(theirs, ours) if os.environ.get(ours) else text
+    return text
 
 
 def _code(error: Any) -> str:
@@ -242,25 +271,25 @@ def _plain(uri: str) -> Iterator[None]:
         code = _code(error)
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "?")
         meaning = _MEANING.get(code, f"the server answered {code or 'an error'} (HTTP {status}); try again later")
-        raise InputError(f"{uri} at {_server()}: {meaning}") from error
+        raise InputError(f"{uri} at {_server()}: {_named(meaning)}") from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
-        raise InputError(
-            f"{uri}: there are no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
+        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or LFM_S3_... of both)"
+        raise InputError(f"{uri}: there are no S3 credentials; set {keys}") from error
     except boto.ParamValidationError as error:
         raise InputError(f"{uri!r} is not a valid S3 address; write it as s3://BUCKET/KEY") from error
     except (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, RetriesExceededError) as error:
         raise InputError(
             f"{uri}: {_server()} does not answer ({ATTEMPTS} attempts, {CONNECT_SECONDS:g} s to connect and "
-            f"{READ_SECONDS:g} s to read); start it, or set AWS_ENDPOINT_URL to where it is"
+            f"{READ_SECONDS:g} s to read); start it, or set {_named('AWS_ENDPOINT_URL')} to where it is"
         ) from error
     except boto.BotoCoreError as error:
         raise InputError(
-            f"{uri}: boto3 stopped with {type(error).__name__}; check the AWS_ variables of the environment"
+            f"{uri}: boto3 stopped with {type(error).__name__}; check the AWS_ and LFM_S3_ variables"
         ) from error
     except ValueError as error:
         if "Invalid endpoint" not in str(error):
             raise
         raise InputError(
-            f"the S3 server's address {_server()!r} is not valid; set AWS_ENDPOINT_URL as in http://localhost:9000"
+            f"the S3 server's address {_server()!r} is not valid; set {_named('AWS_ENDPOINT_URL')} as in "
+            "http://localhost:9000"
         ) from error

@@ -21,6 +21,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from lfm.errors import InputError
 from lfm.storage.artifact import home
+from lfm.storage.s3 import lend_to_mlflow
 from lfm.tracking.outbox import Record, RefusedError
 from lfm.tracking.uri import server_address, tracking_uri
 
@@ -54,6 +55,7 @@ def connect() -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # once a step
+    lend_to_mlflow()
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
         client.search_experiments(max_results=1)
