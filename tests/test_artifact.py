@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm.errors import InputError
+from lfm.jobs.step import as_user_error
 from lfm.storage.artifact import (
     MANIFEST,
     check_writable,
@@ -340,3 +341,27 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_fix(place: Callable
     folder = place(tmp_path)
     with pytest.raises(InputError, match=rf"cannot write to {folder} \(.+\); set LFM_HOME or --home"):
         check_writable(folder)
+
+
+def test_a_volume_of_another_user_is_named_with_both_users_and_the_job_that_mends_it() -> None:
+    """/dev is a mounted file system of root's, as a new block volume is; the step is user 10001."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setuid(10001)
+        told = []
+        for action in (check_writable, Path.mkdir):
+            try:
+                action(Path("/dev/lfm"))
+            except (InputError, OSError) as error:
+                told.append(str(as_user_error(error)))
+        os.write(write, f"{os.getuid()}\n".join(told).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    text = os.read(read, 10_000).decode()
+    of_step = text.split("\n")
+    assert len(of_step) == 2
+    for told in of_step:
+        assert "/dev is of user 0 and group 0, this is user " in told and "Job lfm-volume" in told
+    assert "set LFM_HOME" in of_step[0] and "Permission denied" in of_step[1]

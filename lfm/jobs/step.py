@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from lfm.errors import ERROR_MARK, InputError
 from lfm.progress import say
-from lfm.storage.artifact import home, read_manifest
+from lfm.storage.artifact import home, read_manifest, whose_volume
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -122,7 +122,9 @@ def as_user_error(error: BaseException) -> InputError | None:
     if full or "database or disk is full" in str(error):  # SQLite's message, also inside other errors
         return InputError(f"the disk under {home()} is full; make room or set LFM_HOME, then run again to continue")
     if isinstance(error, OSError) and error.errno in SYSTEM:
-        return InputError(f"{error.filename or home()}: {error.strerror}; correct that, then run again to continue")
+        path = error.filename or home()
+        whose = whose_volume(Path(os.fsdecode(path))) if error.errno == errno.EACCES else ""
+        return InputError(f"{path}: {error.strerror}; correct that, then run again to continue{whose}")
     return None
 
 

@@ -147,4 +147,20 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         raise InputError(
             f"cannot write to {folder} ({error.strerror}); set LFM_HOME or --home to a folder you can write to"
+            f"{whose_volume(folder)}"
         ) from error
+
+
+def whose_volume(folder: Path) -> str:
+    """More words on a folder that cannot be written, where it lies on a mounted volume of another user; else empty.
+
+    A new block volume belongs to root, and Kubeflow Pipelines gives the pods of its steps no fsGroup.
+    """
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110  never raises
+    owner = there.stat()
+    if not there.is_mount() or os.getuid() in (0, owner.st_uid) or os.access(there, os.W_OK):
+        return ""
+    return (
+        f". The volume at {there} is of user {owner.st_uid} and group {owner.st_gid}, this is user {os.getuid()}: on "
+        f"Kubernetes apply the Job lfm-volume again (docs/cluster.md), elsewhere `chown {os.getuid()} {there}` as root"
+    )
