@@ -3,8 +3,9 @@
 # clients.env   what whoever logs to MLflow sets
 # mlflow.env    variables of the MLflow server
 # postgres.env  variables of PostgreSQL
-# s3.env        the S3 keys alone
-# s3.json       the same as SeaweedFS reads them
+# s3.env        the S3 keys of LFM: buckets lfm and data
+# mlflow-s3.env the S3 keys of the MLflow server: bucket mlflow
+# s3.json       who may do what with which bucket, as SeaweedFS reads it; nobody may make or delete buckets
 set -euo pipefail
 folder=${1:?usage: infra/secrets.sh FOLDER}
 
@@ -12,8 +13,11 @@ secret() { head -c 24 /dev/urandom | base64 | tr '+/' '-_'; }
 
 [[ -e $folder ]] && exit 0
 umask 077
-key=lfm-$(secret | tr -dc '[:alnum:]' | head -c 12)
+key() { secret | tr -dc '[:alnum:]' | head -c 12; }
+key=lfm-$(key)
 secret_key=$(secret)
+mlflow_key=mlflow-$(key)
+mlflow_secret_key=$(secret)
 password=$(secret)
 database=$(secret)
 
@@ -37,11 +41,20 @@ cat >"$new/postgres.env" <<EOF
 POSTGRES_PASSWORD=$database
 EOF
 cat >"$new/s3.env" <<EOF
-AWS_ACCESS_KEY_ID=$key
-AWS_SECRET_ACCESS_KEY=$secret_key
+LFM_S3_ACCESS_KEY_ID=$key
+LFM_S3_SECRET_ACCESS_KEY=$secret_key
+EOF
+cat >"$new/mlflow-s3.env" <<EOF
+AWS_ACCESS_KEY_ID=$mlflow_key
+AWS_SECRET_ACCESS_KEY=$mlflow_secret_key
 EOF
 cat >"$new/s3.json" <<EOF
-{"identities": [{"name": "lfm", "credentials": [{"accessKey": "$key", "secretKey": "$secret_key"}], "actions": ["Admin"]}]}
+{"identities": [
+  {"name": "lfm", "credentials": [{"accessKey": "$key", "secretKey": "$secret_key"}],
+   "actions": ["Read:lfm", "Write:lfm", "List:lfm", "Read:data", "Write:data", "List:data"]},
+  {"name": "mlflow", "credentials": [{"accessKey": "$mlflow_key", "secretKey": "$mlflow_secret_key"}],
+   "actions": ["Read:mlflow", "Write:mlflow", "List:mlflow"]}
+]}
 EOF
 mv "$new" "$folder"
 echo "passwords made in $folder" >&2

@@ -17,6 +17,7 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
 
 from lfm.serving.admission import PATHS
 from lfm.serving.settings import Settings
+from tests.pod_security import violations
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -34,14 +35,33 @@ def render(folder: Path) -> Documents:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Documents:
-    """The local overlay, with passwords made as its first lines say."""
+def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the local overlay, with passwords made as its first lines say."""
     folder = tmp_path_factory.mktemp("infra")
     shutil.copytree(ROOT / "infra", folder / "infra", ignore=shutil.ignore_patterns("secrets"))
     overlay = folder / "infra/kustomize/overlays/local"
     command = re.findall(r"^#   (infra/secrets\.sh \S+)$", (overlay / "kustomization.yaml").read_text(), re.MULTILINE)
     subprocess.run(command[0].split(), cwd=folder, check=True, timeout=60)
-    return render(overlay)
+    return overlay
+
+
+def with_components(overlay: Path, runtime: str = "lfm", gpus: int = 0) -> Documents:
+    """The overlay with the components that its lines leave to the reader."""
+    file, settings = overlay / "kustomization.yaml", overlay / "training.yaml"
+    kept = [each.read_text() for each in (file, settings)]
+    file.write_text(re.sub(r"^  # - (\.\./\.\./\S+).*$", r"  - \1", kept[0], flags=re.MULTILINE))
+    settings.write_text(kept[1].replace("runtime: lfm", f"runtime: {runtime}").replace('gpus: "0"', f'gpus: "{gpus}"'))
+    try:
+        return render(overlay)
+    finally:
+        file.write_text(kept[0])
+        settings.write_text(kept[1])
+
+
+@pytest.fixture(scope="module")
+def local(overlay: Path) -> Documents:
+    """The local overlay with every component."""
+    return with_components(overlay)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +95,7 @@ def pods(documents: Documents) -> dict[str, dict[str, Any]]:
     found = {}
     for document in documents:
         name = f"{document['kind']}/{document['metadata']['name']}"
-        if document["kind"] in ("Deployment", "StatefulSet"):
+        if document["kind"] in ("Deployment", "StatefulSet", "Job"):
             found[name] = document["spec"]["template"]["spec"]
         elif document["kind"] == "TrainingRuntime":
             job = document["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]
@@ -145,10 +165,51 @@ def test_every_pod_is_shut_in(local: Documents, serving: dict[str, Any], setting
             assert expected[setting](pod, container), name
 
 
+def test_namespaces_that_enforce_restricted_take_every_pod(local: Documents, serving: dict[str, Any]) -> None:
+    found = pods([*local, serving])
+    assert len(found) == 6
+    assert {name: violations(pod) for name, pod in found.items() if violations(pod)} == {}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("hostNetwork", True), ("hostPID", True), ("hostIPC", True),
+        ("volumes", [{"name": "x", "hostPath": {"path": "/"}}]), ("volumes", [{"name": "x", "nfs": {}}]),
+        ("securityContext.runAsUser", 0), ("securityContext.runAsNonRoot", None),
+        ("securityContext.seccompProfile", None), ("securityContext.seccompProfile", {"type": "Unconfined"}),
+        ("securityContext.sysctls", [{"name": "kernel.msgmax", "value": "1"}]),
+        ("securityContext.seLinuxOptions", {"type": "spc_t"}), ("securityContext.seLinuxOptions", {"user": "root"}),
+        ("securityContext.appArmorProfile", {"type": "Unconfined"}),
+        ("securityContext.windowsOptions", {"hostProcess": True}),
+        ("containers.0.securityContext", None), ("containers.0.securityContext.privileged", True),
+        ("containers.0.securityContext.allowPrivilegeEscalation", None),
+        ("containers.0.securityContext.runAsNonRoot", False), ("containers.0.securityContext.runAsUser", 0),
+        ("containers.0.securityContext.capabilities", {"add": ["NET_BIND_SERVICE"]}),
+        ("containers.0.securityContext.capabilities", {"drop": ["ALL"], "add": ["CHOWN"]}),
+        ("containers.0.securityContext.procMount", "Unmasked"),
+        ("containers.0.securityContext.seccompProfile", {"type": "Unconfined"}),
+        ("containers.0.ports", [{"containerPort": 1, "hostPort": 1}]),
+        ("containers.0.livenessProbe", {"httpGet": {"host": "elsewhere", "port": 1}}),
+        ("containers.0.lifecycle", {"postStart": {"tcpSocket": {"host": "elsewhere", "port": 1}}}),
+        ("initContainers", [{"name": "x", "image": "x"}]),
+    ],
+)  # fmt: skip
+def test_each_control_of_restricted_is_checked(base: Documents, place: str, value: Any) -> None:
+    pod = yaml.safe_load(yaml.safe_dump(pods(base)["Job/lfm-volume"]))
+    assert not violations(pod)
+    *path, last = place.split(".")
+    inner: Any = pod
+    for key in path:
+        inner = inner[int(key)] if key.isdecimal() else inner[key]
+    inner[last] = value
+    assert violations(pod)
+
+
 def test_every_server_has_probes_and_is_reached_by_whom_it_must_alone(local: Documents) -> None:
     policies = of("NetworkPolicy", local)
     for name, pod in pods(local).items():
-        if name.startswith("TrainingRuntime"):
+        if name.startswith(("TrainingRuntime", "Job")):
             continue
         server = name.split("/")[1]
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= pod["containers"][0].keys()
@@ -198,21 +259,31 @@ def test_what_is_referred_to_is_there(local: Documents, serving: dict[str, Any])
     assert len(hosts) == 2
     for host, port in hosts:
         assert int(port) in {p["port"] for p in of("Service", local)[host]["spec"]["ports"]}
-    binding = of("RoleBinding", local)["lfm-steps"]
-    assert binding["roleRef"]["name"] in there["Role"] and binding["subjects"][0]["name"] in there["ServiceAccount"]
+    for binding in of("RoleBinding", local).values():
+        assert binding["roleRef"]["name"] in there["Role"] and binding["subjects"][0]["name"] in there["ServiceAccount"]
 
 
-def test_pipelines_are_told_of_the_same_names(local: Documents) -> None:
-    settings = yaml.safe_load((ROOT / "infra/cluster.yaml").read_text())
+@pytest.mark.parametrize("file", ["cluster.yaml", "cluster-mlflow-plugin.yaml"])
+def test_pipelines_are_told_of_the_same_names(local: Documents, file: str) -> None:
+    settings = yaml.safe_load((ROOT / "infra" / file).read_text())
     assert settings["home"]["name"] in of("PersistentVolumeClaim", local)
+    assert settings["service_account"] in of("ServiceAccount", local)
+    given = [name for source in (*settings["secrets"], *settings["config_maps"]) for name in source["keys"].values()]
+    assert not [name for name in given if name.startswith("AWS_")], "KFP's launcher reads those of the step"
+    assert len(given) == len(set(given))
+    # KFP's plugin gives these itself (backend/src/v2/common/plugins/mlflow/handler.go); twice, the pod is invalid.
+    assert any(name.startswith("MLFLOW_") for name in given) == (file == "cluster.yaml")
+    assert {"LFM_S3_ENDPOINT_URL", "LFM_S3_ACCESS_KEY_ID", "LFM_S3_SECRET_ACCESS_KEY"} <= set(given)
     for secret in settings["secrets"]:
         assert secret["keys"].keys() <= of("Secret", local)[secret["name"]]["data"].keys()
     for known in settings["config_maps"]:
         assert known["keys"].keys() <= of("ConfigMap", local)[known["name"]]["data"].keys()
 
 
-def test_the_steps_may_do_what_they_must_and_no_more(base: Documents) -> None:
+def test_the_steps_may_do_what_they_must_and_no_more(base: Documents, local: Documents) -> None:
     rules = of("Role", base)["lfm-steps"]["rules"]
+    assert not [document for document in base if document["kind"] == "TrainingRuntime"]
+    rules = [*rules, *of("Role", local)["lfm-trainer"]["rules"]]
     may = {
         (group, what, verb)
         for rule in rules
@@ -245,13 +316,13 @@ def test_images_are_named_by_version(local: Documents, serving: dict[str, Any]) 
 
 
 def test_passwords_are_made_once_differ_and_are_read_by_their_owner_alone(tmp_path: Path) -> None:
-    made = []
+    made: list[dict[str, str]] = []
     for name in ("one", "two", "one"):
         subprocess.run([ROOT / "infra/secrets.sh", tmp_path / name], check=True, timeout=60, capture_output=True)
         made.append({path.name: path.read_text() for path in (tmp_path / name).iterdir()})
     assert made[0] == made[2] and made[0].keys() == made[1].keys()
     values = [set(re.findall(r"(?:PASSWORD|KEY)=(\S{16,})", "".join(each.values()))) for each in made[:2]]
-    assert len(values[0]) >= 4 and not values[0] & values[1]
+    assert len(values[0]) >= 5 and not values[0] & values[1]
     assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "one").iterdir()} == {0o600}
     ignored = ["infra/secrets/mlflow.env", "infra/kustomize/overlays/local/secrets/s3.json"]
