@@ -62,6 +62,8 @@ class ClusterSettings(Section):
 
     image: str = Field(default_factory=image)
     """Container image of all steps; its tag should change with the code, because KFP's cache compares only the tag."""
+    service_account: str = ""
+    """Who the steps are in the cluster; empty: whom Kubeflow Pipelines chooses, `pipeline-runner`."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     """When nodes fetch the image."""
     image_pull_secrets: tuple[str, ...] = ()

@@ -362,6 +362,6 @@ def test_a_volume_of_another_user_is_named_with_both_users_and_the_job_that_mend
     text = os.read(read, 10_000).decode()
     of_step = text.split("\n")
     assert len(of_step) == 2
-    for told in of_step:
-        assert "/dev is of user 0 and group 0, this is user " in told and "Job lfm-volume" in told
+    for line in of_step:
+        assert "/dev is of user 0 and group 0, this is user " in line and "Job lfm-volume" in line
     assert "set LFM_HOME" in of_step[0] and "Permission denied" in of_step[1]

@@ -76,7 +76,7 @@ def make_site(folder: Path, source: Path) -> Site:
     settings = ClusterSettings.model_validate(values | {"image": "lfm:test"})
     held = {(one.name, key): "unused" for one in (*settings.secrets, *settings.config_maps) for key in one.keys}
     held["lfm-endpoints", "MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
-    held["lfm-endpoints", "AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
+    held["lfm-endpoints", "LFM_S3_ENDPOINT_URL"] = "http://127.0.0.1:9"
     return Site(Cluster(folder, held), settings, source)
 
 
