@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,10 @@ from lfm.cli.options import (
 )
 from lfm.errors import InputError
 from lfm.storage.artifact import home
+
+if TYPE_CHECKING:
+    from lfm.config.schema import RunConfig
+    from lfm.pipelines.local_run import Result, Runner
 
 
 def add_to(app: typer.Typer) -> None:
@@ -79,36 +83,44 @@ def run(
     use_home(home_)
     if json_:
         check_file(json_)
+    began = time.monotonic()
+    methods, result, provenance = _train(configs, make_runner)
+    seconds = time.monotonic() - began
+    _print_results(methods, provenance, result, seconds)
+    if json_:
+        _write_json(json_, methods, provenance, result.model_uri, seconds)
+
+
+def _train(configs: list["RunConfig"], runner: "Runner") -> tuple[dict[str, Any], "Result", dict[str, Any]]:
+    """Check all configurations, then train each: scores by method, the last result, and where its data came from."""
     from lfm.backbones.device import check_device
     from lfm.jobs.prepare import check
     from lfm.jobs.scoring import untrained
     from lfm.pipelines.local_run import run_local
-    from lfm.report.tables import table
 
     for config in configs:
         check(config)
         check_device(config.train.device)
-    began, uri = time.monotonic(), ""
     methods: dict[str, Any] = {}
     for number, config in enumerate(configs, 1):
-        typer.echo(f"[{number}/{len(configs)}] {preset}: {config.method}, seed {config.seed}")
-        result = run_local(config, debugging(), make_runner)
+        typer.echo(f"[{number}/{len(configs)}] {config.preset}: {config.method}, seed {config.seed}")
+        result = run_local(config, debugging(), runner)
         found = json.loads((result.metrics / "metrics.json").read_text())
         methods |= {untrained(config): found["untrained"], config.method: found["test"]}
-        uri = result.model_uri
-    seconds = time.monotonic() - began
-    provenance = found["provenance"]
-    typer.echo(f"\nTop-1 accuracy, % ({', '.join(f'{k}: {v}' for k, v in provenance.items())})\n")
-    typer.echo(table(methods))
-    typer.echo(f"\nRegistered model  {uri}")
-    typer.echo(f"Page              {result.metrics / 'report.html'}")
+    return methods, result, found["provenance"]
+
+
+def _print_results(methods: dict[str, Any], provenance: dict[str, Any], result: "Result", seconds: float) -> None:
+    from lfm.report.tables import table
     from lfm.tracking.uri import is_server, server_address
 
+    typer.echo(f"\nTop-1 accuracy, % ({', '.join(f'{k}: {v}' for k, v in provenance.items())})\n")
+    typer.echo(table(methods))
+    typer.echo(f"\nRegistered model  {result.model_uri}")
+    typer.echo(f"Page              {result.metrics / 'report.html'}")
     ui = "make ui" if Path("Makefile").is_file() else "lfm ui"
     typer.echo(f"Compare the runs  {f'MLflow at {server_address()}' if is_server() else ui}")
     typer.echo(f"Took              {seconds:.0f} s; everything is in {home()}")
-    if json_:
-        _write_json(json_, methods, provenance, uri, seconds)
 
 
 def _write_json(path: Path, methods: dict[str, Any], provenance: dict[str, Any], uri: str, seconds: float) -> None:
