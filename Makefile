@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 RUN ?=
+# A file's tests share servers and runs: a worker takes whole files, the longest first (tests/conftest.py).
+WORKERS := -n auto --dist loadfile --no-loadscope-reorder
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 TARGET ?= lfm
 
-.PHONY: help setup demo bench components test coverage lint ui image lock clean
+.PHONY: help setup demo bench components check test coverage lint ui image lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -51,12 +53,15 @@ lint: setup ## Format check, lint, types, import rules, unused dependencies
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
+check: lint ## Lint, types, import rules, then the quick tests: a minute on 2 idle cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow" $(RUN)
+
 test: lint ## Lint, types, import rules, then every test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(RUN)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(WORKERS) $(RUN)
 
 coverage: setup ## Every test again, and which lines they run: half as slow again, since each step is watched
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto --dist loadfile $(RUN)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(WORKERS) $(RUN)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

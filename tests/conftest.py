@@ -24,6 +24,18 @@ if TYPE_CHECKING:
     from tests.small_task import Trained
 
 REPOSITORY = Path(__file__).parents[1]
+# The files that take longest, in that order: they begin first, so that no worker is left with one of them at the end.
+LONGEST = (
+    "infra_image", "team", "pipeline", "pipelines_retrain", "ranks", "nodes", "readme", "own_data", "server", "trainer",
+    "infra_compose", "store", "reporting", "pipelines_sweep", "train", "served_model", "docker", "speed", "science",
+    "fork_server", "data", "serving_speed", "cli_errors",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first. With xdist: `--dist loadfile --no-loadscope-reorder`, or it begins with the most tests."""
+    place = {f"test_{name}": k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def write_idx(path: Path, array: NDArray[np.uint8]) -> None:

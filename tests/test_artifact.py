@@ -63,6 +63,7 @@ def reordered(value: Any) -> Any:
     return [reordered(item) for item in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.dictionaries(st.text(), values, min_size=1, max_size=5))
 def test_a_key_does_not_depend_on_the_order_of_the_fields(value: dict[str, Any]) -> None:
@@ -273,6 +274,7 @@ def test_a_process_killed_while_building_leaves_no_artifact_and_the_next_one_bui
     assert [path for path in final.parent.iterdir() if path.is_dir()] == [final]
 
 
+@pytest.mark.slow
 def test_processes_that_want_the_same_at_once_all_get_it_and_one_builds_it(home: Path, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     processes = [builder(marks, 1.5) for _ in range(3)]

@@ -275,12 +275,14 @@ def test_close_pairs_are_those_of_comparing_all(values: list[int], bucket: int, 
         assert found == expected and not skipped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [1, 5])
 def test_close_pairs_of_hashes_that_crowd_together(spread: int) -> None:
     hashes = np.arange(1500, dtype=np.uint64) << np.uint64(spread * 7)
     assert found_pairs(hashes) == (brute(hashes), set())
 
 
+@pytest.mark.slow
 def test_a_crowd_that_would_fill_the_memory_is_cut_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = np.arange(1, 2000, dtype=np.uint64)
     monkeypatch.setattr(hashes_module, "MOST_PAIRS", 10)
@@ -515,6 +517,7 @@ def test_without_a_text_tower_everything_else_is_reported(
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_json_and_says_what_to_mend(small_fashion: Path, home: Path) -> None:
     values = {
         "data.verify": "false", "data.source": str(small_fashion), "data.max_per_class": "40",

@@ -296,6 +296,7 @@ def test_a_pickle_is_refused_and_not_run(vit: Path, tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists(), "the test's own file would have run"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Converting a tensor", "ignore:.*torch.jit")
 def test_torchscript_is_refused_with_a_command_that_converts_it(
     families: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -412,6 +413,7 @@ def test_a_configuration_that_open_clip_cannot_build_is_refused(tmp_path: Path) 
         fetched(tmp_path / "out", model(tmp_path, {**VIT, "vision_cfg": VISION | {"depth": 3}}))
 
 
+@pytest.mark.slow
 def test_checking_imports_neither_open_clip_nor_transformers() -> None:
     code = (
         "import sys; from lfm.backbones import towers, weights; "
@@ -447,6 +449,7 @@ def _read(transform: Any) -> Preprocess:
     return Preprocess(size[0], tuple(normalise.mean), tuple(normalise.std), resize.interpolation.value, mode)
 
 
+@pytest.mark.slow
 def test_preprocessing_is_that_of_create_model_and_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     import open_clip
 

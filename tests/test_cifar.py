@@ -241,6 +241,7 @@ def test_the_other_data_set_is_named(published: dict[str, Path]) -> None:
         load(CIFAR100, published["binary"])
 
 
+@pytest.mark.slow
 def test_a_full_size_folder_is_counted_and_gives_the_subsets_of_ldam_drw(tmp_path: Path) -> None:
     """50,000 + 10,000 records of the published size."""
     rng = np.random.default_rng(5)

@@ -22,8 +22,15 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def lfm(home: Path, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    command = [*warm.lfm(), *arguments]
+    """The command as installed."""
+    command = [str(warm.INSTALLED), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(home))
+
+
+def forked(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same where it comes as far as to import PyTorch: from a process that has done so."""
+    command = [*warm.lfm(), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(home))
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], message: str) -> None:
@@ -62,6 +69,7 @@ def below_a_file(tmp_path: Path) -> Path:
     return tmp_path / "file" / "home"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [below_a_file, lambda _: Path("/proc/lfm")], ids=["below a file", "/proc"])
 @pytest.mark.parametrize("command", [["run"], ["data", "inspect"]], ids=" ".join)
 def test_a_home_that_cannot_be_written_is_refused_in_one_line(
@@ -69,8 +77,8 @@ def test_a_home_that_cannot_be_written_is_refused_in_one_line(
 ) -> None:
     folder = place(tmp_path)
     message = rf"cannot write to {folder} \(.+\); set LFM_HOME or --home to a folder you can write to"
-    assert_one_line(lfm(tmp_path / "home", *command, "fashion-mnist-lt", "--home", str(folder)), message)
-    assert_one_line(lfm(folder, *command, "fashion-mnist-lt"), message)
+    assert_one_line(forked(tmp_path / "home", *command, "fashion-mnist-lt", "--home", str(folder)), message)
+    assert_one_line(forked(folder, *command, "fashion-mnist-lt"), message)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -96,15 +104,17 @@ def truncated(fashion_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_missing_files_are_refused_in_one_line(tmp_path: Path) -> None:
-    done = lfm(tmp_path / "home", "data", "inspect", "fashion-mnist-lt", "--set", f"data.source={tmp_path}")
+    done = forked(tmp_path / "home", "data", "inspect", "fashion-mnist-lt", "--set", f"data.source={tmp_path}")
     assert_one_line(done, f"{tmp_path} has no train-images-idx3-ubyte.gz; put the four files .* data.source")
-    done = lfm(tmp_path / "home", "data", "inspect", "fashion-mnist-lt", "--set", "data.source=/nonexistent")
+    done = forked(tmp_path / "home", "data", "inspect", "fashion-mnist-lt", "--set", "data.source=/nonexistent")
     assert_one_line(done, "data.source: /nonexistent does not exist; correct the path")
 
 
+@pytest.mark.slow
 def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, truncated: Path) -> None:
-    done = lfm(tmp_path / "home", "data", "inspect", "fashion-mnist-lt", "--set", f"data.source={truncated}")
+    done = forked(tmp_path / "home", "data", "inspect", "fashion-mnist-lt", "--set", f"data.source={truncated}")
     assert_one_line(done, rf"{truncated}/train-labels-idx1-ubyte.gz is truncated: 59,008 bytes.* 60,008; delete ")
 
 
@@ -214,6 +224,7 @@ def test_a_dead_mlflow_server_is_said_in_one_line_without_its_password(tmp_path:
     assert "secret" not in done.stdout + done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -225,12 +236,13 @@ def test_a_dead_mlflow_server_is_said_in_one_line_without_its_password(tmp_path:
     ],
 )
 def test_fetch_says_which_file_goes_where(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = lfm(tmp_path / "home", "data", "fetch", *arguments)
+    done = forked(tmp_path / "home", "data", "fetch", *arguments)
     assert_one_line(done, f".*{message}")
 
 
+@pytest.mark.slow
 def test_fetch_explains_own_data_and_counts_what_is_there(tmp_path: Path, fashion_folder: Path) -> None:
-    done = lfm(tmp_path / "home", "data", "fetch", "custom")
+    done = forked(tmp_path / "home", "data", "fetch", "custom")
     assert done.returncode == 0 and "image folder" in done.stdout and "manifest" in done.stdout
-    done = lfm(tmp_path / "home", "data", "fetch", "fashion-mnist", "--source", str(fashion_folder))
+    done = forked(tmp_path / "home", "data", "fetch", "fashion-mnist", "--source", str(fashion_folder))
     assert done.returncode == 0 and "fashion-mnist: complete, 70,000 images of 10 classes" in done.stdout

@@ -16,6 +16,8 @@ from lfm.tracking.client import connect
 from tests.conftest import Fashion
 from tests.serving import png, write_conv4
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(fashion: Fashion, text_CD: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:

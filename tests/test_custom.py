@@ -354,6 +354,7 @@ def choose(data: list[tuple[bytes, int, int]], n: int) -> list[int]:
     return after.tolist()
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(picture, min_size=12, max_size=80), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_its_properties(data: list[tuple[bytes, int, int]], n: int, random: object) -> None:
@@ -380,6 +381,7 @@ def test_its_properties(data: list[tuple[bytes, int, int]], n: int, random: obje
     assert choose([data[i] for i in order], n) == [after[i] for i in order], "the order of the images does not matter"
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.dictionaries(st.binary(min_size=2, max_size=2), st.integers(0, 2), min_size=30, max_size=60).map(

@@ -257,6 +257,7 @@ def test_a_validation_split_of_the_datas_own_is_kept_and_not_added_to(tmp_path: 
         made(tmp_path / "more", source, AS_IS.model_copy(update={"val_per_class": 1}))
 
 
+@pytest.mark.slow
 def test_the_presets_profile_on_the_whole_data_set_is_the_demos(fashion: Fashion, tmp_path: Path) -> None:
     config = DataConfig(name="fashion-mnist", max_per_class=1000, val_per_class=500)
     folder = made(tmp_path / "data", fashion.source(), config)
@@ -329,6 +330,7 @@ for name, make in (("table", lambda f: write(f, source, AS_IS, 0, root / "work")
 """
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_any_moment_goes_on_and_gives_the_same(tmp_path: Path) -> None:
     data = [encoded(photo(k, 400, 300), "jpeg") for k in range(120)]
     for name in ("whole", "killed"):

@@ -128,6 +128,7 @@ def test_the_worst_classes_have_their_surest_mistakes() -> None:
     assert found[1]["images"] == [{"row": 9, "taken_for": 0, "confidence": pytest.approx(0.4)}]
 
 
+@pytest.mark.slow
 def test_tsne_keeps_clusters_apart_and_is_the_same_each_time() -> None:
     rng = np.random.default_rng(0)
     center = rng.normal(size=(3, 10)) * 4

@@ -224,6 +224,7 @@ def test_a_folder_that_lacks_a_file_is_filled(
     assert same_as_published(place)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
 def test_when_the_mirror_refuses_debians_package_is_fetched_and_named(
     home: Path, mirror: Callable[[str], None], fashion: Fashion, capsys: pytest.CaptureFixture[str]
@@ -237,6 +238,7 @@ def test_when_the_mirror_refuses_debians_package_is_fetched_and_named(
     assert same_as_published(home / "downloads" / "fashion-mnist")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
 def test_a_mirror_with_an_altered_file_is_passed_over(
     home: Path,
@@ -342,6 +344,7 @@ def test_files_are_kept_all_or_none(
     assert not place.exists() or not list(place.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_answers")
 def test_processes_that_fetch_at_once_all_get_the_files(
     home: Path,

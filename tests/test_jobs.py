@@ -72,6 +72,7 @@ def test_places_has_an_alpha_for_each_stage_and_training_uses_it(tmp_path: Path)
     assert preview(load("places-lt", {"mixup.name": "none"}), 1, "", "") == 0.0
 
 
+@pytest.mark.slow
 def test_a_command_waits_for_no_library_before_its_steps_do() -> None:
     """What `lfm run` does itself: PyTorch and MLflow would keep it for three seconds before the first step."""
     program = (

@@ -220,6 +220,7 @@ def sizes(source: Source) -> dict[str, int]:
 Loader = Callable[[DataConfig], Source]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loader", "write", "expected", "classes"),
     [

@@ -277,6 +277,7 @@ def test_the_ui_serves_the_runs_and_the_registered_model(server: str) -> None:
     assert [version.version for version in model.latest_versions]
 
 
+@pytest.mark.slow
 def test_the_database_of_runs_is_plain_sqlite(home: Path, first: subprocess.CompletedProcess[str]) -> None:
     assert first.returncode == 0
     with sqlite3.connect(home / "mlflow.db") as connection:

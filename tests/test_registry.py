@@ -10,6 +10,8 @@ from lfm.cli.main import app
 from lfm.errors import InputError
 from lfm.tracking import registry
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def three(home: Path) -> MlflowClient:

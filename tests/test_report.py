@@ -78,6 +78,7 @@ def test_of_many_classes_the_first_and_the_last_are_shown(classes: int, most: in
 # --- the picture ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [3, 100])
 def test_the_picture_is_an_image_file(classes: int, tmp_path: Path) -> None:
     from matplotlib.image import imread

@@ -95,6 +95,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Report]:
     return page(folder)
 
 
+@pytest.mark.slow
 def test_the_score_table_is_the_metrics_and_published_rows_are_marked(small: tuple[Run, Report]) -> None:
     run, report = small
     rows = Reader(report.html).tables[0]
@@ -176,6 +177,7 @@ def test_the_page_is_one_whole_that_asks_for_nothing(small: tuple[Run, Report]) 
     assert report.html.count("<title>") > 100, "values under the mouse"
 
 
+@pytest.mark.slow
 def test_the_pieces_are_written_as_svg_png_and_csv(small: tuple[Run, Report], tmp_path: Path) -> None:
     run, report = small
     report.write(tmp_path)
@@ -190,6 +192,7 @@ def test_the_pieces_are_written_as_svg_png_and_csv(small: tuple[Run, Report], tm
     assert all(path.stat().st_size > 2000 for path in (tmp_path / "figures").iterdir())
 
 
+@pytest.mark.slow
 def test_the_same_values_give_the_same_page(small: tuple[Run, Report], tmp_path: Path) -> None:
     _, report = small
     assert page(drawn(NASTY, tmp_path / "metrics", load("fashion-mnist-lt"), 50))[1].html == report.html
@@ -232,6 +235,7 @@ def test_a_thousand_classes_and_fifty_thousand_images_make_a_small_page_soon(
     check(target, "thousand", figures=len(report.pieces))
 
 
+@pytest.mark.slow
 def test_sorting_and_finding_a_class_in_the_browser(small: tuple[Run, Report], tmp_path: Path) -> None:
     import shutil
 

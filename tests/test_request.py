@@ -172,6 +172,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["inputs", "instances", "dataframe_split", "dataframe_records", "params"]), JSON)

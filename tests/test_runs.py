@@ -15,6 +15,8 @@ from lfm.tracking import past_runs
 from lfm.tracking.client import connect
 from tests.reader import Reader
 
+pytestmark = pytest.mark.slow
+
 Logged = Callable[..., str]
 
 

@@ -19,6 +19,8 @@ from lfm.serving.predictor import Predictor
 from tests.conftest import Fashion
 from tests.serving import GROUPS, write_conv4, write_vit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(fashion: Fashion, text_CD: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:

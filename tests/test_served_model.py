@@ -25,6 +25,8 @@ from lfm.tracking.client import KEY_VARIABLE
 from tests.conftest import Fashion
 from tests.serving import png, write_conv4
 
+pytestmark = pytest.mark.slow
+
 
 class Registered(NamedTuple):
     """A model in a registry of its own."""

@@ -21,6 +21,8 @@ from lfm.storage.artifact import publishing
 from lfm.training.model_artifact import model_info, new_model
 from tests.conftest import write_idx
 
+pytestmark = pytest.mark.slow
+
 LOCAL = {"data.verify": False, "data.max_per_class": 40, "data.imbalance": 8, "train.precision": "fp32"}
 
 

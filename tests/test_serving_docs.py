@@ -54,6 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c.split("#")[0] for c in COMMANDS if c.startswith("lfm predict")])
 def test_predicting(place: Path, command: str) -> None:
     done = CliRunner().invoke(app, shlex.split(command)[1:])
@@ -87,6 +88,7 @@ def test_serving_and_asking(place: Path) -> None:
     assert found[2][0]["label"] == found[0][0]["label"]
 
 
+@pytest.mark.slow
 def test_the_python_of_the_document(place: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     file_bytes = (place / "photos/0.jpg").read_bytes()

@@ -227,6 +227,7 @@ def line(answers: list[bytes]) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_mute_server_does_not_hang_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with line([b""] * 8) as endpoint:

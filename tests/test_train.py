@@ -503,6 +503,7 @@ def test_curves_come_once_an_epoch_with_validation_where_asked(tmp_path: Path) -
     assert json.dumps(logged)  # plain numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
 def test_an_open_clip_tower_trains_in_stage_1_and_stands_still_in_stage_2(name: str, tmp_path: Path) -> None:
     """The real architectures of the paper; RN50's batch norm keeps running statistics, which must not drift."""
