@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,23 @@ def serve_s3(folder: Path) -> Iterator[S3]:
             for number in port.values():  # it keeps sockets there whatever its folder is
                 for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
                     left.unlink()
+
+
+def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait until the server answers there.
+
+    Raises:
+        RuntimeError: it ended, or does not answer in time; with the last lines of its log.
+    """
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"SeaweedFS did not start: {log.read_text(errors='replace')[-2000:]}") from None
+            time.sleep(0.1)
 
 
 def _wait(server: S3, process: "subprocess.Popen[bytes]", log: Path) -> None:
