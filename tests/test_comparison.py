@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lfm.evaluation.comparison import draw, page, rows_of, to_csv
+from lfm.evaluation.comparison import rows_of, to_csv
+from lfm.report.sweep_page import sweep_figure, sweep_page, write_figure
+from tests.reader import Reader
 
 VARIANTS = [{"label": f"alpha {a}", "value": a} for a in (1.0, 0.5, 1.0)]
 SCORES = [
@@ -36,11 +38,20 @@ def test_the_csv_reads_back() -> None:
 
 @pytest.mark.parametrize("values", [True, False])
 def test_figure_and_page_are_whole(values: bool, tmp_path: Path) -> None:
-    rows = rows_of(VARIANTS if values else [{"label": v["label"]} for v in VARIANTS], SCORES)
-    paths = [tmp_path / "figure.svg", tmp_path / "figure.png"]
-    draw(paths, "Sweep", rows, "alpha")
-    with Image.open(paths[1]) as image:
+    variants = [{**v, "label": f"<b>{v['label']} & more"} for v in VARIANTS]
+    rows = rows_of(variants if values else [{"label": v["label"]} for v in variants], SCORES)
+    piece = sweep_figure("A <title>", rows, "alpha")
+    svg, png = write_figure(piece, tmp_path)
+    assert svg.read_text().count("<svg") == 1
+    with Image.open(png) as image:
         assert image.width > 400 and len(image.convert("RGB").getcolors(1 << 20) or []) > 20
-    html = page("A <title>", rows, paths[0].read_text())
-    assert html.count("<svg") == 1 and "A &lt;title&gt;" in html and "<td>70.5 ± 0.7</td>" in html
+    html = sweep_page("A <title>", rows, piece)
+    reader = Reader(html)
+    assert html.count("<svg") == 1 and "<td>70.5 ± 0.7</td>" in html
+    assert reader.texts["h1"] == "A <title>" and "b" not in {tag for tag, _ in reader.tags}
+    assert reader.tables[0] == [
+        ["configuration", "many", "medium", "few", "all", "seeds"],
+        ["<b>alpha 1.0 & more", "91.0 ± 1.4", "52.0 ± 2.8", "–", "70.5 ± 0.7", "2"],
+        ["<b>alpha 0.5 & more", "80.0", "60.0", "–", "66.0", "1"],
+    ]
     assert not re.findall(r'(?:src|href)="https?:', html), "no external requests"

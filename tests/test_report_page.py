@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lfm.errors import InputError
 from lfm.evaluation.diagnostics import Answer
 from lfm.evaluation.metrics import confusion, metrics
 from lfm.jobs.diagnostics import gather, keep_answers
+from lfm.report.compare_page import compare_page
 from lfm.report.published import for_data
 from lfm.report.run_page import Report, run_page
 from lfm.report.run_values import Other, Run, Sweep, read_run
@@ -146,7 +148,7 @@ def test_captions_state_the_numbers_behind_them(small: tuple[Run, Report]) -> No
     assert "3 runs" in captions["sweep-alpha"] and "alpha 0.5 (75.0 %)" in captions["sweep-alpha"]
     for piece in report.pieces:
         assert piece.caption.replace("&", "&amp;").split(".")[0].replace("<", "&lt;")[:20] in report.html.replace(
-            "&#x27;", "'"
+            "&#39;", "'"
         )
 
 
@@ -269,3 +271,15 @@ def test_sorting_and_finding_a_class_in_the_browser(small: tuple[Run, Report], t
         view.wait_for_timeout(100)
         assert view.evaluate(picture) != before, "the arrow keys turn the points"
         browser.close()
+
+
+def test_names_stay_text_on_the_page_that_compares_runs(small: tuple[Run, Report]) -> None:
+    run, _ = small
+    run = replace(run, provenance={**run.provenance, "seed": "<i>0"}, method="<b>lfm</b> & more")
+    worse = replace(run, run_id="eeee", predicted_N=run.untrained_N, scores=run.untrained)
+    report = compare_page([run, worse], run.total_G, {"data": "<script>x</script>"})
+    reader = Reader(report.html)
+    assert {"b", "i"}.isdisjoint(tag for tag, _ in reader.tags)
+    assert [tag for tag, _ in reader.tags].count("script") == 1 and "data: <script>x</script>" in reader.texts["p"]
+    assert reader.tables[0][1][0] == "<b>lfm</b> & more, seed <i>0 (eeee)"
+    assert {row[0] for row in reader.tables[-1][1:]} == set(NASTY)

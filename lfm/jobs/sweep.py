@@ -55,6 +55,7 @@ def compare(
         Accuracy on all test images of each configuration, by a name that KFP accepts.
     """
     from lfm.evaluation import comparison
+    from lfm.report.sweep_page import sweep_figure, sweep_page, write_figure
     from lfm.tracking import pipeline_run
 
     scores = [json.loads((Path(folder) / "metrics.json").read_text())["test"] for folder in metrics]
@@ -64,12 +65,12 @@ def compare(
         Path(folder).mkdir(parents=True, exist_ok=True)
     with pipeline_run.step_run("compare") as run:
         title = f"Sweep over {over}" if over else "Sweep"
-        drawn = [Path(figure) / f"figure.{ending}" for ending in ("svg", "png")]
-        comparison.draw(drawn, title, rows, over)
+        piece = sweep_figure(title, rows, over)
+        drawn = write_figure(piece, Path(figure))
         written = {
             Path(table) / "table.csv": comparison.to_csv(rows),
             Path(table) / "table.json": json.dumps(rows, indent=1),
-            Path(page): comparison.page(title, rows, drawn[0].read_text()),
+            Path(page): sweep_page(title, rows, piece),
         }
         for path, text in written.items():
             path.write_text(text)

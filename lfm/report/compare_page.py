@@ -8,7 +8,7 @@ import numpy as np
 from lfm.config.schema import GROUPS
 from lfm.report.draw import GROUP_COLOUR, MUTED, Piece, Table, legend_above, panels, style
 from lfm.report.figures_scores import flow
-from lfm.report.html import cell, document, figure, number, part, row, table, text
+from lfm.report.html import Cell, Row, card, cell, document, figure, grid, number, part, table, with_note
 from lfm.report.run_page import Report, score_cells
 from lfm.report.run_values import Other, Run
 from lfm.report.stats import Difference, accuracy_intervals, hits, paired_differences, unpaired_differences
@@ -63,41 +63,32 @@ def compare_page(runs: Sequence[Compared], total_G: Sequence[int], about: Mappin
     score_rows, lines = [], []
     for run in runs:
         bounds = accuracy_intervals(hits(_scores(run), total_G), total_G)
-        score_rows.append(row(text(name_of(run)), score_cells(_scores(run), bounds), "ours" if run is base else ""))
+        score_rows.append(Row(name_of(run), score_cells(_scores(run), bounds), "ours" if run is base else ""))
         lines.append([name_of(run), *(_scores(run)[c] for c in COLUMNS)])
     tables: dict[str, Table] = {
         "compared": (("run", *COLUMNS), lines),
         "differences": (piece.columns, [list(line) for line in piece.rows]),
     }
     caption = f"Top-1 accuracy in percent with 95 % bootstrap intervals over the {sum(total_G):,} test images."
-    told = f"Difference to {text(name_of(base))} in points, with 95 % intervals; marked where it excludes 0."
-    rows = [row(text(name), [_gain(of[c]) for c in COLUMNS]) for name, of in found.items()]
-    sections = part(
-        "Differences",
-        "Differences",
-        f"<div class=grid>{figure(piece)}<div class=card>{table(told, ('run', *COLUMNS), rows)}</div></div>",
-    )
-    sections |= part("Scores", "Scores", table(caption, ("run", *COLUMNS), score_rows))
+    about_gains = f"Difference to {name_of(base)} in points, with 95 % intervals; bold where the interval excludes 0."
+    rows = [Row(name, [_gain(of[c]) for c in COLUMNS]) for name, of in found.items()]
+    gains = card("In numbers", table(about_gains, ("run", *COLUMNS), rows))
+    parts = part("Differences", "Differences", grid([figure(piece), gains]))
+    parts += part("Scores", "Scores", table(caption, ("run", *COLUMNS), score_rows))
     if isinstance(base, Run):
         full = [run for run in runs if isinstance(run, Run) and same_images(run, base)]
         errors = flow([(name_of(run), run.predicted_N) for run in full], base.label_N, base.group_C)
         pieces.append(errors)
-        classes = "".join(_classes(run, base, tables) for run in full[1:])
-        sections |= part("Errors", "Where errors go", f"<div class=grid>{figure(errors)}</div>")
-        sections |= part("Classes", "Classes that gained and lost most", classes)
-    facts = ", ".join(f"{text(k)}: {text(v)}" for k, v in about.items())
-    header = (
-        f"<p>{facts}</p><p class=quiet>Paired intervals resample the test images on which both runs answered. "
-        "They say nothing of other seeds: run at least three of each.</p>"
-    )
-    return Report(document("Runs compared", header, sections, "<p>Made by lfm compare.</p>"), pieces, tables)
+        parts += part("Errors", "Where errors go", grid([figure(errors)]))
+        parts += part("Classes", "Classes that gained and lost most", *(_classes(r, base, tables) for r in full[1:]))
+    return Report(document("compare.html", "Runs compared", parts, {"about": about}), pieces, tables)
 
 
-def _gain(of: Difference | None) -> str:
+def _gain(of: Difference | None) -> Cell:
     if of is None:
         return cell("–")
-    shown = f"{of.value:+.1f}<small>{of.low:+.1f} to {of.high:+.1f}{'' if of.paired else ', unpaired'}</small>"
-    return cell(f"<strong>{shown}</strong>" if of.low > 0 or of.high < 0 else shown, of.value)
+    bounds = f"{of.low:+.1f} to {of.high:+.1f}{'' if of.paired else ', unpaired'}"
+    return cell(with_note(f"{of.value:+.1f}", bounds, strong=of.low > 0 or of.high < 0), of.value)
 
 
 def forest(found: Mapping[str, Mapping[str, Difference | None]], base: str) -> Piece:
@@ -147,8 +138,8 @@ def _classes(run: Run, base: Run, tables: dict[str, Table]) -> str:
     )
     shown = order if len(order) <= 2 * SHOWN_CLASSES else order[:SHOWN_CLASSES] + order[-SHOWN_CLASSES:]
     rows = [
-        row(
-            text(base.classes[k]),
+        Row(
+            base.classes[k],
             [
                 cell(GROUPS[base.group_C[k]], kind="text"),
                 cell(f"{base.count_C[k]:,}"),
@@ -160,4 +151,4 @@ def _classes(run: Run, base: Run, tables: dict[str, Table]) -> str:
         for k in shown
     ]
     head = ("class", "group", "training images", "first, %", "this, %", "change")
-    return table(f"{text(name_of(run))} against {text(name_of(base))}.", head, rows, words=(1,))
+    return table(f"{name_of(run)} against {name_of(base)}.", head, rows, words=(1,))

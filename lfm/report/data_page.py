@@ -1,37 +1,12 @@
 """The data report: `lfm.jobs.report_data` -> plain text, a self-contained HTML page, a picture."""
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; --bar: #3b82c4; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
-td div { background: var(--bar); height: .8rem; border-radius: 2px; }
-td.bar { width: 40%; }
-footer { color: #888; font-size: .85rem; margin-top: 2rem; overflow-wrap: anywhere; }
-"""
+from lfm.report.html import PIECES, Cell, Part, Row, cell, document, macro, part, table
 
-DATA_STYLE = (
-    STYLE
-    + """
-@media (prefers-color-scheme: dark) { :root { --bar: #6ba4d9; } }
-.wide { overflow-x: auto; }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .8rem; margin: 1rem 0; }
-.numbers div { border: 1px solid var(--line); border-radius: 6px; padding: .4rem .7rem; }
-.numbers dt { font-size: .85rem; color: #888; }
-.numbers dd { margin: 0; font-size: 1.3rem; }
-li { margin: .5rem 0; overflow-wrap: anywhere; }
-small { color: #888; }
-img { vertical-align: middle; margin-right: .3rem; border-radius: 3px; }
-td.bar { width: 15%; min-width: 4rem; }
-td.near { text-align: left; font-size: .85rem; min-width: 14rem; }
-"""
-)
+PARTS = "data_parts.html"
 SHOWN_CLASSES = 2000
 SHOWN_DUPLICATES = 50
 
@@ -52,132 +27,109 @@ def headline(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def data_summary(found: Mapping[str, Any]) -> str:
-    """Headline and what to mend, in plain text."""
+    """Headline and what to fix, in plain text."""
     lines = [f"{what}: {value}" for what, value in headline(found).items()]
     lines += [f"no class embeddings: {found['no_text']}"] if found["no_text"] else []
-    lines += ["", "What to mend first" if found["mend"] else "Nothing to mend was found."]
+    lines += ["", "What to fix first" if found["mend"] else "No problems were found."]
     for number, item in enumerate(found["mend"], 1):
         lines.append(f"{number}. {item['count']:,} {item['what']}. {item['how']}")
         lines += [f"     {example}" for example in item["examples"]]
     return "\n".join(lines)
 
 
-def _text(value: Any) -> str:
-    return html.escape(str(value))
+def data_page(title: str, found: Mapping[str, Any], thumbnails: Mapping[str, str] | None = None) -> str:
+    """One HTML page without external requests: headline, what to fix, each class, images, duplicates.
 
-
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; its cells are markup already, a cell that begins with <td is taken as it is."""
-    body = "".join(
-        "<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return (
-        '<div class="wide"><table><thead><tr>'
-        + "".join(f"<th>{_text(name)}</th>" for name in head)
-        + f"</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    Args:
+        title: of the page.
+        found: from `lfm.jobs.data_report.report_data`.
+        thumbnails: "SPLIT/ROW" -> data: URI.
+    """
+    parts = [
+        *part("Problems", "What to fix first", macro(PIECES, "problems", found["mend"])),
+        *part("Classes", "Each class", _classes(found)),
+        *_images(found["audit"]),
+        *_duplicates(found["audit"], thumbnails or {}),
+    ]
+    return document("data.html", title, parts, {"headline": headline(found), "data": found["data"]})
 
 
 def _classes(found: Mapping[str, Any]) -> str:
     """Every class, the largest first; of very many the first and the last."""
-    audit, inspected = found["audit"], found["inspect"]
-    count_C, names = audit["counts"]["train"], audit["classes"]
+    count_C, names = found["audit"]["counts"]["train"], found["audit"]["classes"]
+    data, inspected = found["data"], found["inspect"]
     order = sorted(range(len(names)), key=lambda k: -count_C[k])
-    note = ""
-    if len(order) > SHOWN_CLASSES:
-        note = f"<p>{len(order) - SHOWN_CLASSES:,} classes between the first and the last are left out.</p>"
+    left_out = len(order) - SHOWN_CLASSES
+    if left_out > 0:
         order = order[: SHOWN_CLASSES // 2] + order[-SHOWN_CLASSES // 2 :]
     head = ["class", "group", "train", "", "val", "test", "p(y)"]
-    head += ["p(Y)", "own", "M", "nearest in text"] if inspected else []
-    rows = []
-    for k in order:
-        bar = f'<td class="bar"><div style="width:{100 * count_C[k] / max(count_C):.1f}%"></div></td>'
-        counts = [str(audit["counts"][split][k]) for split in ("val", "test")]
-        row = [_text(names[k]), found["data"]["shot_group"][k], str(count_C[k]), bar, *counts]
-        row.append(f"{count_C[k] / sum(count_C):.4f}")
-        if inspected:
-            near = ", ".join(f"{_text(n['class'])} {n['cosine']:.2f}" for n in inspected["neighbours"][k])
-            row += [f"{inspected['seen'][k]:.4f}", f"{inspected['own_label_mass'][k]:.2f}"]
-            row += [f"{inspected['label_mass'][k]:.4f}", f'<td class="near">{near}</td>']
-        rows.append(row)
-    return _rows(head, rows) + note
-
-
-def _duplicates(found: Mapping[str, Any], thumbnails: Mapping[str, str]) -> str:
-    """The first groups, each image with its place and, where there is one, its picture."""
-    items = []
-    for group in found["shown"][:SHOWN_DUPLICATES]:
-        told = [f"{group['size']:,} images"]
-        told += [f"across {what}" for what in ("splits", "labels") if group[f"across_{what}"]]
-        images = "; ".join(
-            (f'<img alt="" src="{uri}">' if (uri := thumbnails.get(f"{i['split']}/{i['row']}")) else "")
-            + f"{_text(i['split'])} {_text(i['class'])}/{_text(i['name'])}"
-            for i in group["images"]
+    caption = f"No class embeddings, so nothing on local sampling: {found['no_text']}"
+    if inspected:
+        head += ["p(Y)", "own", "M", "nearest in text"]
+        caption = (
+            f"At tau {data['tau']:g} and alpha {inspected['alpha']:g} of stage 1. p(Y): fraction of pairs that show "
+            "the class; own: how much of its label a class keeps on its own images; M: its fraction of all label mass."
         )
-        items.append(f"<li><strong>{', '.join(told)}</strong><br>{images}</li>")
-    rest = found["groups"] - len(items)
-    return (f"<ol>{''.join(items)}</ol>" if items else "") + (f"<p>And {rest:,} more groups.</p>" if rest else "")
+    if left_out > 0:
+        caption += f" {left_out:,} classes between the first and the last are left out."
+    rows = [Row(names[k], _class_cells(found, k)) for k in order]
+    return table(caption, head, rows, words=(1, 10))
 
 
-def _looks(audit: Mapping[str, Any], thumbnails: Mapping[str, str]) -> str:
-    """Sizes, odd and bad images, duplicates."""
-    sizes, exact, near = audit["sizes"], audit["exact"], audit["near"]
-    size = [[side, *(f"{sizes[side][k]:g}" for k in ("min", "median", "max"))] for side in ("width", "height")]
-    modes = ", ".join(f"{_text(mode)} {count:,}" for mode, count in audit["modes"].items())
+def _class_cells(found: Mapping[str, Any], k: int) -> list[Cell]:
+    """Of class k: shot group, images of each split, and what the method will do to it."""
+    counts, inspected = found["audit"]["counts"], found["inspect"]
+    count_C = counts["train"]
+    numbers = [str(counts["val"][k]), str(counts["test"][k]), f"{count_C[k] / sum(count_C):.4f}"]
+    near = []
+    if inspected:
+        numbers += [f"{inspected['seen'][k]:.4f}", f"{inspected['own_label_mass'][k]:.2f}"]
+        numbers += [f"{inspected['label_mass'][k]:.4f}"]
+        neighbours = ", ".join(f"{near['class']} {near['cosine']:.2f}" for near in inspected["neighbours"][k])
+        near = [cell(neighbours, kind="text near")]
+    bar = cell(macro(PIECES, "bar", 100 * count_C[k] / max(count_C)), kind="bars")
+    return [cell(found["data"]["shot_group"][k], kind="text"), cell(str(count_C[k])), bar, *map(cell, numbers), *near]
+
+
+def _images(audit: Mapping[str, Any]) -> list[Part]:
+    """Sizes, images that cannot be used, and those that are used although they are odd."""
+    sizes, bad = audit["sizes"], audit["bad"]
+    modes = ", ".join(f"{mode} {count:,}" for mode, count in audit["modes"].items())
+    rows = [Row(side, [cell(f"{sizes[side][k]:g}") for k in ("min", "median", "max")]) for side in ("width", "height")]
+    caption = f"{sizes['distinct']:,} sizes. {modes}."
+    parts = part("Images", "Images", table(caption, ["pixels", "min", "median", "max"], rows))
+    if bad["images"]:
+        parts += part("Unusable", "Cannot be used", macro(PARTS, "unusable", bad["images"], bad["first"]))
     odd = [
-        [kind, f"{of['images']:,}", of["meaning"], ", ".join(_text(image["name"]) for image in of["first"])]
+        Row(kind, [cell(f"{of['images']:,}"), *(cell(text, kind="text") for text in (of["meaning"], _names(of)))])
         for kind, of in audit["odd"].items()
         if of["images"]
     ]
-    bad = "".join(f"<li>{_text(why)}</li>" for why in audit["bad"]["first"])
-    missed = f" {near['not_compared']:,} images were not compared further." if near["not_compared"] else ""
-    return (
-        f"<h2>Images</h2>{_rows(['pixels', 'min', 'median', 'max'], size)}<p>{sizes['distinct']:,} sizes. {modes}.</p>"
-        + (f"<h2>Cannot be used</h2><p>{audit['bad']['images']:,} images were left out.</p><ul>{bad}</ul>" * bool(bad))
-        + (f"<h2>Odd, but used</h2>{_rows(['kind', 'images', 'meaning', 'first'], odd)}" if odd else "")
-        + f"<h2>Equal images</h2><p>{exact['images']:,} images in {exact['groups']:,} groups of the same bytes; "
-        f"{exact['across_splits']:,} groups across splits, {exact['across_labels']:,} across labels.</p>"
-        + _duplicates(exact, thumbnails)
-        + f"<h2>Images that look alike</h2><p>{near['images']:,} images in {near['groups']:,} groups, chained by "
-        f"{near['pairs']:,} pairs whose 64-bit difference hashes differ in at most {near['distance']} bits; "
-        f"{near['across_splits']:,} groups across splits, {near['across_labels']:,} across labels. {near['flat']:,} "
-        f"flat or small images are left out.{missed} Simple or plain images can look alike and yet be different.</p>"
-        + _duplicates(near, thumbnails)
-    )
+    head = ["kind", "images", "meaning", "first"]
+    return parts + part("Odd", "Odd, but used", table("Kinds of odd images.", head, odd, words=(2, 3)) if odd else "")
 
 
-def data_page(title: str, found: Mapping[str, Any], thumbnails: Mapping[str, str] | None = None) -> str:
-    """One HTML page without external requests: headline, what to mend, each class, images, duplicates.
+def _names(of: Mapping[str, Any]) -> str:
+    return ", ".join(image["name"] for image in of["first"])
 
-    Args:
-        title: of the page.
-        found: from `lfm.jobs.report_data`.
-        thumbnails: "SPLIT/ROW" -> data: URI.
-    """
-    data, inspected = found["data"], found["inspect"]
-    numbers = "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in headline(found).items())
-    mend = "".join(
-        f"<li><strong>{item['count']:,} {_text(item['what'])}.</strong> {_text(item['how'])}"
-        + "".join(f"<br><small>{_text(example)}</small>" for example in item["examples"])
-        + "</li>"
-        for item in found["mend"]
-    )
-    method = f"<p>No class embeddings, so nothing on local sampling: {_text(found['no_text'])}</p>"
-    if inspected:
-        method = (
-            f"<p>At tau {data['tau']:g} and alpha {inspected['alpha']:g} of stage 1. p(Y): share of pairs that show "
-            "the class; own: how much of its label a class keeps on its own images; M: its share of all label mass.</p>"
-        )
-    facts = " · ".join(f"{k}: {_text(data[k])}" for k in ("name", "source", "seed", "shots", "artifact"))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{DATA_STYLE}</style></head><body>'
-        f'<h1>{_text(title)}</h1><dl class="numbers">{numbers}</dl><h2>What to mend first</h2>'
-        + (f"<ol>{mend}</ol>" if mend else "<p>Nothing to mend was found.</p>")
-        + f"<h2>Each class</h2>{method}{_classes(found)}{_looks(found['audit'], thumbnails or {})}"
-        + f"<footer>{facts}</footer></body></html>"
-    )
+
+def _duplicates(audit: Mapping[str, Any], thumbnails: Mapping[str, str]) -> list[Part]:
+    """Equal images and images that look alike: how many, and the first groups with their pictures."""
+
+    def first(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {
+                **group,
+                "images": [{**i, "uri": thumbnails.get(f"{i['split']}/{i['row']}")} for i in group["images"]],
+            }
+            for group in found["shown"][:SHOWN_DUPLICATES]
+        ]
+
+    exact, near = audit["exact"], audit["near"]
+    return [
+        *part("Equal", "Equal images", macro(PARTS, "equal_images", exact, first(exact))),
+        *part("Similar", "Images that look alike", macro(PARTS, "similar_images", near, first(near))),
+    ]
 
 
 def picture(path: Path, title: str, found: Mapping[str, Any]) -> None:

@@ -112,6 +112,12 @@ def save_svg(piece: Piece) -> str:
     return piece.svg.replace(begin, f'<rect width="100%" height="100%" fill="#ffffff"/>\n {begin}', 1)
 
 
+def save_png(piece: Piece, path: Path) -> None:
+    """Write the figure as pixels, in light colours on white."""
+    with style():
+        piece.figure.savefig(path, dpi=200, facecolor="white")
+
+
 def inline_svg(piece: Piece) -> str:
     """The figure to stand in a page: colours and font of the page, values under the mouse, no addresses."""
     content = re.sub(r"<metadata>.*?</metadata>", "", piece.svg[piece.svg.index("<svg") :], flags=re.DOTALL)
@@ -167,8 +173,7 @@ def write_piece(piece: Piece, folder: Path) -> None:
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "figures" / f"{piece.name}.svg").write_text(save_svg(piece))
-    with style():
-        piece.figure.savefig(folder / "figures" / f"{piece.name}.png", dpi=200, facecolor="white")
+    save_png(piece, folder / "figures" / f"{piece.name}.png")
     write_csv(folder / "tables" / f"{piece.name}.csv", piece.columns, piece.rows)
 
 

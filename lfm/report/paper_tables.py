@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from lfm.report.html import cell, document, number, part, row, table, text
+from lfm.report.html import PIECES, Cell, Part, Row, cell, document, macro, number, part, published, table, with_note
 from lfm.report.published import TABLE_1, TABLE_2, TABLE_2_DATA, TABLE_3, TABLE_4, TABLE_5, Published
 from lfm.report.run_page import Report
 from lfm.report.tables import COLUMNS
@@ -103,92 +103,72 @@ def paper_page(ours: Mapping[str, Ours]) -> Report:
     Args:
         ours: command of a task -> our runs of it; absent where nothing was run.
     """
-    sections: dict[str, str] = {}
+    parts: list[Part] = []
     tables: dict[str, Any] = {}
     for n, (title, rows) in TITLES.items():
         make = _by_imbalance if n == 2 else _by_group
         markup, lines = make(n, rows, ours)
         tables[f"table-{n}"] = lines
-        sections |= part(f"Table {n}", f"Table {n}: {title}", markup)
-    filled = sum(t.command in ours for t in tasks())
-    header = (
-        f"<p>Published numbers beside our runs in MLflow: {filled} of {len(tasks())} rows that this repository can run "
-        "are filled. An empty one shows the command that fills it; LISTS, IMAGENET and PLACES365 are your folders. "
-        "Ours is the mean over seeds, with the deviation where there are several.</p><p class=quiet>Compare only what "
-        "began from the same weights; the paper scores ImageNet-LT and Places-LT on validation images, we on test.</p>"
-    )
-    return Report(document("The paper's tables", header, sections, "<p>Made by lfm report paper.</p>"), (), tables)
+        parts += part(f"Table {n}", f"Table {n}: {title}", markup)
+    counts = {"filled": sum(t.command in ours for t in tasks()), "tasks": len(tasks())}
+    return Report(document("paper.html", "The paper's tables", parts, counts), (), tables)
 
 
-def _value(value: float | None, deviation: float | None = None) -> str:
-    spread = f"<small>± {deviation:.1f}</small>" if deviation is not None else ""
-    return cell(number(value) + spread if value is not None else "")
+def _value(value: float | None, deviation: float | None = None) -> Cell:
+    if value is None:
+        return cell("")
+    return cell(number(value) if deviation is None else with_note(number(value), f"± {deviation:.1f}"))
 
 
-def _command(found: Task | None) -> str:
-    return f"<code>{text(found.command)}</code>" if found else "not a method of this repository"
-
-
-def _how(found: Task | None) -> str:
-    return cell(f"<details><summary>run</summary>{_command(found)}</details>")
+def _command(of: Task, folded: bool = False) -> Cell:
+    """The command that fills a row; folded into a word where there is no room."""
+    return cell(macro(PIECES, "command", of.command, folded), kind="" if folded else "text")
 
 
 def _by_group(n: int, rows: Sequence[Published], ours: Mapping[str, Ours]) -> tuple[str, Any]:
-    markup: list[str] = []
+    shown: list[Row] = []
     lines: list[list[Any]] = []
     for line in rows:
-        found = task(n, line)
-        mine = ours.get(found.command) if found else None
-        name = f"{text(line.method)} <span class=mark>published</span>"
-        markup.append(row(name, [*(_value(line.scores[c]) for c in COLUMNS), cell(text(line.weights), kind="text")]))
-        if mine:
-            told = f"ours, {mine.seeds} seed{'s' * (mine.seeds > 1)}"
+        todo = task(n, line)
+        mine = ours.get(todo.command) if todo else None
+        theirs = [_value(line.scores[c]) for c in COLUMNS]
+        shown.append(Row(published(line.method), [*theirs, cell(line.weights, kind="text")]))
+        if todo and mine:
             cells = [_value(mine.scores[c], mine.deviation[c]) for c in COLUMNS]
-            markup.append(row(f"{text(line.method)}, {told}", [*cells, cell(_command(found), kind="text")], "ours"))
-        elif found:
-            markup.append(row("ours", [cell(""), cell(""), cell(""), cell(""), cell(_command(found), kind="text")]))
+            name = f"{line.method}, ours, {mine.seeds} seed{'s' * (mine.seeds > 1)}"
+            shown.append(Row(name, [*cells, _command(todo)], "ours"))
+        elif todo:
+            shown.append(Row("ours", [*(cell("") for _ in COLUMNS), _command(todo)]))
         values = [mine.scores[c] for c in COLUMNS] if mine else [None] * len(COLUMNS)
-        lines.append(
-            [
-                line.method,
-                line.weights,
-                *(line.scores[c] for c in COLUMNS),
-                *values,
-                mine.seeds if mine else 0,
-                found.command if found else "",
-            ]
-        )
-    columns = [
-        "method",
-        "weights",
-        *(f"published {c}" for c in COLUMNS),
-        *(f"ours {c}" for c in COLUMNS),
-        "seeds",
-        "command",
-    ]
+        of_published = [line.method, line.weights, *(line.scores[c] for c in COLUMNS)]
+        lines.append([*of_published, *values, mine.seeds if mine else 0, todo.command if todo else ""])
+    both = [f"{whose} {c}" for whose in ("published", "ours") for c in COLUMNS]
+    columns = ["method", "weights", *both, "seeds", "command"]
     caption = f"Top-1 accuracy in percent. Table {n}."
     head = ("method", *COLUMNS, "weights, or the command")
-    return table(caption, head, markup, words=(5,)), (columns, lines)
+    return table(caption, head, shown, words=(5,)), (columns, lines)
 
 
 def _by_imbalance(n: int, rows: Sequence[Published], ours: Mapping[str, Ours]) -> tuple[str, Any]:
     by_method: dict[str, list[Published]] = {}
     for line in rows:
         by_method.setdefault(line.method, []).append(line)
-    markup, lines = [], []
+    shown: list[Row] = []
+    lines: list[list[Any]] = []
     for name, of_method in by_method.items():
-        markup.append(row(f"{text(name)} <span class=mark>published</span>", [_value(line.all) for line in of_method]))
-        mine = [
-            (line, found, ours.get(found.command) if found else None) for line in of_method for found in [task(n, line)]
+        shown.append(Row(published(name), [_value(line.all) for line in of_method]))
+        todo = [task(n, line) for line in of_method]
+        mine = [ours.get(one.command) if one else None for one in todo]
+        cells = [
+            _value(of.scores["all"], of.deviation["all"]) if of else _command(one, folded=True)
+            for one, of in zip(todo, mine, strict=True)
+            if one
         ]
-        if mine[0][1]:
-            cells = [_value(of.scores["all"], of.deviation["all"]) if of else _how(found) for _, found, of in mine]
-            markup.append(row("ours", cells, "ours" if any(of for _, _, of in mine) else ""))
-        for line, found, of in mine:
-            score = of.scores["all"] if of else None
-            lines.append(
-                [name, line.weights, line.data, line.all, score, of.seeds if of else 0, found.command if found else ""]
-            )
+        if cells:
+            shown.append(Row("ours", cells, "ours" if any(mine) else ""))
+        for line, one, of in zip(of_method, todo, mine, strict=True):
+            score, seeds = (of.scores["all"], of.seeds) if of else (None, 0)
+            lines.append([name, line.weights, line.data, line.all, score, seeds, one.command if one else ""])
     columns = ["method", "weights", "data@imbalance", "published all", "ours all", "seeds", "command"]
     head = ("method", *TABLE_2_DATA)
-    return table(f"Top-1 accuracy of all test images in percent. Table {n}.", head, markup), (columns, lines)
+    return table(f"Top-1 accuracy of all test images in percent. Table {n}.", head, shown), (columns, lines)

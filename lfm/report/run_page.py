@@ -10,7 +10,23 @@ from lfm.report import figures_method as method
 from lfm.report import figures_scores as scored
 from lfm.report import figures_training as trained
 from lfm.report.draw import Piece, Table, save_svg, write_csv, write_piece
-from lfm.report.html import cell, document, facts, figure, grid, number, part, row, table, text
+from lfm.report.html import (
+    PIECES,
+    Cell,
+    Part,
+    Row,
+    card,
+    cell,
+    document,
+    figure,
+    grid,
+    macro,
+    number,
+    part,
+    published,
+    table,
+    with_note,
+)
 from lfm.report.published import Published
 from lfm.report.run_page_errors import errors, space
 from lfm.report.run_values import Other, Run
@@ -43,162 +59,161 @@ class Report:
             write_csv(folder / "tables" / f"{name}.csv", columns, rows)
 
 
-def run_page(run: Run, published: Sequence[Published] = (), rebuild: str = "") -> Report:
+def run_page(run: Run, published_rows: Sequence[Published] = (), rebuild: str = "") -> Report:
     """The page of a run.
 
     Args:
-        run: its values.
-        published: rows of its data set.
+        run: what the page shows.
+        published_rows: published scores on the run's data set.
         rebuild: the command that makes the page again.
     """
     tables: dict[str, Table] = {"classes": class_table(run)}
-    first, pieces = _scores(run, published, tables)
-    sections = first
+    parts, pieces = _scores(run, published_rows, tables)
     for make in (_method, errors, space, _training):
-        found, more = make(run, tables)
-        sections |= found
-        pieces += more
-    sections |= part("Data", "What is wrong with the data", _problems(run))
-    sections |= part("Classes", "Each class", _class_markup(run))
-    footer = (
-        f"<p>Made by lfm from the run's metrics artifact{f': <code>{text(rebuild)}</code>' if rebuild else ''}.</p>"
-    )
-    return Report(document(run.title, _head(run), sections, footer), pieces, tables)
+        more_parts, more_pieces = make(run, tables)
+        parts += more_parts
+        pieces += more_pieces
+    parts += part("Data", "What is wrong with the data", macro(PIECES, "problems", run.evidence["mend"]))
+    parts += part("Classes", "Each class", macro("run_parts.html", "class_search", "class-table"), _each_class(run))
+    return Report(document("run.html", run.title, parts, _head(run) | {"rebuild": rebuild}), pieces, tables)
 
 
-def _head(run: Run) -> str:
+def _head(run: Run) -> dict[str, Any]:
     bounds = run.intervals(run.predicted_N)
-    tiles = "".join(
-        f"<div class={name}><dt>{name}</dt>"
-        f"<dd>{number(run.scores[name])}<small>{_span(bounds[name])}</small></dd></div>"
-        for name in ("all", *GROUPS)
-    )
-    return (
-        f"<p>{text(run.evidence['trained'])}</p>"
-        f'<dl class="tiles">{tiles}</dl><p class="quiet">Top-1 accuracy on {run.scores["images"]:,} test images in '
-        f"percent, with 95 % bootstrap intervals over the images. They do not cover the difference between "
-        f"seeds.</p>{facts(run.provenance)}"
-    )
+    return {
+        "trained": run.evidence["trained"],
+        "tiles": [(name, number(run.scores[name]), _span(bounds[name]), name) for name in ("all", *GROUPS)],
+        "images": run.scores["images"],
+        "provenance": run.provenance,
+    }
 
 
 def _span(bounds: Interval | None) -> str:
     return f"{bounds[0]:.1f} to {bounds[1]:.1f}" if bounds else "no class"
 
 
-def score_cells(scores: Mapping[str, float | None], bounds: Mapping[str, Interval | None]) -> list[str]:
+def score_cells(scores: Mapping[str, float | None], bounds: Mapping[str, Interval | None]) -> list[Cell]:
     """Cells of many, medium, few and all, each with its interval if there is one."""
     return [
         cell(
-            number(scores[c])
-            + (f"<small>{_span(bounds[c])}</small>" if scores[c] is not None and bounds.get(c) else "")
+            with_note(number(scores[c]), _span(bounds[c]))
+            if scores[c] is not None and bounds.get(c)
+            else number(scores[c])
         )
         for c in COLUMNS
     ]
 
 
-def _scores(run: Run, published: Sequence[Published], tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
-    lines: list[list[Any]] = []
-    rows = []
+@dataclass(frozen=True)
+class _Scored:
+    """A row of the score table: `shown` is its name on the page, `name` its name in the CSV."""
 
-    def add(
-        name: str, kind: str, weights: str, scores: Mapping[str, Any], bounds: Mapping[str, Any], markup: str
-    ) -> None:
-        rows.append(
-            row(
-                markup,
-                [*score_cells(scores, bounds), cell(text(weights), kind="text")],
-                "ours" if kind == "this run" else "",
-            )
-        )
-        spans = [value for c in COLUMNS for value in (bounds.get(c) or ("", ""))]
-        lines.append([name, kind, weights, *(scores[c] for c in COLUMNS), *spans])
+    name: str
+    shown: str
+    kind: str
+    weights: str
+    scores: Mapping[str, Any]
+    bounds: Mapping[str, Any]
 
+    def row(self) -> Row:
+        cells = [*score_cells(self.scores, self.bounds), cell(self.weights, kind="text")]
+        return Row(self.shown, cells, "ours" if self.kind == "this run" else "")
+
+    def values(self) -> list[Any]:
+        spans = [value for c in COLUMNS for value in (self.bounds.get(c) or ("", ""))]
+        return [self.name, self.kind, self.weights, *(self.scores[c] for c in COLUMNS), *spans]
+
+
+def _scored_runs(run: Run) -> list[_Scored]:
+    """This run, the model before training, and the other runs of these data."""
     weights = str(run.provenance["weights"])
-    add(run.method, "this run", weights, run.scores, run.intervals(run.predicted_N), text(run.method))
-    add(run.before, "untrained", weights, run.untrained, run.intervals(run.untrained_N), text(run.before))
+    found = [
+        _Scored(name, name, kind, weights, scores, run.intervals(predicted_N))
+        for name, kind, scores, predicted_N in (
+            (run.method, "this run", run.scores, run.predicted_N),
+            (run.before, "untrained", run.untrained, run.untrained_N),
+        )
+    ]
     for other in run.others[:MOST_OTHERS]:
         bounds = accuracy_intervals(hits(other.scores, run.total_G), run.total_G)
-        add(other.name, "other run", weights, other.scores, bounds, f"{text(other.name)}<small>{_other(other)}</small>")
-    if published:
-        rows.append(f"<tr class=head><th colspan={len(COLUMNS) + 2} scope=rowgroup>Published, not ours</th></tr>")
-    for line in published:
-        mark = f"{text(line.method)} <span class=mark>published</span><small>{text(line.source)}</small>"
-        add(line.method, f"published, {line.source}", line.weights, line.scores, {}, mark)
+        shown = with_note(other.name, _other(other))
+        found.append(_Scored(other.name, shown, "other run", weights, other.scores, bounds))
+    return found
+
+
+def _scores(run: Run, published_rows: Sequence[Published], tables: dict[str, Table]) -> tuple[list[Part], list[Piece]]:
+    ours = _scored_runs(run)
+    theirs = [
+        _Scored(p.method, published(p.method, p.source), f"published, {p.source}", p.weights, p.scores, {})
+        for p in published_rows
+    ]
     columns = ["method", "kind", "weights", *COLUMNS, *(f"{c} {end}" for c in COLUMNS for end in ("low", "high"))]
-    tables["scores"] = (columns, lines)
+    tables["scores"] = (columns, [line.values() for line in (*ours, *theirs)])
+    heading = [Row("Published, not ours", kind="head")] if theirs else []
+    rows = [*(line.row() for line in ours), *heading, *(line.row() for line in theirs)]
     caption = "Top-1 accuracy in percent and 95 % intervals. Compare only rows with the same weights."
-    if more := len(run.others) - MOST_OTHERS:
-        caption += f" {more} more runs of these data are in MLflow." if more > 0 else ""
+    if (more := len(run.others) - MOST_OTHERS) > 0:
+        caption += f" {more} more runs of these data are in MLflow."
+    piece = _score_figure(run)
+    content = figure(piece), table(caption, ("method", *COLUMNS, "weights"), rows, words=(5,))
+    return part("Scores", "Compared with untrained, other runs and published", *content), [piece]
+
+
+def _score_figure(run: Run) -> Piece:
     shown = {run.before: run.untrained, run.method: run.scores}
     spans = {run.before: run.intervals(run.untrained_N), run.method: run.intervals(run.predicted_N)}
     if run.baseline:
         base = run.baseline
         shown = {run.before: run.untrained, base.method: base.scores, run.method: run.scores}
         spans[base.method] = base.intervals(base.predicted_N)
-    piece = scored.scores(shown, spans)
-    content = figure(piece), table(caption, ("method", *COLUMNS, "weights"), rows, words=(5,))
-    return part("Scores", "Beside untrained, other runs and published", *content), [piece]
+    return scored.scores(shown, spans)
 
 
 def _other(other: Other) -> str:
-    return f"seed {text(other.seed)}" + (f" · run {text(other.run_id[:8])}" if other.run_id else "")
+    return f"seed {other.seed}" + (f" · run {other.run_id[:8]}" if other.run_id else "")
 
 
-def _method(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
-    found = run.evidence
-    stages = found["stages"]
+def _method(run: Run, tables: dict[str, Table]) -> tuple[list[Part], list[Piece]]:
+    evidence = run.evidence
+    stages = evidence["stages"]
     first = stages[min(stages)]
     pieces = [
         method.class_probability(
-            run.classes, run.count_C, first["seen"], first["gamma"], first["gamma_effective"], found["pairing"]
+            run.classes, run.count_C, first["seen"], first["gamma"], first["gamma_effective"], evidence["pairing"]
         )
     ]
-    if found["shifts"]:
-        pieces.append(method.own_label(run.classes, run.count_C, stages, found["threshold"]))
-    return part("Method", "What training sees", _collapsing(run), grid(pieces)), pieces
+    if evidence["shifts"]:
+        pieces.append(method.own_label(run.classes, run.count_C, stages, evidence["threshold"]))
+    warning = macro("run_parts.html", "collapsing", _collapsing(run), evidence["threshold"])
+    return part("Method", "What training sees", warning, grid(map(figure, pieces))), pieces
 
 
-def _collapsing(run: Run) -> str:
-    """The classes under the threshold of own-label mass in each stage, the lowest named."""
-    threshold, told = run.evidence["threshold"], []
-    for stage, of in run.evidence["stages"].items():
+def _collapsing(run: Run) -> list[dict[str, Any]]:
+    """The stages in which classes are under the threshold of own-label mass, the lowest classes named."""
+    found: list[dict[str, Any]] = []
+    for stage, of in run.evidence["stages"].items() if run.evidence["shifts"] else ():
         own = of["own_label_mass"]
-        under = sorted((k for k in range(len(own)) if own[k] < threshold), key=lambda k: own[k])
-        if under and run.evidence["shifts"]:
-            names = ", ".join(f"{text(run.classes[k])} ({own[k]:.2f})" for k in under[:NAMED_WEAK])
-            told.append(
-                f"<p><strong>Stage {stage}: {len(under):,} of {len(own):,} classes are about to collapse</strong>"
-                f", with own-label mass under {threshold:g}; the lowest: {names}. Lower stage{stage}.alpha (auto finds "
-                "the largest safe one) or raise mixup.tau.</p>"
-            )
-    return "".join(told)
+        under = sorted((k for k in range(len(own)) if own[k] < run.evidence["threshold"]), key=lambda k: own[k])
+        lowest = [(run.classes[k], own[k]) for k in under[:NAMED_WEAK]]
+        if under:
+            found.append({"number": stage, "under": len(under), "classes": len(own), "lowest": lowest})
+    return found
 
 
-def _training(run: Run, tables: dict[str, Table]) -> tuple[dict[str, str], list[Piece]]:
+def _training(run: Run, tables: dict[str, Table]) -> tuple[list[Part], list[Piece]]:
     piece = trained.curves(run.curves)
     pieces = [piece] if piece else []
     pieces += [trained.sweep(of) for of in run.sweeps]
     times = trained.seconds(run.curves, int(run.count_C.sum()))
-    tables["time"] = (("stage", "epochs", "seconds", "images a second"), [list(line) for line in times])
+    tables["time"] = (("stage", "epochs", "seconds", "images per second"), [list(line) for line in times])
     rows = [
-        row(f"stage {s}", [cell(str(epochs)), cell(number(took)), cell(number(speed, 0))])
+        Row(f"stage {s}", [cell(str(epochs)), cell(number(took)), cell(number(speed, 0))])
         for s, epochs, took, speed in times
     ]
     caption = "Time in training steps, without scoring and start-up."
     speed = table(caption, ("stage", "epochs", "seconds", "images/s"), rows) if rows else ""
-    card = f"<div class=card><h3>Time</h3>{speed}</div>" if speed else ""
-    content = f"<div class=grid>{''.join(map(figure, pieces))}{card}</div>" if pieces else ""
+    content = grid([*map(figure, pieces), card("Time", speed) if speed else ""]) if pieces else ""
     return part("Training", "Training", content), pieces
-
-
-def _problems(run: Run) -> str:
-    items = "".join(
-        f"<li><strong>{item['count']:,} {text(item['what'])}.</strong> {text(item['how'])}"
-        + "".join(f"<br><span class=quiet>{text(example)}</span>" for example in item["examples"])
-        + "</li>"
-        for item in run.evidence["mend"]
-    )
-    return f"<ol>{items}</ol>" if items else "<p>Nothing to mend was found.</p>"
 
 
 def class_table(run: Run) -> Table:
@@ -225,17 +240,18 @@ def class_table(run: Run) -> Table:
     return columns, rows
 
 
-def _class_markup(run: Run) -> str:
+def _each_class(run: Run) -> str:
     columns, lines = class_table(run)
     rows = []
     for name, group, train, test, before, after, seen, own in lines:
-        bar = "" if after is None else f'<span class="bar {group}" style="width:{after:.1f}%"></span>'
-        cells = [cell(group, kind="text"), cell(f"{train:,}", train), cell(f"{test:,}", test), _scored(before)]
-        rows.append(row(text(name), [*cells, _scored(after, bar), cell(f"{seen:.4f}", seen), cell(f"{own:.2f}", own)]))
-    search = '<input type=search data-table="class-table" placeholder="Find a class" aria-label="Find a class">'
+        cells = [cell(group, kind="text"), cell(f"{train:,}", train), cell(f"{test:,}", test), _accuracy(before)]
+        rows.append(Row(name, [*cells, _accuracy(after, group), cell(f"{seen:.4f}", seen), cell(f"{own:.2f}", own)]))
     caption = "Press a heading to sort by it. p(Y) and own-label mass are those of stage 1."
-    return search + table(caption, columns, rows, sortable="class-table", words=(1,))
+    return table(caption, columns, rows, sortable="class-table", words=(1,))
 
 
-def _scored(value: float | None, bar: str = "") -> str:
-    return cell(number(value) + bar, value) if value is not None else '<td data-v="">–</td>'
+def _accuracy(value: float | None, bar: str = "") -> Cell:
+    """A cell that is sorted by its number, with a bar in the colour of a group if asked for; absent ones come last."""
+    if value is None:
+        return Cell(number(None), sort="")
+    return cell(macro(PIECES, "bar", value, bar, number(value)) if bar else number(value), value)
