@@ -1,31 +1,31 @@
 """The temperature that makes probabilities honest (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
-p = softmax(cosine / T). One number is fitted, on images that neither trained the model nor score it; as T > 0, the
+p = softmax(cosine / T). One number is chosen, on images that neither trained the model nor score it; as T > 0, the
 order of the classes stays as it is. Letters give shapes: N images, C classes.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-STEPS = 60
 RANGE = 100.0
 """The temperature found is at most so many times above or below the one of training."""
 MIN_IMAGES = 50
-"""Fewer say nothing."""
+"""On fewer images no temperature is chosen: the noise would be larger than the gain."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted temperature, and what it was fitted on.
+    """A calibrated temperature, and what it was chosen on.
 
     Args:
-        temperature: that divides the cosines.
-        images: how many.
-        split: of the data set.
-        before: mean negative log-likelihood at the temperature of training, nats an image.
-        after: at the fitted one.
+        temperature: divides the cosines.
+        images: number of images that it was chosen on.
+        split: split of the data set that the images are from.
+        before: mean negative log-likelihood at the temperature of training, in nats per image.
+        after: the same at the calibrated temperature.
     """
 
     temperature: float
@@ -36,31 +36,37 @@ class Calibration:
 
 
 def negative_log_likelihood(cosine_NC: Tensor, label_N: Tensor, temperature: float) -> float:
-    """Mean of -log p(label), in nats an image."""
+    """Mean of -log p(label), in nats per image."""
     return float(torch.nn.functional.cross_entropy(cosine_NC.double() / temperature, label_N))
 
 
-def fit(cosine_NC: Tensor, label_N: Tensor, start: float, split: str) -> Calibration:
+def fit_temperature(cosine_NC: Tensor, label_N: Tensor, start: float, split: str) -> Calibration:
     """The temperature of the least negative log-likelihood.
 
-    It is convex in b = 1 / T, with derivative mean(sum_k p_k z_k - z_label) for cosines z: bisection finds its zero.
+    It is convex in b = 1 / T, with derivative mean(sum_k p_k z_k - z_label) for cosines z, whose zero is searched for
+    over log b. A minimum is less sharp than a zero, and flat to the last digit where all answers are right.
 
     Args:
         cosine_NC: cosine logits of N images.
-        label_N: their classes.
+        label_N: classes of the images.
         start: temperature of training; the one found lies within `RANGE` times of it.
-        split: where the images are from.
+        split: split of the data set that the images are from.
     """
+    from scipy.optimize import brentq
+
     z_NC = cosine_NC.double()
     own_N = z_NC.gather(1, label_N[:, None])[:, 0]
 
-    def slope(b: float) -> float:
-        return float(((b * z_NC).softmax(dim=1) * z_NC).sum(dim=1).sub(own_N).mean())
+    def slope(log_b: float) -> float:
+        return float(((math.exp(log_b) * z_NC).softmax(dim=1) * z_NC).sum(dim=1).sub(own_N).mean())
 
-    low, high = 1 / (start * RANGE), RANGE / start
-    for _ in range(STEPS):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    found = 1 / (low * high) ** 0.5
-    before, after = (negative_log_likelihood(cosine_NC, label_N, t) for t in (start, found))
-    return Calibration(found, len(label_N), split, before, after)
+    low, high = -math.log(start * RANGE), math.log(RANGE / start)
+    if slope(low) >= 0:
+        log_b = low
+    elif slope(high) <= 0:
+        log_b = high
+    else:
+        log_b = brentq(slope, low, high)
+    temperature = math.exp(-log_b)
+    before, after = (negative_log_likelihood(cosine_NC, label_N, t) for t in (start, temperature))
+    return Calibration(temperature, len(label_N), split, before, after)

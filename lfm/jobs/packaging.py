@@ -87,7 +87,7 @@ def _calibrated(config: RunConfig, dataset: Path, model: Path, temperature: floa
     import torch
 
     from lfm.data.images import open_split
-    from lfm.evaluation.calibration import MIN_IMAGES, fit
+    from lfm.evaluation.calibration import MIN_IMAGES, fit_temperature
     from lfm.evaluation.inference import pick_device
     from lfm.serving.predictor import BATCH, Predictor
 
@@ -103,7 +103,7 @@ def _calibrated(config: RunConfig, dataset: Path, model: Path, temperature: floa
     chosen = found[:: -(-len(found) // CALIBRATION_IMAGES)]
     predictor = Predictor(model, str(device), config.train.precision)
     unit_ND = torch.cat([predictor.encode(val.exact(some)) for some in chosen.split(BATCH)]).cpu()
-    calibration = fit(unit_ND @ predictor.text_CD.T, val.label_N.cpu()[chosen], temperature, "val")
+    calibration = fit_temperature(unit_ND @ predictor.text_CD.T, val.label_N.cpu()[chosen], temperature, "val")
     say(
         f"probabilities calibrated on {calibration.images} validation images: temperature {temperature:.4g} -> "
         f"{calibration.temperature:.4g}, negative log-likelihood {calibration.before:.3f} -> {calibration.after:.3f}"

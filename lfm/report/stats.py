@@ -121,22 +121,15 @@ def hits(scores: Mapping[str, float | None], total_G: Sequence[int]) -> list[int
     return [round((scores[name] or 0) * total / 100) for name, total in zip(GROUPS, total_G, strict=True)]
 
 
-def ranks(value_N: Floats) -> Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, place, count = np.unique(value_N, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(count) - (count - 1) / 2)[place])
-
-
 def spearman(x_N: Floats, y_N: Floats) -> float | None:
-    """Spearman's rank correlation, Pearson's of the ranks; nothing where one of the two is constant."""
-    return pearson(ranks(x_N), ranks(y_N))
+    """Spearman's rank correlation; nothing of fewer than three values or where one of the two is constant."""
+    from scipy import stats
+
+    return float(stats.spearmanr(x_N, y_N).statistic) if _vary(x_N, y_N) else None
 
 
-def pearson(x_N: Floats, y_N: Floats) -> float | None:
-    """Pearson's correlation; nothing of fewer than three values or where one of the two is constant."""
-    x, y = x_N - x_N.mean(), y_N - y_N.mean()
-    scale = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / scale if len(x) > 2 and scale > 0 else None
+def _vary(x_N: Floats, y_N: Floats) -> bool:
+    return len(x_N) > 2 and bool(np.ptp(x_N) > 0 and np.ptp(y_N) > 0)
 
 
 def twentieths(x_N: Floats, y_N: Floats) -> list[list[float]]:
@@ -157,11 +150,13 @@ class Line:
 
 def regression(count_C: Sequence[float], accuracy_C: Sequence[float]) -> Line | None:
     """The line through (log10 images, accuracy); nothing where all classes have as many images."""
+    from scipy import stats
+
     x, y = np.log10(np.asarray(count_C, float)), np.asarray(accuracy_C, float)
     if len(x) < 2 or np.ptp(x) == 0:
         return None
-    slope = float(((x - x.mean()) @ (y - y.mean())) / ((x - x.mean()) @ (x - x.mean())))
-    return Line(slope, float(y.mean() - slope * x.mean()), pearson(x, y))
+    line = stats.linregress(x, y)
+    return Line(float(line.slope), float(line.intercept), float(line.rvalue) if _vary(x, y) else None)
 
 
 @dataclass(frozen=True)
