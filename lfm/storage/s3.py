@@ -30,6 +30,8 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
 ATTEMPTS = 5
 CONNECTIONS = 64
+SMALL = 8 << 20
+"""Files up to this size go in one request. boto3's transfers, for larger ones, start ten threads for every file."""
 
 # Error codes of S3 -> what is wrong and what to do. A HEAD request is answered by the bare status.
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -101,7 +103,7 @@ def write(uri: str, content: bytes) -> None:
 
 
 def upload(path: Path, uri: str) -> None:
-    """Copy a file to an object without holding it in memory.
+    """Copy a file to an object without holding much of it in memory.
 
     Raises:
         InputError: as `read`, or the object's size is not the file's.
@@ -109,6 +111,9 @@ def upload(path: Path, uri: str) -> None:
     """
     bucket, key = _split(uri)
     with path.open("rb") as file, _plain(uri):
+        if path.stat().st_size <= SMALL:
+            _client().put_object(Bucket=bucket, Key=key, Body=file)
+            return
         _client().upload_fileobj(file, bucket, key)
         size = int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
     if size != path.stat().st_size:
@@ -116,7 +121,7 @@ def upload(path: Path, uri: str) -> None:
 
 
 def download(uri: str, path: Path) -> None:
-    """Copy an object to a file without holding it in memory; the file is complete or absent.
+    """Copy an object to a file without holding much of it in memory; the file is complete or absent.
 
     Raises:
         InputError: as `read`, or the file's size is not the object's.
@@ -128,7 +133,10 @@ def download(uri: str, path: Path) -> None:
     try:
         with _plain(uri):
             size = int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
-            _client().download_file(bucket, key, str(aside))
+            if size <= SMALL:
+                aside.write_bytes(read(uri))
+            else:
+                _client().download_file(bucket, key, str(aside))
         if aside.stat().st_size != size:
             raise InputError(f"{uri} has {size:,} bytes but {aside.stat().st_size:,} arrived; run again")
         aside.rename(path)
@@ -211,7 +219,7 @@ def _endpoint() -> str | None:
 
 
 def _client() -> Any:
-    """The process's one client, made anew after a fork (connections must not be shared) or in another environment."""
+    """The process's one client; a new one after a fork (connections must not be shared) or in another environment."""
     aws = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "LFM_S3_"))))
     key = (os.getpid(), _endpoint(), CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, aws)
     with _lock:
