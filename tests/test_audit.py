@@ -23,7 +23,8 @@ from lfm.config.presets import load
 from lfm.config.schema import DataConfig
 from lfm.data import near_duplicates as hashes_module
 from lfm.data.artifact import write
-from lfm.data.audit import NEAR_SIDE, SHOWN_GROUPS, SHOWN_IMAGES, audit, name_problems, thumbnails
+from lfm.data.audit import NEAR_SIDE, SHOWN_GROUPS, SHOWN_IMAGES, audit, thumbnails
+from lfm.data.class_name_audit import name_problems
 from lfm.data.decoding import ODD
 from lfm.data.near_duplicates import close_pairs
 from lfm.data.sources.base import SPLITS, Files, Source

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from lfm.config.schema import DataConfig
 from lfm.data.sources import cifar as module
 from lfm.data.sources.base import TEST, TRAIN, Source
-from lfm.data.sources.cifar import CIFAR10, CIFAR100, Cifar, Layout, load_cifar10, load_cifar100
+from lfm.data.sources.cifar import load_cifar10, load_cifar100
+from lfm.data.sources.cifar_files import CIFAR10, CIFAR100, Cifar, Layout
 from lfm.data.subsets import profile, subset
 from lfm.errors import InputError
 

@@ -433,7 +433,7 @@ BAD: dict[str, tuple[Files, str, dict[str, object], str]] = {
     # files, source, further fields, what the message says
     "a misspelt split": (
         png("train/a/1.png", "train/b/1.png", "tset/a/2.png", "tset/b/2.png"), "", {},
-        r"has the split folder train beside tset, which is none; name all of them train, val or test",
+        r"has the split folder train and tset, which is none; name all of them train, val or test",
     ),
     "one level too many": (
         png("all/a/1.png", "all/b/1.png"), "", {}, r"holds one folder, all, with folders in it; set data.source=\S*/all"
@@ -444,7 +444,7 @@ BAD: dict[str, tuple[Files, str, dict[str, object], str]] = {
     "flat folder": (FLAT, "", {}, r"ROOT has no images in class folders"),
     "empty class": (TWO | {"c/x.txt": b""}, "", {}, r"1 folders of ROOT hold no image \(c\).* move the folder"),
     "mixed": (TWO | png("train/a/1.png", "test/a/1.png"), "", {},
-              r"split folders \(test, train\) beside others \(a, b\)"),
+              r"split folders \(test, train\) and others \(a, b\)"),
     "one class": (png("a/1.png", "a/2.png"), "", {}, r"there is 1 class; a classifier needs at least two"),
     "test alone": (png("test/a/1.png", "test/b/1.png"), "", {}, r"ROOT has no training images; give some the split"),
     "val alone": (png("val/a/1.png", "val/b/1.png"), "", {}, r"ROOT has no training images"),

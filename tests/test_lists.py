@@ -460,7 +460,7 @@ def without(key: str, place: int) -> dict[str, Any]:
     ],
 )
 def test_damaged_json_is_refused(table: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"val2018\.json .*{message}.*get it anew: put train2018\.json"):
+    with pytest.raises(InputError, match=rf"val2018\.json .*{message}.*download it again: put train2018\.json"):
         small_inaturalist(tmp_path, test=table)
 
 

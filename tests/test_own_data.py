@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from lfm.data.sources.cifar import CIFAR10
+from lfm.data.sources.cifar_files import CIFAR10
 from lfm.storage.artifact import verify
 from tests.s3 import S3
 from tests.test_cifar import layout, members, small, write_archive

@@ -87,7 +87,7 @@ def write(folder: Path, source: Source, config: DataConfig, seed: int, work: Pat
         counts.append(np.bincount(label_N, minlength=len(source.classes)))
         if split != "val" and not counts[-1].all():
             name = source.classes[int(counts[-1].argmin())]
-            raise InputError(f"class {name!r} has no readable image left in {split}; mend its images or add some")
+            raise InputError(f"class {name!r} has no readable image left in {split}; repair its images or add some")
     info = {
         "name": config.name,
         "classes": list(source.classes),
@@ -139,7 +139,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def add_pixels(folder: Path, base: Path, to: Preprocess, config: DataConfig, work: Path) -> None:
-    """The Arrow artifact with its pixels beside it, ready to train on.
+    """The Arrow artifact together with its pixels, ready to train on.
 
     Args:
         folder: empty; filled, the Arrow files being linked.

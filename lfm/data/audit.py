@@ -7,9 +7,7 @@ M some of the images or hashes.
 import base64
 import io
 import json
-import re
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lfm.data.artifact import read_info
+from lfm.data.class_name_audit import SHOWN, name_problems
 from lfm.data.decoding import ODD, BadImageError, decode
 from lfm.data.near_duplicates import NEAR, Hashes, chained, close_pairs
 from lfm.data.sources.base import SPLITS, Index
@@ -28,8 +27,7 @@ from lfm.storage.artifact import NOTES
 
 NEAR_SIDE = 48
 """Images smaller than this have too little in them for their hashes to tell them apart."""
-SHOWN_GROUPS, SHOWN_IMAGES, SHOWN = 200, 12, 50
-LONG_NAME = 60
+SHOWN_GROUPS, SHOWN_IMAGES = 200, 12
 THUMBNAIL = 48
 OPENED_MEGAPIXELS = 25.0
 
@@ -41,9 +39,9 @@ class Rows:
     tables: dict[str, Table]
     classes: Sequence[str]
     start_S: Index
-    """Of each split."""
+    """Number of the first image of each split."""
     split_N: Index
-    """A place in `SPLITS`."""
+    """Index into `SPLITS`."""
     label_N: Index
 
     @classmethod
@@ -59,7 +57,7 @@ class Rows:
         return np.concatenate([table.column(name) for table in self.tables.values()])
 
     def codes(self, name: str) -> tuple[Index, list[str]]:
-        """A column of strings as places (N,) in the list of its distinct values."""
+        """A column of strings: an index (N,) into its distinct values, and those values."""
         chunks = [batch.column(name) for table in self.tables.values() for batch in table.batches]
         # 64-bit offsets: 33 million checksums do not fit into one array of 32.
         coded = pa.chunked_array(chunks, pa.string()).cast(pa.large_string()).combine_chunks().dictionary_encode()
@@ -140,9 +138,9 @@ def exact_duplicates(rows: Rows, file_N: Index, files: int) -> dict[str, Any]:
     """Images of the same bytes.
 
     Args:
-        rows: of the artifact.
-        file_N: which of the distinct files each image is.
-        files: distinct files.
+        rows: all images of the artifact.
+        file_N: index of each image's file among the distinct files.
+        files: number of distinct files.
 
     Returns:
         As `grouped`, and `in_train`: images of each other split that are training images too.
@@ -161,8 +159,8 @@ def near_duplicates(rows: Rows, file_N: Index, hash_N: Hashes) -> dict[str, Any]
     """Different files that look alike: hashes at most `NEAR` bits apart, chained into groups.
 
     Args:
-        rows: of the artifact.
-        file_N: which of the distinct files each image is; equal files have equal hashes.
+        rows: all images of the artifact.
+        file_N: index of each image's file among the distinct files; equal files have equal hashes.
         hash_N: 64-bit difference hashes. 0 says that an image is flat, or too small to tell, and nothing more.
 
     Returns:
@@ -196,8 +194,8 @@ def grouped(rows: Rows, group_N: Index) -> dict[str, Any]:
     """Groups of images, the worst first.
 
     Args:
-        rows: of the artifact.
-        group_N: number of each image's group, -1 for none.
+        rows: all images of the artifact.
+        group_N: number of the group that each image is in, -1 for none.
 
     Returns:
         `groups`, `images` in them, groups `across_splits`, `across_labels` and `across` any of the two, and `shown`:
@@ -242,51 +240,6 @@ def _varied(rows: Rows, member_M: Index) -> list[Any]:
     return list(dict.fromkeys([*member_M[first][:SHOWN_IMAGES], *member_M[:SHOWN_IMAGES]]))[:SHOWN_IMAGES]
 
 
-# --- names ---
-
-NAME_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "unreadable": (
-        "a number or a WordNet id, which says nothing to a text tower",
-        lambda name: re.fullmatch(r"\d+|n\d{8}", name.strip()) is not None,
-    ),
-    "spaces": ("spaces before or after", lambda name: name != name.strip()),
-    "underscores": ("underscores, which are no spaces to a text tower", lambda name: "_" in name),
-    "long": (f"more than {LONG_NAME} characters", lambda name: len(name) > LONG_NAME),
-}
-ALIKE = "alike but for case, punctuation or plural"
-
-
-def name_problems(classes: Sequence[str]) -> dict[str, Any]:
-    """Class names that a text tower cannot read, or hardly tell apart.
-
-    Returns:
-        Kind -> `meaning`, `classes` concerned and the `first` of them: names; for `alike` lists of names.
-    """
-    by_sense: dict[str, list[str]] = {}
-    for name in classes:
-        by_sense.setdefault(_sense(name), []).append(name)
-    alike = [names for names in by_sense.values() if len(names) > 1]
-    found: dict[str, Any] = {"alike": {"meaning": ALIKE, "classes": sum(map(len, alike)), "first": alike[:SHOWN]}}
-    for kind, (meaning, broken) in NAME_RULES.items():
-        names = [name for name in classes if broken(name)]
-        found[kind] = {"meaning": meaning, "classes": len(names), "first": names[:SHOWN]}
-    return found
-
-
-def _sense(name: str) -> str:
-    """What is left of a name without case, punctuation and the endings of plurals."""
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", name).casefold().replace("'", ""))
-    return "".join(map(_singular, words)) or name
-
-
-def _singular(word: str) -> str:
-    if len(word) > 4 and re.search(r"ies?$", word):
-        return re.sub(r"ies?$", "y", word)  # berries, and movie as movies
-    if re.search(r"(s|x|z|ch|sh)es?$", word):
-        return re.sub(r"es?$", "", word)  # boxes, and horse as horses
-    return word[:-1] if len(word) > 3 and re.search(r"[^siu]s$", word) else word
-
-
 # --- thumbnails ---
 
 
@@ -294,9 +247,9 @@ def thumbnails(folder: Path, found: dict[str, Any], most: int = 60) -> dict[str,
     """Small pictures of the duplicates that are shown: one of each group of equal files, up to four of those alike.
 
     Args:
-        folder: the artifact.
-        found: from `audit`.
-        most: of both kinds together.
+        folder: folder of the artifact.
+        found: what `audit` returned.
+        most: pictures at most, of both kinds together.
 
     Returns:
         "SPLIT/ROW" -> data: URI of a JPEG at most `THUMBNAIL` pixels a side.

@@ -20,7 +20,7 @@ from lfm.backbones.towers import Preprocess
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Odd, but usable: what each word means is told in the data report.
+# Odd, but usable: the data report explains each word.
 ODD = {
     "cmyk": "printing colours, converted to RGB",
     "16-bit": "16 bits a channel, scaled to 8",

@@ -105,7 +105,7 @@ class Images:
         """
         levels, out = torch.addcmul(self._shift, _interleaved(x), self._scale), _interleaved(out)
         if self._resampling:
-            with self._as_told():
+            with self._no_autocast():
                 self._resampling.linear(levels.to(out.dtype), out)
         else:
             out.copy_(levels)
@@ -123,12 +123,12 @@ class Images:
         for here in self.pieces(len(pixels)):
             x = _interleaved(pixels[here].to(self.device, non_blocking=True).float())
             bands = self._resampling.exact(x) if self._resampling else [(slice(None), x)]
-            with self._as_told():
+            with self._no_autocast():
                 for rows, grey in bands:  # one at a time, while it is in the cache
                     torch.div(grey.div_(255).sub_(self._mean), self._std, out=_interleaved(done[here])[:, rows])
         return done
 
-    def _as_told(self) -> torch.autocast:
+    def _no_autocast(self) -> torch.autocast:
         """No autocast, which scoring and training may be within: the products are in the types they are given."""
         return torch.autocast(self.device.type, enabled=False)
 

@@ -1,6 +1,6 @@
 """Images and labels as Arrow files, in the layout of Hugging Face `datasets` (docs/adr/0004).
 
-    train/data-00000-of-00003.arrow ...   columns image {bytes, path}, label, and what a look at each image told
+    train/data-00000-of-00003.arrow ...   columns image {bytes, path}, label, and what decoding found in each image
     train/dataset_info.json, state.json   so that `datasets.load_from_disk` opens the folder
     dataset_dict.json                     names the splits
 
@@ -112,7 +112,9 @@ def write_shard(
                 bad.append(f"{images.name(i)} cannot be read ({error.strerror})")
                 continue
             except OSError as error:
-                raise InputError(f"{images.name(i)} cannot be read ({error.strerror or error}); mend that") from error
+                raise InputError(
+                    f"{images.name(i)} cannot be read ({error.strerror or error}); repair it or leave it out"
+                ) from error
             size += len(data)
             if size > BATCH_BYTES:
                 flush(writer)
@@ -195,7 +197,7 @@ def in_order(pool: ThreadPoolExecutor, run: Callable[[J], R], jobs: Sequence[J])
 
 
 def describe(folder: Path, split: str, names: Sequence[str], classes: Sequence[str]) -> None:
-    """The two JSON files beside a split's Arrow files."""
+    """The two JSON files next to a split's Arrow files."""
     (folder / "dataset_info.json").write_text(json.dumps({"features": _features(classes)}))
     state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],

@@ -21,7 +21,7 @@ class Gain:
         points: new less champion.
         low: one-sided lower bound, which the true gain exceeds with `CONFIDENCE`.
         high: one-sided upper bound.
-        images: how many were compared.
+        images: number of images that were compared.
     """
 
     points: float
@@ -35,13 +35,13 @@ class Gain:
 
 @dataclass(frozen=True)
 class Decision:
-    """Of the gate.
+    """Whether the new model becomes champion, and why.
 
     Args:
         promote: the new model becomes champion.
-        why: in words.
-        all: on all images.
-        few: on the images of few shot classes, if there are any.
+        why: the reason, for people.
+        all: gain on all images.
+        few: gain on the images of few shot classes, if there are any.
     """
 
     promote: bool
@@ -57,19 +57,19 @@ def gate(new_N: Answers, champion_N: Answers, few_N: Answers, seed: int = 0) -> 
         new_N: which test images the new model gets right.
         champion_N: which the champion gets right; the same images in the same order.
         few_N: which belong to few shot classes.
-        seed: of the resampling.
+        seed: seed of the resampling.
     """
     assert new_N.shape == champion_N.shape == few_N.shape and len(new_N)
     rng = np.random.default_rng(seed)
     everything = paired_gain(new_N, champion_N, rng)
     few = paired_gain(new_N[few_N], champion_N[few_N], rng) if few_N.any() else None
-    beside = f"Few {few}" if few else "there are no few shot classes"
+    few_words = f"Few {few}" if few else "there are no few shot classes"
     if everything.low <= 0:
         why = f"All {everything} is not better by more than the noise of {everything.images:,} test images"
     elif few and few.high < 0:
         why = f"All {everything} is better, but Few {few} is worse by more than the noise"
     else:
-        return Decision(True, f"All {everything} is better by more than the noise; {beside}", everything, few)
+        return Decision(True, f"All {everything} is better by more than the noise; {few_words}", everything, few)
     return Decision(False, why, everything, few)
 
 

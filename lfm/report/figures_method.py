@@ -109,7 +109,7 @@ def own_label(
 
 
 def affinity(names: Sequence[str], partner: Any, shares: Mapping[str, NDArray[np.float64]], tau: float) -> Piece:
-    """Partner distribution beside the confusion of a model or two (Fig. 7); diagonals are left out.
+    """Partner distribution and the confusion of a model or two (Fig. 7); diagonals are left out.
 
     Args:
         names: of the classes shown.
@@ -156,7 +156,7 @@ def affinity(names: Sequence[str], partner: Any, shares: Mapping[str, NDArray[np
     )
     return Piece(
         "affinity",
-        "Partners by text beside confusion",
+        "Partners by text and confusion",
         caption,
         figure,
         ("picture", "row", "column", "percent"),
@@ -185,10 +185,10 @@ def similarity(curve: Mapping[str, Sequence[Sequence[float]]], rho: Mapping[str,
         axes.set_xlabel("text cosine of two classes")
         axes.set_ylabel("images taken for the other, %")
         legend_above(axes)
-    told = ", ".join(f"{name} {'-' if value is None else format(value, '.2f')}" for name, value in rho.items())
+    correlations = ", ".join(f"{name} {'-' if value is None else format(value, '.2f')}" for name, value in rho.items())
     caption = (
         f"Spearman's rank correlation between text similarity and confusion over {pairs:,} ordered pairs of classes: "
-        f"{told}. Each point is the mean of an equal part of the pairs."
+        f"{correlations}. Each point is the mean of an equal part of the pairs."
     )
     return Piece(
         "similarity",

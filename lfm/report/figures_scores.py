@@ -51,8 +51,10 @@ def scores(methods: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Map
         f"dots{m}": [f"{name}, {c}: {percent(methods[name][c])} %" for c in COLUMNS if methods[name][c] is not None]
         for m, name in enumerate(names)
     }
-    told = "; ".join(f"{name} " + ", ".join(f"{c} {percent(methods[name][c])}" for c in COLUMNS) for name in names)
-    caption = f"Top-1 accuracy in percent: {told}. Bars: 95 % bootstrap intervals over the test images."
+    scores_shown = "; ".join(
+        f"{name} " + ", ".join(f"{c} {percent(methods[name][c])}" for c in COLUMNS) for name in names
+    )
+    caption = f"Top-1 accuracy in percent: {scores_shown}. Bars: 95 % bootstrap intervals over the test images."
     return Piece(
         "scores", "Accuracy by shot group", caption, figure, ("method", "group", "accuracy", "low", "high"), rows, tips
     )
@@ -94,10 +96,9 @@ def accuracy_by_count(
         legend_above(axes)
     caption = "Each point is a class."
     if line:
-        told = "" if line.correlation is None else f" (r = {line.correlation:.2f})"
-        caption += (
-            f" Ten times the images go with {line.slope:+.1f} points{told}; without a bias to the head it is flat."
-        )
+        correlation = "" if line.correlation is None else f" (r = {line.correlation:.2f})"
+        caption += f" Ten times the images go with {line.slope:+.1f} points{correlation}; "
+        caption += "without a bias to the head it is flat."
     rows = [[classes[k], int(count_C[k]), GROUPS[group_C[k]], accuracy_C[k]] for k in range(len(classes))]
     columns = ("class", "training images", "group", "accuracy")
     return Piece("accuracy-by-count", "Accuracy against class size", caption, figure, columns, rows, tips)
@@ -138,9 +139,9 @@ def flow(
                 for to, head in enumerate(heads):
                     value = float(share[g, to])
                     gid = f"flow{len(tips)}"
-                    told = f"wrong, as {head}" if to else "right"
+                    answer = f"wrong, as {head}" if to else "right"
                     shown = {"color": FLOW_COLOURS[head], "alpha": 0.9} if to else {"color": GREY, "alpha": 0.35}
-                    bars = axes.barh(y, value, 0.74, left, label=None if labels else told, **shown)
+                    bars = axes.barh(y, value, 0.74, left, label=None if labels else answer, **shown)
                     bars[0].set_gid(gid)
                     tips[gid] = [f"{name}: {value:.1f} % of {GROUPS[g]} {'right' if not to else 'taken for ' + head}"]
                     left += value
@@ -200,9 +201,9 @@ def reliability(
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         legend_above(axes)
-    told = ", ".join(f"{name} {percent(error[name])}" for name in COLUMNS)
+    errors = ", ".join(f"{name} {percent(error[name])}" for name in COLUMNS)
     caption = (
-        f"Expected calibration error in percent: {told}. Under the dotted line the model is surer than it is right."
+        f"Expected calibration error in percent: {errors}. Under the dotted line the model is surer than it is right."
     )
     columns = ("group", "above", "up to", "images", "mean confidence", "accuracy")
     return Piece("calibration", "Calibration by shot group", caption, figure, columns, rows, tips), error

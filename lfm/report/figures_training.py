@@ -11,7 +11,7 @@ STAGES = (1, 2)
 
 
 def curves(found: Mapping[str, Points]) -> Piece | None:
-    """Loss, validation accuracy and images a second of both stages; nothing where no stage was trained."""
+    """Loss, validation accuracy and images per second of both stages; nothing where no stage was trained."""
     shown = {"loss": "loss", "val/all": "validation, %", "images_per_second": "images/s"}
     parts = {what: [s for s in STAGES if found.get(f"stage{s}/{what}")] for what in shown}
     parts = {what: stages for what, stages in parts.items() if stages}
@@ -45,11 +45,11 @@ def curves(found: Mapping[str, Points]) -> Piece | None:
 
 
 def seconds(found: Mapping[str, Points], images: int) -> list[tuple[int, int, float, float]]:
-    """Stage, epochs, seconds and mean images a second of each stage, from the speed of its epochs.
+    """Stage, epochs, seconds and mean images per second of each stage, from the speed of its epochs.
 
     Args:
-        found: the curves.
-        images: of the training set, all of which an epoch shows.
+        found: curve name -> points (epoch, value).
+        images: number of training images, all of which an epoch shows.
     """
     rows = []
     for stage in STAGES:

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 5: ours beside published, and the command that fills an empty cell."""
+"""The paper's Tables 1 to 5: ours and published, and the command that fills an empty cell."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the pages are made of: a run's metrics artifact and what MLflow knows of the runs beside it.
+"""What the pages are made of: a run's metrics artifact and what MLflow knows of other runs.
 
 Letters in the names give shapes: N test images, C classes, G groups.
 """
@@ -24,7 +24,7 @@ FILES = ("metrics.json", "evidence.json", "labels.npy", "predictions.npy", "conf
 
 @dataclass(frozen=True)
 class Other:
-    """A run beside this one: the same data, in the same MLflow experiment.
+    """Another run on the same data, in the same MLflow experiment.
 
     Args:
         name: its method, and how it differs from this run.

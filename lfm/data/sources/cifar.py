@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from lfm.config.schema import DataConfig
 from lfm.data.sources.base import Index, Source
+from lfm.data.sources.cifar_files import CIFAR10, CIFAR100, Cifar, Layout
 from lfm.data.sources.class_names import named
 from lfm.data.sources.downloads import downloads, where_to_put
 from lfm.data.sources.unpickle import ByteArray, unpickle
@@ -27,99 +27,6 @@ from lfm.progress import bar, say
 
 CONNECT_SECONDS = 10
 PIXELS = 3 * 32 * 32
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One published form: archive, its md5, folder inside, files of the training set, of the test set, of the names."""
-
-    archive: str
-    md5: str
-    folder: str
-    train: tuple[str, ...]
-    test: str
-    names: str
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """All files that are read."""
-        return (*self.train, self.test, self.names)
-
-
-@dataclass(frozen=True)
-class Cifar:
-    """One of the two data sets.
-
-    Args:
-        name: in `lfm.data.DATASETS`.
-        title: for people, and in torchvision without the hyphen.
-        python, binary: the two forms.
-        labels_key, names_key: of the pickled dictionaries.
-        label_bytes: before the pixels of a binary record; the last is the label.
-        train_count, test_count: images of each class.
-    """
-
-    name: str
-    title: str
-    python: Layout
-    binary: Layout
-    labels_key: str
-    names_key: str
-    label_bytes: int
-    train_count: int
-    test_count: int
-
-
-CIFAR10 = Cifar(
-    name="cifar10",
-    title="CIFAR-10",
-    python=Layout(
-        archive="cifar-10-python.tar.gz",
-        md5="c58f30108f718f92721af3b95e74349a",
-        folder="cifar-10-batches-py",
-        train=tuple(f"data_batch_{k}" for k in range(1, 6)),
-        test="test_batch",
-        names="batches.meta",
-    ),
-    binary=Layout(
-        archive="cifar-10-binary.tar.gz",
-        md5="c32a1d4ab5d03f1284b67883e8d87530",
-        folder="cifar-10-batches-bin",
-        train=tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
-        test="test_batch.bin",
-        names="batches.meta.txt",
-    ),
-    labels_key="labels",
-    names_key="label_names",
-    label_bytes=1,
-    train_count=5000,
-    test_count=1000,
-)
-CIFAR100 = Cifar(
-    name="cifar100",
-    title="CIFAR-100",
-    python=Layout(
-        archive="cifar-100-python.tar.gz",
-        md5="eb9058c3a382ffc7106e4002c42a8d85",
-        folder="cifar-100-python",
-        train=("train",),
-        test="test",
-        names="meta",
-    ),
-    binary=Layout(
-        archive="cifar-100-binary.tar.gz",
-        md5="03b5dce01913d631647c71ecec9e9cb8",
-        folder="cifar-100-binary",
-        train=("train.bin",),
-        test="test.bin",
-        names="fine_label_names.txt",
-    ),
-    labels_key="fine_labels",
-    names_key="fine_label_names",
-    label_bytes=2,
-    train_count=500,
-    test_count=100,
-)
 
 
 def load_cifar10(config: DataConfig) -> Source:
@@ -255,7 +162,7 @@ def _read_batch(raw: bytes, where: str, cifar: Cifar, layout: Layout) -> tuple[N
         table = unpickle(raw, where, fix)
         data, labels = table.get("data"), table.get(cifar.labels_key)
         if not isinstance(data, ByteArray) or data.pixels.ndim != 2 or data.pixels.shape[1] != PIXELS:
-            raise InputError(f"{where} has no array 'data' of {PIXELS:,} bytes an image; {fix}")
+            raise InputError(f"{where} has no array 'data' of {PIXELS:,} bytes per image; {fix}")
         if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 256 for label in labels):
             raise InputError(f"{where} has no list {cifar.labels_key!r} of whole numbers from 0 to 255; {fix}")
         pixel_NP, label_N = data.pixels, np.array(labels, np.uint8)

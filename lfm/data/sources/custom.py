@@ -23,7 +23,7 @@ from lfm.storage.store import build_once
 KINDS = (
     "an image folder ROOT/CLASS/*.jpg or ROOT/{train,val,test}/CLASS/*.jpg (data.source=/data/birds), "
     "a prefix in S3 with the same layout (data.source=s3://bucket/birds), "
-    "a split list of lines 'PATH LABEL' (data.source=/data/birds/train.txt, beside it val.txt and test.txt), "
+    "a split list of lines 'PATH LABEL' (data.source=/data/birds/train.txt, with val.txt, test.txt next to it), "
     "a manifest with the columns path, label and maybe split (data.source=/data/birds.csv, .tsv, .parquet or .jsonl, "
     "or at s3://), or a folder that Hugging Face datasets saved (data.source=/data/birds-arrow)"
 )

@@ -45,9 +45,9 @@ def where_to_put(name: str) -> str:
     return f"put {HELP[name]} into {downloads(name)}, or set data.source to their folder{images}"
 
 
-def anew(name: str) -> str:
+def download_again(name: str) -> str:
     """The fix that an error about a damaged or altered file names."""
-    return f"get it anew: {where_to_put(name)}"
+    return f"download it again: {where_to_put(name)}"
 
 
 def require(config: DataConfig, name: str, files: Iterable[str]) -> list[Path]:

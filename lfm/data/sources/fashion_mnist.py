@@ -84,7 +84,7 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[np.uint8]:
     Raises:
         InputError: not idx, truncated, or (if given) another checksum.
     """
-    fix = f"delete {path} and run again to fetch it anew"
+    fix = f"delete {path} and run again to fetch it"
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = file.read()

@@ -64,7 +64,7 @@ def _depth(root: str, top: set[str]) -> int:
         return 1 if top else 0
     if len(splits) > 1 and "train" in map(str.lower, splits):  # a class may be called train; hardly two of the names
         raise InputError(
-            f"{root} has split folders ({first_few(splits)}) beside others ({first_few(top - splits)}); "
+            f"{root} has split folders ({first_few(splits)}) and others ({first_few(top - splits)}); "
             f"keep only train, val (or validation) and test there, or only class folders"
         )
     return 0
@@ -83,7 +83,7 @@ def _check_layout(root: str, top: set[str], folders: set[str], files: list[tuple
     splits = {folder for folder in holders if folder.lower() in SPLIT_NAMES}
     if splits and holders != splits:
         raise InputError(
-            f"{root} has the split folder {first_few(splits)} beside {first_few(holders - splits)}, which is none; "
+            f"{root} has the split folder {first_few(splits)} and {first_few(holders - splits)}, which is none; "
             f"name all of them train, val or test"
         )
     if len(top) == 1:

@@ -9,7 +9,7 @@ import numpy as np
 from lfm.config.schema import DataConfig
 from lfm.data.sources.base import TEST, TRAIN, Index, Source
 from lfm.data.sources.class_names import named
-from lfm.data.sources.downloads import anew, require
+from lfm.data.sources.downloads import download_again, require
 from lfm.data.sources.split_lists import Listed, Published, check_published, source_of
 from lfm.errors import InputError
 
@@ -41,7 +41,9 @@ def load_inaturalist2018(config: DataConfig) -> Source:
     ):
         strange = np.setdiff1d(id_N, id_C)
         if len(strange):
-            raise InputError(f"{file} uses category {strange[0]}, which {train_file.name} does not list; {anew(name)}")
+            raise InputError(
+                f"{file} uses category {strange[0]}, which {train_file.name} does not list; {download_again(name)}"
+            )
         lists.append(Listed(file, split, paths, np.searchsorted(id_C, id_N).astype(np.int64)))
     check_published(config, name, lists, INATURALIST_2018)
     if not config.class_names and all(name_of[k].isdigit() for k in name_of):
@@ -59,12 +61,16 @@ def _read_json(path: Path) -> tuple[list[str], Index, dict[int, str]]:
         annotations = len(table["annotations"])
         name_of = {int(item["id"]): str(item["name"]) for item in table["categories"]}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is damaged or of another form ({error!r}); {anew('inaturalist2018')}") from error
+        raise InputError(
+            f"{path} is damaged or of another form ({error!r}); {download_again('inaturalist2018')}"
+        ) from error
     if not len(ids) == len(category_of) == annotations or category_of.keys() != set(ids):
-        raise InputError(f"{path} does not give each image exactly one category; {anew('inaturalist2018')}")
+        raise InputError(f"{path} does not give each image exactly one category; {download_again('inaturalist2018')}")
     twice = next((a for a, b in pairwise(sorted(paths)) if a == b), None)
     if twice or not paths:
-        raise InputError(f"{path} lists {f'{twice} twice' if twice else 'no image'}; {anew('inaturalist2018')}")
+        raise InputError(
+            f"{path} lists {f'{twice} twice' if twice else 'no image'}; {download_again('inaturalist2018')}"
+        )
     return paths, np.array([category_of[i] for i in ids], np.int64), name_of
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from lfm.config.schema import DataConfig
 from lfm.data.sources.base import SPLITS, Files, Index, Source
 from lfm.data.sources.class_names import named
-from lfm.data.sources.downloads import anew, require
+from lfm.data.sources.downloads import download_again, require
 from lfm.data.sources.fingerprint import fingerprint, join
 from lfm.errors import InputError
 from lfm.progress import say
@@ -67,7 +67,8 @@ def load_imagenet_lt(config: DataConfig) -> Source:
 def load_places_lt(config: DataConfig) -> Source:
     """Places-LT (Liu et al. 2019): 62,500 training, 7,300 validation, 36,500 test images, 365 scenes.
 
-    The names are those of categories_places365.txt, if it lies beside the lists, else of the training images' folders.
+    The names are those of categories_places365.txt, if it lies in the folder of the lists, otherwise those of the
+    training images' folders.
 
     Raises:
         InputError: a list or an image is missing, a line is wrong, the counts are not the published ones.
@@ -155,7 +156,8 @@ def check_published(config: DataConfig, name: str, lists: list[Listed], publishe
         if found != right or labels[-1] != right.classes - 1:
             raise InputError(
                 f"{listed.file} has {found}, the highest label is {labels[-1]}; the published one has {right}, the "
-                f"highest label is {right.classes - 1}; {anew(name)}; a list of your own: set data.verify=false"
+                f"highest label is {right.classes - 1}; {download_again(name)}; a list of your own: set "
+                "data.verify=false"
             )
 
 
@@ -214,7 +216,7 @@ def _scene(folder: str) -> str:
 def _category_names(path: Path) -> list[str]:
     categories, label_C = read_list(path)
     if sorted(label_C.tolist()) != list(range(len(categories))):
-        raise InputError(f"{path} should have each of the labels 0 to {len(categories) - 1} once; get it anew")
+        raise InputError(f"{path} should have each of the labels 0 to {len(categories) - 1} once; download it again")
     return [_scene(re.sub("^/?[a-z]/", "", categories[i])) for i in np.argsort(label_C)]
 
 
