@@ -31,6 +31,7 @@ from lfm.storage.artifact import (
 )
 from lfm.storage.artifact import home as lfm_home
 from lfm.storage.store import build_once
+from tests.warm import PROGRAMS
 
 INPUTS = {"data": {"name": "x", "n": 3}, "seed": 0}
 
@@ -228,25 +229,8 @@ def test_what_is_there_is_not_built_again(home: Path) -> None:
     assert other != first and not reused
 
 
-BUILDER = """
-import os, sys, time
-from pathlib import Path
-from lfm.storage.store import build_once
-
-def build(folder):
-    (folder / "a.bin").write_bytes(b"half")
-    with open(sys.argv[1], "a") as file:
-        file.write("built\\n")
-    time.sleep(float(sys.argv[2]))
-    (folder / "b.bin").write_bytes(b"whole")
-
-folder, reused = build_once("text", {"seed": 0}, build)
-print(folder, reused, sorted(path.name for path in folder.iterdir()))
-"""
-
-
 def builder(marks: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILDER, str(marks), str(seconds)]
+    command = [sys.executable, str(PROGRAMS / "build_slowly.py"), str(marks), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from lfm.data.sources.base import TEST, TRAIN, VAL, Arrays, Files, Joined, Sourc
 from lfm.data.sources.fashion_mnist import CLASSES
 from lfm.data.table import open_table
 from lfm.errors import InputError
+from tests import warm
 from tests.conftest import Fashion, read_fashion
 
 SMALL = DataConfig(name="fashion-mnist", max_per_class=40, imbalance=8, val_per_class=15)
@@ -306,37 +306,13 @@ def test_encoded_bytes_are_kept_as_they_were_and_found_over_shards_and_batches(
         assert len(pa.ipc.open_stream(file).read_all()) == 3
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from lfm.backbones.towers import DEFAULT as CLIP
-from lfm.config.schema import DataConfig
-from lfm.data.artifact import add_pixels, write
-from lfm.data.sources.base import Files, Source
-import lfm.data.table, numpy as np
-lfm.data.table.SHARD = 8
-import lfm.data.artifact
-lfm.data.artifact.CHUNK = 8
-AS_IS = DataConfig(name="custom", profile="as-is")
-root = Path(sys.argv[1])
-paths = sorted(str(p) for p in (root / "raw").iterdir())
-split_N = np.array([2] * 2 + [0] * (len(paths) - 2), np.int8)
-source = Source(Files(paths), np.arange(len(paths)) % 2, split_N, ("a", "b"), "files")
-for name, make in (("table", lambda f: write(f, source, AS_IS, 0, root / "work")),
-                   ("data", lambda f: add_pixels(f, root / "table", CLIP, AS_IS, root / "work"))):
-    if not (root / name / "info.json").exists():
-        import shutil; shutil.rmtree(root / name, ignore_errors=True); (root / name).mkdir()
-        make(root / name)
-"""
-
-
 @pytest.mark.slow
 def test_a_build_killed_at_any_moment_goes_on_and_gives_the_same(tmp_path: Path) -> None:
     data = [encoded(photo(k, 400, 300), "jpeg") for k in range(120)]
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         files(tmp_path / name / "raw", data)
-    command = [sys.executable, "-c", KILLED]
+    command = warm.program("build_data.py")
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=120)
     work, kills = tmp_path / "killed" / "work", 0
     for stage in ("train-00003.arrow", "train-00009.arrow", "train_images.npy.done"):

@@ -12,20 +12,9 @@ from typing import Any
 
 import pytest
 
-from lfm.tracking.outbox import Outbox, Record, RefusedError, Send, drain, waiting
-
-
-def to_file(header: Mapping[str, Any], folder: Path) -> Send:
-    """Appends to the file that the header names; its folder being away is a server that is down."""
-
-    def send(record: Record) -> None:
-        if record["do"] == "bad":
-            raise RefusedError("never")
-        with Path(header["to"]).open("a") as file:
-            extra = (folder / record["path"]).read_text() if "path" in record else ""
-            file.write(f"{record['do']}{record.get('n', '')}{extra}\n")
-
-    return send
+from lfm.tracking.outbox import Outbox, Record, Send, drain, waiting
+from tests.programs.fill_outbox import to_file
+from tests.warm import PROGRAMS
 
 
 @pytest.fixture
@@ -124,23 +113,10 @@ def test_what_the_server_refuses_is_kept_and_the_rest_goes_on(
     assert json.loads(kept.read_text()) == {"do": "bad"} and "refuses bad: never" in capsys.readouterr().out
 
 
-PROGRAM = """
-import sys, time
-from pathlib import Path
-from lfm.tracking.outbox import Outbox
-from tests.test_outbox import to_file
-box = Outbox(Path(sys.argv[1]), {"to": sys.argv[2]}, to_file)
-for n in range(100):
-    box.put({"do": "metrics", "n": n})
-print("written", flush=True)
-time.sleep(60)
-"""
-
-
 def test_a_killed_process_loses_nothing_and_one_that_lives_is_let_be(tmp_path: Path, to: Path) -> None:
     root = tmp_path / "outbox"
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(root), str(to)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, str(PROGRAMS / "fill_outbox.py"), str(root), str(to)], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
     try:

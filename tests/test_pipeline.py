@@ -7,7 +7,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,25 +119,8 @@ def test_mlflow_has_a_parent_with_everything_and_a_child_for_each_step(home: Pat
 @pytest.mark.usefixtures("first")
 def test_the_registered_model_loads_without_pickles_and_classifies(home: Path) -> None:
     data = next(path for path in (home / "store" / "dataset").iterdir() if path.is_dir())
-    program = """
-import sys, numpy as np, pandas as pd, mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/fashion-mnist-lt/2")
-images = np.load(sys.argv[2] + "/test_images.npy")[:200]
-answer = model.predict(pd.DataFrame({"image": list(images)}), params={"top": 2})
-assert list(answer.columns) == ["label", "probability", "shot_group", "zero_shot", "calibrated", "top"]
-assert answer.probability.between(0.1, 1).all() and answer.calibrated.all() and set(answer.top.map(len)) == {2}
-import json
-names = json.load(open(sys.argv[2] + "/info.json"))["classes"]
-truth = [names[k] for k in np.load(sys.argv[2] + "/test_labels.npy")[:200]]
-print("accuracy", (answer.label == truth).mean())
-try:
-    model.predict(pd.DataFrame({"image": list(images.astype(np.float32))}))
-except Exception as error:
-    print("refused", type(error).__name__)
-"""
     done = subprocess.run(
-        [sys.executable, "-c", program, f"sqlite:///{home / 'mlflow.db'}", str(data)],
+        [*warm.program("classify.py"), f"sqlite:///{home / 'mlflow.db'}", str(data)],
         env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

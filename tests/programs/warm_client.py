@@ -1,4 +1,7 @@
-"""Has a command run in a fork of the warm process: SOCKET ARGUMENTS. Ends with its exit code, passes signals on."""
+"""Has a program run in a fork of the warm process: SOCKET PROGRAM ARGUMENTS.
+
+Ends with its exit code, passes signals on.
+"""
 
 import json
 import os

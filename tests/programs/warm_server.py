@@ -1,4 +1,7 @@
-"""The warm process of tests/warm.py: SOCKET PID. Serves commands in forks of itself until the process PID ends."""
+"""The warm process of tests/warm.py: SOCKET PID.
+
+Runs `lfm` and other programs in forks of itself until the process PID ends.
+"""
 
 import atexit
 import gc
@@ -7,6 +10,7 @@ import json
 import multiprocessing.forkserver
 import multiprocessing.util
 import os
+import runpy
 import select
 import shutil
 import signal
@@ -82,7 +86,7 @@ def _watch(connection: socket.socket) -> NoReturn:
 
 
 def _run(request: dict[str, Any], streams: Sequence[int]) -> NoReturn:
-    """In the forked process: what the installed command does in a fresh one."""
+    """In the forked process: what the program does in a fresh one."""
     os.setsid()
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
@@ -92,7 +96,7 @@ def _run(request: dict[str, Any], streams: Sequence[int]) -> NoReturn:
     os.chdir(request["cwd"])
     if os.environ.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(line_buffering=True, write_through=True)  # type: ignore[union-attr]
-    sys.argv = ["lfm", *request["argv"]]
+    sys.argv = request["argv"]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = _call()
     threading._shutdown()  # type: ignore[attr-defined]  # as Python's own end: wait for threads, then what was registered
@@ -103,11 +107,14 @@ def _run(request: dict[str, Any], streams: Sequence[int]) -> NoReturn:
 
 
 def _call() -> int:
-    """The exit code of the command."""
-    from lfm.cli.main import main as command
+    """Run what argv names; its exit code."""
+    from lfm.cli.main import main as lfm
 
     try:
-        command()
+        if sys.argv[0] == "lfm":
+            lfm()
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
