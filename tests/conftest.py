@@ -5,7 +5,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -168,3 +168,11 @@ def trained_alone(small_task: "WorkerTask", tmp_path_factory: pytest.TempPathFac
     from tests.small_task import train
 
     return train(small_task, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[Any]:
+    """Docker's client; a test that asks for it is skipped without a daemon, or fails in CI."""
+    from tests.containers import connect
+
+    yield from connect()

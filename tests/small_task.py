@@ -18,7 +18,7 @@ from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
 from lfm.storage.import_closure import source_hash
 from lfm.training.curves import Curves
 from lfm.training.task import METHOD, WorkerTask
-from tests.test_own_data import PHOTOS, TOWER
+from tests.photos import PHOTOS, TOWER
 
 VALUES = {
     "stage1.lr": 1e-3, "stage1.epochs": 3, "stage1.batch_size": 9, "stage1.alpha": 0.5, "model.weights": "random",

@@ -13,7 +13,7 @@ from lfm.data.sources.base import SPLITS
 from lfm.data.sources.custom import load_custom
 from lfm.data.sources.saved_dataset import is_arrow
 from lfm.errors import InputError
-from tests.test_data import encoded, photo
+from tests.pictures import encoded, photo
 
 NAMES = ["cat", "dog"]
 

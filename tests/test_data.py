@@ -35,6 +35,7 @@ from lfm.data.table import open_table
 from lfm.errors import InputError
 from tests import warm
 from tests.conftest import Fashion, read_fashion
+from tests.pictures import encoded, photo
 
 SMALL = DataConfig(name="fashion-mnist", max_per_class=40, imbalance=8, val_per_class=15)
 AS_IS = DataConfig(name="custom", profile="as-is")
@@ -55,22 +56,6 @@ def made(folder: Path, source: Source, config: DataConfig = SMALL, seed: int = 0
 
 def contents(images: NDArray[np.uint8]) -> list[bytes]:
     return [image.tobytes() for image in images]
-
-
-def photo(seed: int, width: int = 300, height: int = 200, mode: str = "RGB") -> Image.Image:
-    """Smooth colours with edges and a little noise, as cameras give them."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
-    array = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16).copy()
-    array[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
-    array += rng.integers(-12, 12, array.shape, dtype=np.int16)
-    return Image.fromarray(array.clip(0, 255).astype(np.uint8)).convert(mode)
-
-
-def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def finished(split: Images, pixels: torch.Tensor) -> torch.Tensor:

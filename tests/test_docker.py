@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import docker
@@ -13,15 +12,10 @@ from lfm.config.presets import load
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.pipelines.docker_runner import _environment, _lines, _mounts, _run, docker_steps
-from tests.containers import ROOT, base_image, build, connect
+from tests.containers import ROOT, base_image, build
 
 CONFIG = load("fashion-mnist-lt", {})
 containers = pytest.mark.containers
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[docker.DockerClient]:
-    yield from connect()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ import pytest
 import yaml
 from mlflow.exceptions import MlflowException
 
-from tests.containers import ROOT, base_image, build, connect, missing
+from tests.containers import ROOT, base_image, build, missing
 
 POSTGRES = """
 ARG BASE
@@ -89,11 +89,6 @@ def test_only_loopback_is_published_and_every_server_is_shut_in(document: dict[s
         assert "healthcheck" in service or name in ("mlflow", "buckets"), name
         assert not re.search(r"password|secret_key", yaml.safe_dump(service.get("environment", {})), re.IGNORECASE)
     assert "ports" not in document["services"]["postgres"] and document["networks"]["inside"] == {"internal": True}
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[docker.DockerClient]:
-    yield from connect()
 
 
 def stand_in(name: str, dockerfile: str, folder: Path, base: str) -> str:

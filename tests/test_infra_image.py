@@ -19,7 +19,7 @@ from docker.models.containers import Container
 from mlflow import MlflowClient
 
 from lfm.serving.predictor import Predictor
-from tests.containers import ROOT, SOMEBODY, Built, as_somebody, build, connect, give_away
+from tests.containers import ROOT, SOMEBODY, Built, as_somebody, build, give_away
 
 pytestmark = [pytest.mark.containers, pytest.mark.slow]
 SMALL = {
@@ -32,11 +32,6 @@ SHUT_IN = {
     "security_opt": ["no-new-privileges"],
 }
 SOURCE = ("requirements", "lfm", "components", "pipelines", "infra", "pyproject.toml", "README.md", "LICENSE")
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[docker.DockerClient]:
-    yield from connect()
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_embeddings_are_shared_by_all_that_ask_for_the_same_sentences(home: Path
 
 
 def test_skipping_bad_images_needs_no_new_build(home: Path, tmp_path: Path) -> None:
-    from tests.test_data import encoded, photo
+    from tests.pictures import encoded, photo
 
     for k in range(12):
         folder = tmp_path / "raw" / ("train" if k < 8 else "test") / ("a" if k % 2 else "b")

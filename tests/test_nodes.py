@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,17 +15,12 @@ from lfm.jobs.multinode import train_on_nodes
 from lfm.storage.artifact import content_key
 from lfm.training.task import WorkerTask
 from tests.container_backend import Containers
-from tests.containers import ROOT, build, connect
+from tests.containers import ROOT, build
 from tests.small_task import Trained, changed
 
 PROGRAM = ROOT / "tests" / "programs" / "train_task.py"
 WORK = content_key("test_nodes")
 NAME = f"lfm-stage1-{WORK[:12]}"
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[docker.DockerClient]:
-    yield from connect()
 
 
 @pytest.fixture(scope="module")

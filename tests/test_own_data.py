@@ -1,6 +1,5 @@
 """Every kind of source through the whole pipeline, with a small open_clip model of random weights."""
 
-import io
 import json
 import os
 import re
@@ -14,34 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from PIL import Image
 
 from lfm.data.sources.cifar_files import CIFAR10
 from lfm.storage.artifact import verify
+from tests.cifar_files import layout, members, small, write_archive
+from tests.photos import COLOURS, COUNTS, PHOTOS, TOWER
 from tests.s3 import S3
-from tests.test_cifar import layout, members, small, write_archive
 from tests.warm import lfm
 
-COLOURS = {"red_rose": (200, 20, 40), "green_leaf": (30, 160, 40), "blue_sea": (20, 60, 190)}
-COUNTS = {"red_rose": 40, "green_leaf": 24, "blue_sea": 12}
-TOWER = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 TRAINING = ("stage1.epochs=6", "stage1.lr=1e-3", "stage2.epochs=2", "loss.temperature=0.05", "train.precision=fp32")
-
-
-def photo(name: str, k: int) -> bytes:
-    """A JPEG of the class's colour, under noise, of a size of its own."""
-    rng = np.random.default_rng([k, len(name)])
-    pixels = np.array(COLOURS[name]) + rng.integers(-20, 20, (70 + k % 9, 90 - k % 7, 3))
-    out = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(out, "jpeg", quality=90)
-    return out.getvalue()
-
-
-PHOTOS = {(name, k): photo(name, k) for name, count in COUNTS.items() for k in range(count)}
 
 
 @pytest.fixture(scope="module")

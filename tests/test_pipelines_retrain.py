@@ -21,12 +21,7 @@ from lfm.pipelines.local_run import Result, run_local, run_pipeline, run_retrain
 from lfm.pipelines.training import training_pipeline
 from lfm.tracking import registry
 from tests.conftest import write_idx
-
-PRESET = "fashion-mnist-lt"
-SMALL = {
-    "data.verify": False, "data.max_per_class": 40, "data.imbalance": 4, "data.val_per_class": 5, "shots.many": 30,
-    "stage1.epochs": 1, "stage2.epochs": 1, "train.validate_every": 0,
-}  # fmt: skip
+from tests.small_run import PRESET, SMALL
 
 
 def retrain(source: Path, **more: Any) -> Result:

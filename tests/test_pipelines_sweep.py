@@ -12,7 +12,7 @@ from lfm.cli.main import app
 from lfm.config.presets import load
 from lfm.config.sweeps import variants_of
 from lfm.pipelines.local_run import run_sweep
-from tests.test_pipelines_retrain import PRESET, SMALL
+from tests.small_run import PRESET, SMALL
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_each_run_is_understood_and_gets_as_far_as_its_data(command: str, tmp_pa
 
 @pytest.mark.slow
 def test_the_commands_for_own_images_work_on_a_folder_of_photos(tmp_path: Path) -> None:
-    from tests.test_own_data import PHOTOS
+    from tests.photos import PHOTOS
 
     for (name, k), data in PHOTOS.items():
         path = tmp_path / "photos" / name / f"{k}.jpg"
