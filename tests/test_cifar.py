@@ -26,7 +26,7 @@ from lfm.data.sources.cifar import load_cifar10, load_cifar100
 from lfm.data.sources.cifar_files import CIFAR10, CIFAR100, Cifar, Layout
 from lfm.data.subsets import profile, subset
 from lfm.errors import InputError
-from tests.cifar_files import (
+from tests.cifar_archives import (
     HUNDRED,
     layout,
     members,

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from lfm.data.sources.cifar_files import CIFAR10
 from lfm.storage.artifact import verify
-from tests.cifar_files import layout, members, small, write_archive
+from tests.cifar_archives import layout, members, small, write_archive
 from tests.photos import COLOURS, COUNTS, PHOTOS, TOWER
 from tests.s3 import S3
 from tests.warm import lfm

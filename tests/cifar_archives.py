@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.data.sources.cifar import CIFAR10, CIFAR100, Cifar, Layout
+from lfm.data.sources.cifar_files import CIFAR10, CIFAR100, Cifar, Layout
 
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 HUNDRED = [f"kind_of_{k}" for k in range(99)] + ["aquarium_fish"]
