@@ -41,18 +41,29 @@ VIT = {
 COLOURS = {"red": (210, 20, 30), "green": (20, 170, 40), "blue": (30, 40, 200)}
 
 
+_TRAINED: dict[int, tuple[LFM, float, float]] = {}
+
+
+def trained_conv4(fashion: Fashion, text_CD: Tensor) -> tuple[LFM, float, float]:
+    """A conv4 that has seen 3,000 images, and their mean and deviation. Made once: both arguments are the session's."""
+    if id(text_CD) not in _TRAINED:
+        x_N = torch.from_numpy(fashion.train_images[:3000].copy()).float()[:, None] / 255
+        label_N = torch.from_numpy(fashion.train_labels[:3000])
+        mean, std = x_N.mean().item(), x_N.std().item()
+        x_N, model = (x_N - mean) / std, LFM(conv4(1, text_CD.shape[1], seed=0), text_CD)
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(3):
+            for here in torch.arange(3000).split(100):
+                F.cross_entropy(model(x_N[here]) / 0.05, label_N[here]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        _TRAINED[id(text_CD)] = model, mean, std
+    return _TRAINED[id(text_CD)]
+
+
 def write_conv4(folder: Path, fashion: Fashion, text_CD: Tensor) -> Path:
-    """A conv4 that has seen 3,000 images of Fashion-MNIST: it is sure of some, and its answers differ."""
-    x_N = torch.from_numpy(fashion.train_images[:3000].copy()).float()[:, None] / 255
-    label_N = torch.from_numpy(fashion.train_labels[:3000])
-    mean, std = x_N.mean().item(), x_N.std().item()
-    x_N, model = (x_N - mean) / std, LFM(conv4(1, text_CD.shape[1], seed=0), text_CD)
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(3):
-        for here in torch.arange(3000).split(100):
-            F.cross_entropy(model(x_N[here]) / 0.05, label_N[here]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    """A conv4 trained on Fashion-MNIST as an artifact to serve: it is sure of some images, and its answers differ."""
+    model, mean, std = trained_conv4(fashion, text_CD)
     info = {
         "tower": "conv4", "weights": "random", "architecture": None, "channels": 1, "image_shape": [1, 28, 28],
         "preprocess": {"size": 0, "mean": [mean], "std": [std], "interpolation": "bicubic", "resize_mode": "squash"},
