@@ -17,6 +17,8 @@ from tests.backend.run import Cluster, Run
 from tests.backend.spec import Spec
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 PRESET = "custom-small"
 TINY = {
     "stage1.epochs": 2, "stage2.epochs": 1, "stage1.batch_size": 8, "stage2.batch_size": 8, "stage1.alpha": 0.5,

@@ -115,6 +115,7 @@ def test_a_missing_file_is_named_with_the_fix(name: str, fashion_folder: Path, t
         load(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_with_unpacked_files_will_do(fashion_folder: Path, tmp_path: Path, fashion: Fashion) -> None:
     for name in SHA256:
         (tmp_path / name).write_bytes(gzip.decompress((fashion_folder / f"{name}.gz").read_bytes()))
@@ -189,6 +190,7 @@ def test_what_was_fetched_before_is_used_without_asking_anyone(
     assert f"from the local folder {place}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_mirror_is_asked_first_and_its_files_are_kept(
     home: Path,
     fashion_folder: Path,
@@ -210,6 +212,7 @@ def test_the_mirror_is_asked_first_and_its_files_are_kept(
     assert f"from torchvision's mirror, checksums verified, kept in {place}" in told and "Debian" not in told
 
 
+@pytest.mark.slow
 def test_a_folder_that_lacks_a_file_is_filled(
     home: Path,
     fashion_folder: Path,

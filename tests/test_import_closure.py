@@ -41,6 +41,7 @@ def edited(path: Path, change: Callable[[str], str], modules: tuple[str, ...], r
         path.write_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ROOTS)
 def test_a_changed_line_in_any_imported_module_changes_the_key_and_a_comment_does_not(what: str, tree: Path) -> None:
     modules = ROOTS[what]
@@ -93,6 +94,7 @@ def test_one_loader_does_not_bring_the_others() -> None:
     assert not closure(DECODING).keys() & loaders
 
 
+@pytest.mark.slow
 def test_the_code_of_a_model_is_its_predictor_and_no_loader(tmp_path: Path) -> None:
     package = copy_code("lfm.tracking.packaged_model", tmp_path)
     brought = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}

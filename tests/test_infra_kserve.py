@@ -165,6 +165,7 @@ def test_the_rules_of_a_canary_can_fail(service: Document) -> None:
     assert refused(renamed, service) == ["predictor.name change requires a model change"]
 
 
+@pytest.mark.slow
 def test_the_model_is_fetched_by_a_storage_container_of_ours(service: Document, tmp_path: Path) -> None:
     """Its command, run here with the two arguments that KServe adds, brings a model from a real MLflow."""
     spec = read("storage-container.yaml")["spec"]

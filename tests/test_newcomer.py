@@ -15,6 +15,8 @@ import pytest
 from lfm.config.presets import load
 from lfm.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -82,6 +82,7 @@ def compiled(folder: Path, kind: str, preset: str, settings: ClusterSettings, **
     return Compiled(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "preset"), all_pipelines())
 def test_every_pipeline_compiles_into_what_kfp_and_kubernetes_read(kind: str, preset: str, tmp_path: Path) -> None:
     found = compiled(tmp_path, kind, preset, ClusterSettings(image="lfm:test"))

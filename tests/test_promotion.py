@@ -55,6 +55,7 @@ def test_the_bounds_agree_with_the_normal_limit() -> None:
     assert found.high == pytest.approx(found.points + half, abs=0.02)
 
 
+@pytest.mark.slow
 def test_two_equally_good_models_are_seldom_promoted() -> None:
     """One-sided 95 %: about 5 of 100 fair coins pass."""
     rng = np.random.default_rng(3)

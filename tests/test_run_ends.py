@@ -19,6 +19,8 @@ from lfm.jobs.step import Mistake, step
 from lfm.tracking import pipeline_run
 from lfm.tracking.client import ATTEMPT, PLUGIN_TAG, Membership, connect, every
 
+pytestmark = pytest.mark.slow
+
 KEY = "a1b2c3"
 
 
