@@ -13,8 +13,8 @@ import yaml
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from tests.manifests import ROOT, Documents, check, find, local, of, overlay, render, with_components
 from tests.s3 import free_ports, wait_for
-from tests.test_infra_manifests import ROOT, Documents, check, find, local, of, overlay, render, with_components
 
 __all__ = ["local", "overlay"]  # fixtures
 KUSTOMIZE = ROOT / "infra/kustomize"

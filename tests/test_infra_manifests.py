@@ -2,11 +2,9 @@
 
 import json
 import re
-import shutil
 import stat
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,97 +15,12 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
 
 from lfm.serving.admission import PATHS
 from lfm.serving.settings import Settings
-from tests.pod_security import violations
+from tests.manifests import BIN, ROOT, Documents, base, check, find, local, of, overlay, pods, serving
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
+__all__ = ["base", "local", "overlay", "serving"]  # fixtures
 OURS = {"lfm", "lfm-mlflow", "lfm-serve"}
 GIVEN = {"kfp-launcher", "mlpipeline-minio-artifact"}
 """What Kubeflow Pipelines brings itself."""
-
-Documents = list[dict[str, Any]]
-
-
-def render(folder: Path) -> Documents:
-    done = subprocess.run([BIN / "kubectl", "kustomize", folder], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
-
-
-@pytest.fixture(scope="module")
-def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the local overlay, with passwords made as its first lines say."""
-    folder = tmp_path_factory.mktemp("infra")
-    shutil.copytree(ROOT / "infra", folder / "infra", ignore=shutil.ignore_patterns("secrets"))
-    overlay = folder / "infra/kustomize/overlays/local"
-    command = re.findall(r"^#   (infra/secrets\.sh \S+)$", (overlay / "kustomization.yaml").read_text(), re.MULTILINE)
-    subprocess.run(command[0].split(), cwd=folder, check=True, timeout=60)
-    return overlay
-
-
-def with_components(overlay: Path, runtime: str = "lfm", gpus: int = 0) -> Documents:
-    """The overlay with the components that its lines leave to the reader."""
-    file, settings = overlay / "kustomization.yaml", overlay / "training.yaml"
-    kept = [each.read_text() for each in (file, settings)]
-    file.write_text(re.sub(r"^  # - (\.\./\.\./\S+).*$", r"  - \1", kept[0], flags=re.MULTILINE))
-    settings.write_text(kept[1].replace("runtime: lfm", f"runtime: {runtime}").replace('gpus: "0"', f'gpus: "{gpus}"'))
-    try:
-        return render(overlay)
-    finally:
-        file.write_text(kept[0])
-        settings.write_text(kept[1])
-
-
-@pytest.fixture(scope="module")
-def local(overlay: Path) -> Documents:
-    """The local overlay with every component."""
-    return with_components(overlay)
-
-
-@pytest.fixture(scope="module")
-def base() -> Documents:
-    return render(ROOT / "infra/kustomize/base")
-
-
-@pytest.fixture(scope="module")
-def serving() -> dict[str, Any]:
-    return dict(yaml.safe_load((ROOT / "infra/kserve/inference-service.yaml").read_text()))
-
-
-def of(kind: str, documents: Documents) -> dict[str, dict[str, Any]]:
-    return {document["metadata"]["name"]: document for document in documents if document["kind"] == kind}
-
-
-def find(value: Any, key: str) -> Iterator[Any]:
-    """Every value under this key, however deep."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if name == key:
-                yield inner
-            yield from find(inner, key)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from find(inner, key)
-
-
-def pods(documents: Documents) -> dict[str, dict[str, Any]]:
-    """The pod specs: of workloads, of the training runtime, of the served model."""
-    found = {}
-    for document in documents:
-        name = f"{document['kind']}/{document['metadata']['name']}"
-        if document["kind"] in ("Deployment", "StatefulSet", "Job"):
-            found[name] = document["spec"]["template"]["spec"]
-        elif document["kind"] == "TrainingRuntime":
-            job = document["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]
-            found[name] = job["spec"]["template"]["spec"]
-        elif document["kind"] == "InferenceService":
-            own = {"annotations", "minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout"}
-            found[name] = {k: v for k, v in document["spec"]["predictor"].items() if k not in own}
-    return found
-
-
-def check(document: dict[str, Any]) -> None:
-    kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_everything_renders_and_fits_the_schemas_of_kubernetes(local: Documents, serving: dict[str, Any]) -> None:
@@ -163,47 +76,6 @@ def test_every_pod_is_shut_in(local: Documents, serving: dict[str, Any], setting
     for name, pod in pods([*local, serving]).items():
         for container in pod["containers"]:
             assert expected[setting](pod, container), name
-
-
-def test_namespaces_that_enforce_restricted_take_every_pod(local: Documents, serving: dict[str, Any]) -> None:
-    found = pods([*local, serving])
-    assert len(found) == 6
-    assert {name: violations(pod) for name, pod in found.items() if violations(pod)} == {}
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        ("hostNetwork", True), ("hostPID", True), ("hostIPC", True),
-        ("volumes", [{"name": "x", "hostPath": {"path": "/"}}]), ("volumes", [{"name": "x", "nfs": {}}]),
-        ("securityContext.runAsUser", 0), ("securityContext.runAsNonRoot", None),
-        ("securityContext.seccompProfile", None), ("securityContext.seccompProfile", {"type": "Unconfined"}),
-        ("securityContext.sysctls", [{"name": "kernel.msgmax", "value": "1"}]),
-        ("securityContext.seLinuxOptions", {"type": "spc_t"}), ("securityContext.seLinuxOptions", {"user": "root"}),
-        ("securityContext.appArmorProfile", {"type": "Unconfined"}),
-        ("securityContext.windowsOptions", {"hostProcess": True}),
-        ("containers.0.securityContext", None), ("containers.0.securityContext.privileged", True),
-        ("containers.0.securityContext.allowPrivilegeEscalation", None),
-        ("containers.0.securityContext.runAsNonRoot", False), ("containers.0.securityContext.runAsUser", 0),
-        ("containers.0.securityContext.capabilities", {"add": ["NET_BIND_SERVICE"]}),
-        ("containers.0.securityContext.capabilities", {"drop": ["ALL"], "add": ["CHOWN"]}),
-        ("containers.0.securityContext.procMount", "Unmasked"),
-        ("containers.0.securityContext.seccompProfile", {"type": "Unconfined"}),
-        ("containers.0.ports", [{"containerPort": 1, "hostPort": 1}]),
-        ("containers.0.livenessProbe", {"httpGet": {"host": "elsewhere", "port": 1}}),
-        ("containers.0.lifecycle", {"postStart": {"tcpSocket": {"host": "elsewhere", "port": 1}}}),
-        ("initContainers", [{"name": "x", "image": "x"}]),
-    ],
-)  # fmt: skip
-def test_each_control_of_restricted_is_checked(base: Documents, place: str, value: Any) -> None:
-    pod = yaml.safe_load(yaml.safe_dump(pods(base)["Job/lfm-volume"]))
-    assert not violations(pod)
-    *path, last = place.split(".")
-    inner: Any = pod
-    for key in path:
-        inner = inner[int(key)] if key.isdecimal() else inner[key]
-    inner[last] = value
-    assert violations(pod)
 
 
 def test_every_server_has_probes_and_is_reached_by_whom_it_must_alone(local: Documents) -> None:
