@@ -5,7 +5,7 @@ from itertools import chain
 
 import pytest
 
-from lfm.tracking.pipeline_run import SERVING_PACKAGES, TEXT_PACKAGES
+from lfm.tracking.registration import SERVING_PACKAGES, TEXT_PACKAGES
 from tests.containers import ROOT
 
 PIN = re.compile(r"^([a-z0-9.-]+)(?:\[.*\])?==([^\s;]+)", re.MULTILINE)

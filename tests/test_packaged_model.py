@@ -20,8 +20,8 @@ from mlflow.exceptions import MlflowException
 from torch import Tensor
 
 from lfm.serving.predictor import Predictor
-from lfm.tracking import pipeline_run
-from lfm.tracking.client import KEY_VARIABLE
+from lfm.tracking import pipeline_run, registration
+from lfm.tracking.membership import KEY_VARIABLE
 from tests.conftest import Fashion
 from tests.serving import png, write_conv4
 from tests.warm import PROGRAMS
@@ -58,7 +58,7 @@ def registered(fashion: Fashion, text_CD: Tensor, tmp_path_factory: pytest.TempP
         patch.setenv(KEY_VARIABLE, "a-test")
         pipeline_run.begin_pipeline_run("tests", "a run")
         with pipeline_run.step_run("register") as run:
-            uri = pipeline_run.register_model(run, "small", "a-content", folder, example, answer, "minilm")
+            uri = registration.register_model(run, "small", "a-content", folder, example, answer, "minilm")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{work / 'mlflow.db'}")
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         yield Registered(work, uri, predictor)

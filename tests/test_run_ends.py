@@ -17,7 +17,8 @@ from lfm.errors import InputError
 from lfm.jobs.pipeline_run import finish
 from lfm.jobs.step import Mistake, step
 from lfm.tracking import pipeline_run
-from lfm.tracking.client import ATTEMPT, PLUGIN_TAG, Membership, connect, every
+from lfm.tracking.client import connect, every
+from lfm.tracking.membership import ATTEMPT, PLUGIN_TAG, Membership
 
 pytestmark = pytest.mark.slow
 
@@ -168,7 +169,7 @@ def test_a_volume_that_cannot_be_written_leaves_no_run_open(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when configure met such a volume: the server is told without the disk."""
-    monkeypatch.setattr("lfm.tracking.pipeline_run.Tracker", _no_disk)
+    monkeypatch.setattr("lfm.tracking.pipeline_run.StepLogger", _no_disk)
     finish("FAILED")
     assert statuses(client)["a run"] == "FAILED"
 

@@ -21,8 +21,8 @@ from lfm.cli.main import app
 from lfm.serving.predictor import Predictor
 from lfm.serving.request import MOST_TOP
 from lfm.serving.settings import Settings
-from lfm.tracking import pipeline_run, registry
-from lfm.tracking.client import KEY_VARIABLE
+from lfm.tracking import pipeline_run, registration, registry
+from lfm.tracking.membership import KEY_VARIABLE
 from lfm.tracking.uri import tracking_uri
 from tests.serving import png, serving, write_vit
 
@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         example = pd.DataFrame({"image": [base64.b64encode((work / "photos/0.jpg").read_bytes()).decode()]})
         answer = predictor.predict(np.zeros((1, 32, 32, 3), np.uint8))
         with pipeline_run.step_run("register") as run:
-            pipeline_run.register_model(run, "custom", "a-content", folder, example, answer, "backbone")
+            registration.register_model(run, "custom", "a-content", folder, example, answer, "backbone")
         registry.promote("custom", "1", "for the test")
         yield work
 

@@ -170,10 +170,10 @@ def sync(home_: HomeOption = None) -> None:
     """
     use_home(home_)
     from lfm.errors import InputError
-    from lfm.tracking import pipeline_run
+    from lfm.tracking.sync import elsewhere
+    from lfm.tracking.sync import sync as send
 
-    count = pipeline_run.sync()
-    others = pipeline_run.elsewhere()
+    count, others = send(), elsewhere()
     if count or not others:
         typer.echo(f"{count} records sent" if count else "no records are waiting")
     if others:

@@ -170,8 +170,8 @@ def _folder_of(model: str) -> Iterator[tuple[Path, str]]:
             raise InputError(f"--model {model} holds no model; give models:/NAME@champion, or the folder of a model")
         yield found, model
         return
-    from lfm.tracking import pipeline_run, registry
+    from lfm.tracking import registration, registry
 
     uri = registry.resolve(model) if model else registry.only_one()
     with tempfile.TemporaryDirectory(prefix="lfm-model-") as folder:
-        yield pipeline_run.fetch_model(uri, Path(folder)), uri
+        yield registration.fetch_model(uri, Path(folder)), uri

@@ -11,7 +11,7 @@ from lfm.config.schema import RunConfig
 from lfm.data.artifact import read_info
 from lfm.progress import say
 from lfm.storage.artifact import content_key, read_manifest
-from lfm.tracking import pipeline_run, registry
+from lfm.tracking import registration, registry
 
 FITTED = ("size", "interpolation", "resize_mode")
 """What the pixels of a data set were made for; mean and deviation are taken later."""
@@ -43,7 +43,7 @@ class Champion:
         from lfm.serving.predictor import Predictor
 
         with tempfile.TemporaryDirectory() as folder:
-            predictor = Predictor(pipeline_run.fetch_model(self.uri, Path(folder)))
+            predictor = Predictor(registration.fetch_model(self.uri, Path(folder)))
         images = dataclasses.replace(test, to=Preprocess.of(predictor.info["preprocess"]))
         return predict_split(predictor.model.to(test.device), images, config)
 

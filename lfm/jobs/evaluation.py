@@ -18,7 +18,7 @@ from lfm.storage.import_closure import source_hash
 from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
-    from lfm.tracking.step_logger import Tracker
+    from lfm.tracking.step_logger import StepLogger
 
 SCORING = ("lfm.jobs.scoring", "lfm.serving.predictor")
 """What scores, the champion too; the import closure is in the key of the scores."""
@@ -144,12 +144,12 @@ def weights_tag(config: RunConfig) -> str:
 def register(config: dict[str, Any], dataset: str, backbone: str, model: str) -> str:
     """Register the model in MLflow under the preset's name, unless it is there. Its `models:/NAME/VERSION`."""
     from lfm.jobs.champion import input_of, test_images
-    from lfm.tracking import pipeline_run, registry
+    from lfm.tracking import pipeline_run, registration, registry
 
     run_config = RunConfig.model_validate(config)
     name = run_config.preset
     with pipeline_run.step_run("register") as run:
-        known = pipeline_run.registered_version(run, name, content(model))
+        known = registration.registered_version(run, name, content(model))
         uri = known or _register(run, run_config, dataset, backbone, model)
         origin = {
             registry.DATASET: content(dataset),
@@ -164,12 +164,12 @@ def register(config: dict[str, Any], dataset: str, backbone: str, model: str) ->
     return uri
 
 
-def _register(run: "Tracker", config: RunConfig, dataset: str, backbone: str, model: str) -> str:
+def _register(run: "StepLogger", config: RunConfig, dataset: str, backbone: str, model: str) -> str:
     """Make the artifact that is served, let it answer an example, and register it with that."""
     from lfm.jobs.packaging import example_of, served
     from lfm.serving.predictor import Predictor
     from lfm.serving.request import Limits, of_table, pixels_of
-    from lfm.tracking.pipeline_run import register_model
+    from lfm.tracking.registration import register_model
 
     folder = served(config, dataset, backbone, model)
     predictor, example = Predictor(folder), example_of(dataset, EXAMPLE_IMAGES)

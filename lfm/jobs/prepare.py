@@ -16,7 +16,7 @@ from lfm.storage.s3 import is_remote
 from lfm.storage.store import build_once
 
 if TYPE_CHECKING:
-    from lfm.tracking.client import DatasetUsed
+    from lfm.tracking.record_sender import DatasetUsed
 
 DECODING = "lfm.data.artifact"
 """The module that takes subsets and decodes; its import closure is in the key of a data set."""
@@ -176,7 +176,7 @@ def splits_used(config: DataConfig, folder: Path) -> "list[DatasetUsed]":
     """The splits of a data set artifact as MLflow lists them: digest, shape, how many images of how many classes."""
     from lfm.data.artifact import read_info
     from lfm.data.images import open_split
-    from lfm.tracking.client import DatasetUsed
+    from lfm.tracking.record_sender import DatasetUsed
 
     info, digest = read_info(folder), content(folder)[:16]
     counts = sorted(info["counts"])

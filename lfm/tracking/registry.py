@@ -10,8 +10,8 @@ from typing import Any
 from lfm.errors import InputError, unknown
 from lfm.storage.artifact import home
 from lfm.tracking.client import connect, every
-from lfm.tracking.pipeline_run import CONTENT
 
+CONTENT = "lfm.content"
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON, WHEN, BEFORE, DATASET, TEST, INPUT = (
     "lfm.decision", "lfm.decided", "lfm.champion_before", "lfm.dataset", "lfm.test_images", "lfm.input",

@@ -20,8 +20,9 @@ from lfm.progress import say
 from lfm.storage import s3
 from lfm.storage.artifact import home
 from lfm.storage.store import shared
-from lfm.tracking.client import DatasetUsed, Delivery, Membership
+from lfm.tracking.membership import Membership
 from lfm.tracking.outbox import HEADER, Outbox, Record, RefusedError
+from lfm.tracking.record_sender import DatasetUsed, RecordSender
 from lfm.tracking.uri import is_server, server_address
 
 ENDING = 5.0
@@ -40,7 +41,7 @@ def patience() -> float:
     return float(os.environ.get("LFM_MLFLOW_PATIENCE") or 120)
 
 
-class Tracker:
+class StepLogger:
     """What a step writes to MLflow: into its child run, and the pipeline run's parent above it.
 
     Args:
@@ -49,8 +50,8 @@ class Tracker:
 
     def __init__(self, step: str) -> None:
         header = Membership.here().header(step) | {"to": server_address()}
-        self._delivery, self._turn = Delivery(header, fresh=not is_server()), threading.Lock()
-        self._outbox = Outbox(outboxes(), header, partial(Delivery, fresh=True)) if is_server() else None
+        self._delivery, self._turn = RecordSender(header, fresh=not is_server()), threading.Lock()
+        self._outbox = Outbox(outboxes(), header, partial(RecordSender, fresh=True)) if is_server() else None
 
     def _put(self, do: str, on: list[str], **values: Any) -> None:
         record = {"do": do, "on": on, "at": get_current_time_millis(), **values}

