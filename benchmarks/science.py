@@ -27,9 +27,9 @@ from lfm.evaluation.inference import pick_device, score_split
 from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
 from lfm.jobs.preview import inspect
 from lfm.report.tables import COLUMNS, percent
+from lfm.revision import commit
 from lfm.storage.artifact import content_key
 from lfm.storage.import_closure import source_hash
-from lfm.tracking.pipeline_run import commit
 from lfm.training.loop import Stage
 from lfm.training.model_artifact import new_model
 

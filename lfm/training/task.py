@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from lfm.config.schema import RunConfig
 
-METHOD = ("lfm.training.loop", "lfm.training.model_artifact")
+METHOD = ("lfm.training.worker",)
 """What trains; the import closure is in the key of a model, and the same on all machines that train one."""
 
 
