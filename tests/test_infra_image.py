@@ -57,9 +57,7 @@ def test_the_image_carries_its_commit_and_is_a_batch_image(daemon: docker.Docker
     assert about["Labels"]["org.opencontainers.image.revision"] == commit
     assert about["User"] == "10001:10001" and not about.get("Healthcheck")
     assert (
-        inside(
-            daemon, built.image, "python3", "-c", "from lfm.revision import commit; print(commit())"
-        ).strip()
+        inside(daemon, built.image, "python3", "-c", "from lfm.revision import commit; print(commit())").strip()
         == commit
     )
     assert built.seconds < 600, "make image takes less than ten minutes"
