@@ -31,7 +31,7 @@ from lfm.data.sources.base import SPLITS, Files, Source
 from lfm.data.table import COLUMNS, Table, describe
 from lfm.errors import InputError
 from lfm.jobs import data_report
-from lfm.jobs.data_report import to_mend
+from lfm.jobs.data_report import problems_of
 from lfm.report.data_page import data_page, data_summary, headline
 from tests.reader import Reader
 
@@ -402,7 +402,7 @@ def report_of(found: dict[str, Any], method: dict[str, Any] | None) -> dict[str,
         "inspect": method,
         "no_text": no_text,
         "audit": found,
-        "mend": to_mend(found, method, 0.5),
+        "problems": problems_of(found, method, 0.5),
     }
 
 
@@ -414,11 +414,11 @@ def check_offline(reader: Page, content: str) -> None:
         assert (attributes.get("src") or "data:").startswith("data:")
 
 
-def test_what_to_mend_comes_worst_first(faulty: tuple[Path, list[Row], Path]) -> None:
+def test_what_to_correct_comes_worst_first(faulty: tuple[Path, list[Row], Path]) -> None:
     found = audit(faulty[0])
-    mend = to_mend(found, inspected(list(CLASSES), found["counts"]["train"]), 0.5)
+    problems = problems_of(found, inspected(list(CLASSES), found["counts"]["train"]), 0.5)
     near = found["near"]["across"]
-    assert [(item["count"], item["what"].split(":")[0]) for item in mend] == [
+    assert [(item["count"], item["what"].split(":")[0]) for item in problems] == [
         (4, "images that cannot be used"),
         (1, "test images that are training images too"),
         (1, "val images that are training images too"),
@@ -428,9 +428,11 @@ def test_what_to_mend_comes_worst_first(faulty: tuple[Path, list[Row], Path]) ->
         (1, "classes about to collapse"),
         (near, "groups of images that look alike across splits or labels"),
     ]
-    leak = mend[1]["examples"][0]
+    leak = problems[1]["examples"][0]
     assert "train red <b>fox</b>/p0.jpg" in leak and "test red <b>fox</b>/leak.jpg" in leak
-    assert mend[4]["examples"] == ["'n01440764'"] and mend[5]["examples"] == ["red <b>fox</b> / Red <B>foxes</B>"]
+    assert problems[4]["examples"] == ["'n01440764'"] and problems[5]["examples"] == [
+        "red <b>fox</b> / Red <B>foxes</B>"
+    ]
 
 
 @pytest.mark.parametrize("text", [True, False])
@@ -463,13 +465,13 @@ def test_the_page_shows_the_numbers_of_the_report(faulty: tuple[Path, list[Row],
     assert told and "".join(headline(report).values()) == reader.texts["dd"]
     assert ("no <network>" in reader.texts["p"]) is not text
     assert f"{found['near']['pairs']:,} pairs" in reader.texts["p"]
-    for item in report["mend"]:
+    for item in report["problems"]:
         assert f"{item['count']:,} {item['what']}." in reader.texts["strong"]
     for line in found["bad"]["first"]:
         assert line in reader.texts["li"]
 
 
-def test_nothing_to_mend_is_said_and_a_thousand_classes_fit() -> None:
+def test_nothing_to_correct_is_said_and_a_thousand_classes_fit() -> None:
     names = [f"class {k} " + "<&>" * 10 for k in range(1000)]
     none: dict[str, Any] = {"groups": 0, "images": 0, "across_splits": 0, "across_labels": 0, "across": 0, "shown": []}
     counts = {"train": list(range(1, 1001)), "val": [0] * 1000, "test": [1] * 1000}
@@ -489,7 +491,7 @@ def test_nothing_to_mend_is_said_and_a_thousand_classes_fit() -> None:
     method = inspected(names, counts["train"]) | {"own_label_mass": [0.9] * 1000}
     report = report_of(found, method)
     content = data_page("many", report)
-    assert len(content) < 2_000_000 and report["mend"] == []
+    assert len(content) < 2_000_000 and report["problems"] == []
     reader = Page(content)
     assert len(reader.tables[0]) == 1001 and reader.tables[0][1][0] == names[-1]
     assert "No problems were found" in reader.texts["p"] and "7 images were not compared further" in reader.texts["p"]
@@ -519,7 +521,7 @@ def test_without_a_text_tower_everything_else_is_reported(
 
 
 @pytest.mark.slow
-def test_the_command_writes_page_and_json_and_says_what_to_mend(small_fashion: Path, home: Path) -> None:
+def test_the_command_writes_page_and_json_and_says_what_to_correct(small_fashion: Path, home: Path) -> None:
     values = {
         "data.verify": "false", "data.source": str(small_fashion), "data.max_per_class": "40",
         "data.imbalance": "10", "data.val_per_class": "5",

@@ -74,8 +74,8 @@ def drawn(names: Sequence[str], folder: Path, config: RunConfig, each: int, larg
         }
     (folder / "metrics.json").write_text(json.dumps({"provenance": PROVENANCE, **found}))
     keep_answers(folder, label_N, **answers)
-    mend = [{"what": "images that cannot be used", "count": 3, "how": "Mend <them>.", "examples": ["a/b.jpg"]}]
-    kept = gather(config, folder, folder, images, answers) | {"before": "zero-shot", "mend": mend}
+    problems = [{"what": "images that cannot be used", "count": 3, "how": "Correct <them>.", "examples": ["a/b.jpg"]}]
+    kept = gather(config, folder, folder, images, answers) | {"before": "zero-shot", "problems": problems}
     (folder / "evidence.json").write_text(json.dumps(kept, allow_nan=False))
     return folder
 

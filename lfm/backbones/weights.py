@@ -81,7 +81,7 @@ def fetch(model: ModelConfig, seed: int, folder: Path) -> None:
     except Exception as error:
         if not model.tower.endswith(".json"):
             raise
-        raise InputError(f"model.tower={model.tower}: open_clip cannot build it: {error}; mend the file") from error
+        raise InputError(f"model.tower={model.tower}: open_clip cannot build it: {error}; correct the file") from error
     if path:
         _fill(net, _read_state(path), f"{path} ({towers.name(model)})")
         _warn_of_activation(model, config)

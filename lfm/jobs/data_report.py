@@ -1,4 +1,4 @@
-"""The data report: what a data set holds, what the method will do to it, and what to mend before training."""
+"""The data report: what a data set holds, what the method will do to it, and what to correct before training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
     Returns:
         The JSON-like report and the same as an HTML page. The report: `data` (which data, shot groups), `inspect`
         (`lfm.jobs.inspect` for stage 1; None without class embeddings), `no_text` (why there are none, or nothing),
-        `audit` (`lfm.data.audit`), `mend` (`to_mend`).
+        `audit` (`lfm.data.audit`), `problems` (`problems_of`).
 
     Raises:
         InputError: unknown data set, or its files are missing or wrong.
@@ -55,7 +55,7 @@ def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
         "inspect": inspected,
         "no_text": no_text,
         "audit": found,
-        "mend": to_mend(found, inspected, config.train.own_label_threshold),
+        "problems": problems_of(found, inspected, config.train.own_label_threshold),
     }
     return report, data_page(f"Data report: {config.preset}", report, thumbnails(table, found))
 
@@ -70,28 +70,26 @@ def text_for(config: RunConfig, table: Path) -> Path:
     return embeddings_for(config.text, table, backbone)[0]
 
 
-def to_mend(found: Mapping[str, Any], inspected: Mapping[str, Any] | None, threshold: float) -> list[dict[str, Any]]:
-    """What to mend, the worst first.
+def problems_of(
+    found: Mapping[str, Any], inspected: Mapping[str, Any] | None, threshold: float
+) -> list[dict[str, Any]]:
+    """What to correct in the data, the worst first.
 
     Args:
-        found: from `lfm.data.audit`.
-        inspected: from `inspect`, if there are class embeddings.
-        threshold: train.own_label_threshold.
+        found: Result of `lfm.data.audit`.
+        inspected: Result of `inspect`, if there are class embeddings.
+        threshold: Own-label mass under which a class is about to collapse.
 
     Returns:
-        For each: `what` is wrong, the `count` it is so of, `how` to mend it, a few `examples`.
+        For each: `what` is wrong, the `count` of such things, `how` to correct it, a few `examples`.
     """
     exact, near, names = found["exact"], found["near"], found["names"]
-    leaked = exact["in_train"]
-    weak: list[str] = []
-    if inspected:
-        own = zip(inspected["classes"], inspected["own_label_mass"], strict=True)
-        weak = [f"{name} ({mass:.2f})" for name, mass in own if mass < threshold]
+    leaked, weak = exact["in_train"], _collapsing(inspected, threshold) if inspected else []
     all_of = [
         (
             "images that cannot be used",
             found["bad"]["images"],
-            "Mend or remove them, or leave them out with data.on_bad_image=skip.",
+            "Correct or remove them, or leave them out with data.on_bad_image=skip.",
             found["bad"]["first"],
         ),
         *(
@@ -131,6 +129,11 @@ def to_mend(found: Mapping[str, Any], inspected: Mapping[str, Any] | None, thres
         for what, count, how, examples in all_of
         if count
     ]
+
+
+def _collapsing(inspected: Mapping[str, Any], threshold: float) -> list[str]:
+    own = zip(inspected["classes"], inspected["own_label_mass"], strict=True)
+    return [f"{name} ({mass:.2f})" for name, mass in own if mass < threshold]
 
 
 NAME_FIXES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm.config.schema import RunConfig
-from lfm.jobs.data_report import to_mend
+from lfm.jobs.data_report import problems_of
 from lfm.jobs.preview import inspect
 from lfm.training.model_artifact import read_text
 
@@ -78,11 +78,11 @@ def gather(
 
 
 def problems(config: RunConfig, dataset: Path, text: Path) -> list[dict[str, Any]]:
-    """What to mend in the data, the worst first, as the data report has it (`lfm.jobs.data_report.to_mend`)."""
+    """Problems of the data, the worst first, as the data report has them."""
     from lfm.data.audit import audit
 
     inspected = inspect(config, 1, dataset, text) if config.mixup.name == "lfm" else None
-    return to_mend(audit(dataset), inspected, config.train.own_label_threshold)
+    return problems_of(audit(dataset), inspected, config.train.own_label_threshold)
 
 
 def _stage(found: Mapping[str, Any]) -> dict[str, Any]:

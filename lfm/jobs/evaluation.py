@@ -34,21 +34,13 @@ def evaluate(
 
     Leaves metrics as JSON, what the champion and the trained model predicted for each image, and a page to look at.
     """
-    from lfm.data.artifact import read_info
     from lfm.jobs.champion import present_champion
     from lfm.report.tables import table
-    from lfm.tracking import past_runs, pipeline_run
+    from lfm.tracking import pipeline_run
 
     run_config = RunConfig.model_validate(config)
     with pipeline_run.step_run("evaluate") as run:
-        provenance = {
-            "data": f"{run_config.data.name}, imbalance {read_info(Path(dataset))['imbalance']:.4g}",
-            "split": "test",
-            "shots": run_config.shots.rule,
-            "weights": weights_tag(run_config),
-            "seed": run_config.seed,
-            "commit": commit(),
-        }
+        provenance = _provenance(run_config, dataset)
         run.wait()  # the registry knows the champion, and MLflow the runs to compare with
         champion = present_champion(run_config.preset, dataset)
         inputs = {
@@ -77,22 +69,52 @@ def evaluate(
             run.log({f"{prefix}/{k}": v for k, v in group_scores(found.get(prefix, {})).items()}, 0)
         run.tags({f"lfm.{k}": v for k, v in provenance.items()})
         copy_to(folder, Path(out))
-        # Not kept in the store: the page also shows the runs beside this one, and those come and go.
-        page, report = Path(out) / "report.html", page_of(folder, past_runs.read(run.parent, run_config))
-        page.write_text(report.html, encoding="utf-8")
-        Path(page_out).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(page, page_out)
-        with tempfile.TemporaryDirectory() as place:
-            shutil.copytree(Path(out), place, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
-            figures = Path(place) / "figures"
-            figures.mkdir()
-            for name, svg in report.figures().items():
-                (figures / f"{name}.svg").write_text(svg, encoding="utf-8")
-            run.folder(Path(place))
-        columns, rows = report.tables["classes"]
-        run.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)), "classes.json")
+        _write_page(run, run_config, folder, Path(out), Path(page_out))
     if pipeline_run.in_variant():  # its last step
         pipeline_run.end_well()
+
+
+def _provenance(config: RunConfig, dataset: str) -> dict[str, Any]:
+    """What a score must name: data, split, shot rule, weights, seed, commit."""
+    from lfm.data.artifact import read_info
+
+    return {
+        "data": f"{config.data.name}, imbalance {read_info(Path(dataset))['imbalance']:.4g}",
+        "split": "test",
+        "shots": config.shots.rule,
+        "weights": weights_tag(config),
+        "seed": config.seed,
+        "commit": commit(),
+    }
+
+
+def _write_page(run: "StepLogger", config: RunConfig, scores: Path, out: Path, page_out: Path) -> None:
+    """Write the run's page beside its scores and for KFP, and keep page, figures and scores in MLflow.
+
+    The page is not kept in the store: it also shows other runs of the same data, and those come and go.
+
+    Args:
+        run: Run of the step.
+        config: Configuration of the run.
+        scores: Folder of the metrics artifact in the store.
+        out: Folder that KFP shows, with a copy of the scores.
+        page_out: HTML file that KFP shows.
+    """
+    from lfm.tracking import past_runs
+
+    page, report = out / "report.html", page_of(scores, past_runs.read(run.parent, config))
+    page.write_text(report.html, encoding="utf-8")
+    page_out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(page, page_out)
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copytree(out, place, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+        figures = Path(place) / "figures"
+        figures.mkdir()
+        for name, svg in report.figures().items():
+            (figures / f"{name}.svg").write_text(svg, encoding="utf-8")
+        run.folder(Path(place))
+    columns, rows = report.tables["classes"]
+    run.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)), "classes.json")
 
 
 def group_scores(scores: Mapping[str, Any]) -> dict[str, float]:

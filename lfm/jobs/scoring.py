@@ -77,5 +77,5 @@ def score_models(
     (aside / "metrics.json").write_text(json.dumps(found))
     keep_answers(aside, test.label_N.cpu().numpy(), **answers)
     evidence = gather(config, Path(dataset), Path(text), test, answers)
-    evidence |= {"before": untrained(config), "mend": problems(config, Path(dataset), Path(text))}
+    evidence |= {"before": untrained(config), "problems": problems(config, Path(dataset), Path(text))}
     (aside / "evidence.json").write_text(json.dumps(evidence, separators=(",", ":"), allow_nan=False))

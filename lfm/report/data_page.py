@@ -30,8 +30,8 @@ def data_summary(found: Mapping[str, Any]) -> str:
     """Headline and what to fix, in plain text."""
     lines = [f"{what}: {value}" for what, value in headline(found).items()]
     lines += [f"no class embeddings: {found['no_text']}"] if found["no_text"] else []
-    lines += ["", "What to fix first" if found["mend"] else "No problems were found."]
-    for number, item in enumerate(found["mend"], 1):
+    lines += ["", "What to fix first" if found["problems"] else "No problems were found."]
+    for number, item in enumerate(found["problems"], 1):
         lines.append(f"{number}. {item['count']:,} {item['what']}. {item['how']}")
         lines += [f"     {example}" for example in item["examples"]]
     return "\n".join(lines)
@@ -46,7 +46,7 @@ def data_page(title: str, found: Mapping[str, Any], thumbnails: Mapping[str, str
         thumbnails: "SPLIT/ROW" -> data: URI.
     """
     parts = [
-        *part("Problems", "What to fix first", macro(PIECES, "problems", found["mend"])),
+        *part("Problems", "What to fix first", macro(PIECES, "problems", found["problems"])),
         *part("Classes", "Each class", _classes(found)),
         *_images(found["audit"]),
         *_duplicates(found["audit"], thumbnails or {}),

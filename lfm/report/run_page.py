@@ -73,7 +73,7 @@ def run_page(run: Run, published_rows: Sequence[Published] = (), rebuild: str = 
         more_parts, more_pieces = make(run, tables)
         parts += more_parts
         pieces += more_pieces
-    parts += part("Data", "What is wrong with the data", macro(PIECES, "problems", run.evidence["mend"]))
+    parts += part("Data", "What is wrong with the data", macro(PIECES, "problems", run.evidence["problems"]))
     parts += part("Classes", "Each class", macro("run_parts.html", "class_search", "class-table"), _each_class(run))
     return Report(document("run.html", run.title, parts, _head(run) | {"rebuild": rebuild}), pieces, tables)
 
