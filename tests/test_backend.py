@@ -4,6 +4,7 @@ The tests of a kind share a cluster, so that what one run prepared the next take
 """
 
 import io
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -216,7 +217,7 @@ def test_no_memory_in_training_and_retry(trained: Trained, other: Path) -> None:
     run.retry()
     assert run.state == "SUCCEEDED", run.logs
     assert "finish" not in str(run.pods[pods:]), "the exit handler keeps its first end"
-    assert "stage 1 goes on from step" in run.log("train-stage1")
+    assert re.search("stage 1 .* from step [1-9]", run.log("train-stage1")), "from its checkpoint"
     assert site.end(run) == "FINISHED"
 
 
@@ -230,10 +231,12 @@ def test_terminate_in_training(trained: Trained, other: Path) -> None:
 
 
 def test_few_pods(trained: Trained, source: Path, request: pytest.FixtureRequest) -> None:
+    most = {"train": 15, "retrain": 8}
+    kind = trained.site.kind
+    if kind not in most:
+        pytest.skip("no figure is promised for a sweep")
     request.applymarker(
         pytest.mark.xfail(strict=True, reason="Time: an unchanged retraining has 12 pods, a training 20")
     )
-    kind = trained.site.kind
     pods = trained.site.start(source).pods if kind == "retrain" else trained.run.pods
-    most = {"train": 15, "retrain": 8}
     assert len(pods) <= most[kind], pods
