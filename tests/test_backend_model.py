@@ -18,6 +18,9 @@ from tests.backend.run import Cluster, Run
 from tests.backend.spec import Spec, as_json, as_value
 
 
+pytestmark = pytest.mark.slow
+
+
 def step(function: Callable[..., Any]) -> Any:
     return dsl.component(function, base_image="image", install_kfp_package=False)
 

@@ -40,6 +40,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, s
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [
@@ -56,6 +57,7 @@ def test_every_compiled_pipeline_keeps(
     assert not broken
 
 
+@pytest.mark.slow
 def test_the_mlflow_plugin_and_our_variables_do_not_go_together(compiled: dict[tuple[str, str, str], Spec]) -> None:
     assert rules.one_source_for_each_variable(compiled["train", "custom-small", "infra"], PLUGIN)
     assert not rules.one_source_for_each_variable(compiled["train", "custom-small", "default"], PLUGIN)
