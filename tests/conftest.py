@@ -27,8 +27,8 @@ REPOSITORY = Path(__file__).parents[1]
 # The files that take longest, in that order: they begin first, so that no worker is left with one of them at the end.
 LONGEST = (
     "infra_image", "backend", "team", "pipeline", "pipelines_retrain", "ranks", "nodes", "readme", "own_data", "server",
-    "trainer", "infra_compose", "store", "reporting", "pipelines_sweep", "train", "packaged_model", "docker", "speed", "science",
-    "fork_server", "data", "serving_speed", "cli_errors",
+    "trainer", "infra_compose", "store", "reporting", "pipelines_sweep", "train", "packaged_model", "docker", "speed",
+    "science", "fork_server", "data", "serving_speed", "cli_errors",
 )  # fmt: skip
 
 

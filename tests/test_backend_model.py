@@ -17,7 +17,6 @@ from tests.backend.pod import HangsError, pod_of
 from tests.backend.run import Cluster, Run
 from tests.backend.spec import Spec, as_json, as_value
 
-
 pytestmark = pytest.mark.slow
 
 
