@@ -201,6 +201,21 @@ def test_a_mistake_of_the_user(trained: Trained, other: Path) -> None:
     assert trained.site.end(run) == "FAILED"
 
 
+def test_a_mistake_is_not_made_again_where_failures_are_retried(trained: Trained, other: Path) -> None:
+    (other / "green" / "1.png").write_text("no picture")
+    cluster = trained.site.cluster
+    cluster.policy = "Always"
+    try:
+        run = trained.site.start(other)
+    finally:
+        cluster.policy = "OnError"
+    logs = [log for path, log in run.logs.items() if "prepare-data" in path]
+    errors = [next(line for line in log.splitlines() if line.startswith("error: ")) for log in logs]
+    assert len(errors) == 3 and len(set(errors)) == 1
+    assert not any("│" in log for log in logs[1:]), "nothing was begun again"
+    assert (run.state, trained.site.end(run)) == ("FAILED", "FAILED")
+
+
 def test_a_program_that_crashes(trained: Trained, other: Path) -> None:
     run = trained.site.start(other, Accident("evaluate", "killed", lambda log: True, signal.SIGSEGV))
     assert (run.state, run.told, ran(run)[-2:]) == ("FAILED", ["FAILED"], ["evaluate", "finish"])
@@ -214,8 +229,9 @@ def test_no_memory_in_training_and_retry(trained: Trained, other: Path) -> None:
     assert (run.state, run.told) == ("FAILED", ["FAILED"])
     assert site.end(run) == "FAILED"
     pods = len(run.pods)
-    run.retry()
+    run.retry([Accident("train-stage1", "deleted", site.in_training())])
     assert run.state == "SUCCEEDED", run.logs
+    assert ran(run).count("train-stage1") >= 3, "a pod that was deleted is tried again"
     assert "finish" not in str(run.pods[pods:]), "the exit handler keeps its first end"
     assert re.search("stage 1 .* from step [1-9]", run.log("train-stage1")), "from its checkpoint"
     assert site.end(run) == "FINISHED"

@@ -140,6 +140,18 @@ def test_what_is_given_to_the_exit_handler(cluster: Cluster) -> None:
     }
 
 
+def test_an_exit_handler_that_fails_changes_nothing(cluster: Cluster) -> None:
+    @dsl.pipeline(name="small")
+    def pipeline() -> None:
+        with dsl.ExitHandler(fail(code=1)):
+            say(text="one")
+
+    compiler.Compiler().compile(pipeline, str(cluster.folder / "small.yaml"))
+    run = cluster.start(Spec.read(cluster.folder / "small.yaml"))
+    assert (run.state, ran(run)) == ("SUCCEEDED", ["say", "fail"])
+    assert cluster.metadata.executions[-1].state == "FAILED"
+
+
 def test_the_item_of_a_list_that_a_task_made_is_text(cluster: Cluster) -> None:
     def sweep() -> None:
         with dsl.ParallelFor(entries().output) as entry:
