@@ -21,6 +21,7 @@ SETTINGS = {
 PLUGIN = frozenset({"MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"})
 """What KFP's MLflow plugin sets with injectUserEnvVars (common/plugins/mlflow/)."""
 BROKEN = {
+    "channels_are_there": "B4: with GPUs a retraining and a sweep fail in the driver of their first training step",
     "types_agree": "B3: no sweep starts",
     "pod_settings_are_text": "B4: GPUs are not asked for",
     "deadlines_cover_retries": "B5: the longest wait is a kill deadline",
@@ -107,6 +108,10 @@ def pod(spec: Spec, name: str) -> Any:
     return spec.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][name]
 
 
+def keep_a_channel_out_of_its_group(spec: Spec) -> None:
+    del spec.pipeline["components"]["comp-for-loop-1"]["inputDefinitions"]["parameters"]["pipelinechannel--number"]
+
+
 def give_text_for_a_struct(spec: Spec) -> None:
     loop = spec.pipeline["components"]["comp-for-loop-1"]["inputDefinitions"]["parameters"]
     loop["pipelinechannel--entries-loop-item"]["parameterType"] = "STRING"
@@ -152,6 +157,7 @@ def tell_too_much(spec: Spec) -> None:
 @pytest.mark.parametrize(
     ("rule", "plant", "where"),
     [
+        (rules.channels_are_there, keep_a_channel_out_of_its_group, "number reads pipelinechannel--number, which"),
         (rules.types_agree, give_text_for_a_struct, "entry is STRUCT, its channel STRING"),
         (rules.pod_settings_are_text, give_a_number_for_gpus, "takes pipelinechannel--gpus"),
         (rules.pod_settings_are_text, put_a_parameter_into_a_variable, "env ONE holds a placeholder"),

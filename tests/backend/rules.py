@@ -18,6 +18,22 @@ Fitted to what was seen: 89 KB for one training, and 128 KiB of executor input a
 Argo packs the state with gzip before it gives up; that stays as a reserve.
 """
 
+MISSING = "missing"
+
+
+def channels_are_there(spec: Spec) -> list[str]:
+    """What an input reads is an input of its group or an output of a task beside it.
+
+    Else the driver fails: "parent DAG does not have input parameter" (driver/resolve.go:394). The SDK takes a parameter
+    that only a setting of a pod reads to the task, but not into a group around it.
+    """
+    return [
+        f"{place.path}: {name} reads {source['componentInputParameter']}, which its group does not have"
+        for place in spec.places()
+        for name, source in place.task.get("inputs", {}).get("parameters", {}).items()
+        if "componentInputParameter" in source and _kinds(spec, place, source) == (MISSING,)
+    ]
+
 
 def types_agree(spec: Spec) -> list[str]:
     """Each input has the type of the channel that it reads: a backend converts nothing but to text.
@@ -51,7 +67,8 @@ def _kinds(spec: Spec, place: Place, source: Json) -> tuple[str, ...]:
     """The types of what an input reads."""
     group = spec.pipeline["components"][place.dag] if place.dag else spec.root
     if "componentInputParameter" in source:
-        return (str(parameters(group)[source["componentInputParameter"]]["parameterType"]),)
+        given = parameters(group).get(source["componentInputParameter"], {})
+        return (str(given.get("parameterType", MISSING)),)
     if "taskOutputParameter" in source:
         wanted = source["taskOutputParameter"]
         producer = spec.component(group["dag"]["tasks"][wanted["producerTask"]])
@@ -204,6 +221,7 @@ def _flat(values: Json, above: str = "") -> Json:
 
 
 RULES: tuple[Callable[[Spec], list[str]], ...] = (
+    channels_are_there,
     types_agree,
     pod_settings_are_text,
     deadlines_cover_retries,
