@@ -27,7 +27,7 @@ def name_problems(classes: Sequence[str]) -> dict[str, Any]:
     """
     by_sense: dict[str, list[str]] = {}
     for name in classes:
-        by_sense.setdefault(_sense(name), []).append(name)
+        by_sense.setdefault(sense(name), []).append(name)
     alike = [names for names in by_sense.values() if len(names) > 1]
     found: dict[str, Any] = {"alike": {"meaning": ALIKE, "classes": sum(map(len, alike)), "first": alike[:SHOWN]}}
     for kind, (meaning, broken) in NAME_RULES.items():
@@ -36,7 +36,7 @@ def name_problems(classes: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _sense(name: str) -> str:
+def sense(name: str) -> str:
     """What is left of a name without case, punctuation and the endings of plurals."""
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", name).casefold().replace("'", ""))
     return "".join(map(_singular, words)) or name

@@ -1,21 +1,20 @@
 """Classes get their numbers and names: from the labels as given, or from the file `data.class_names`."""
 
-import json
 import posixpath
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lfm.config.schema import DataConfig
+from lfm.data.class_name_audit import sense
 from lfm.data.sources.base import Index
 from lfm.data.sources.image_listing import Found, absolute, first_few
 from lfm.data.sources.manifest import read_file
+from lfm.data.sources.names_file import RULE, by_number, counts, in_label_order, parse_names
+from lfm.data.sources.whole_numbers import whole_number
 from lfm.errors import InputError
-
-WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+from lfm.progress import say
 
 
 def named(config: DataConfig, names: Sequence[str]) -> tuple[str, ...]:
@@ -27,35 +26,23 @@ def named(config: DataConfig, names: Sequence[str]) -> tuple[str, ...]:
     if not config.class_names:
         return tuple(names)
     path = Path(config.class_names)
-    rule = "give a line a class in label order, or JSON {label: name}"
     try:
-        text = path.read_bytes().decode("utf-8-sig").strip()
-        table: Any = json.loads(text) if path.suffix == ".json" or text.startswith("{") else None
-    except (OSError, ValueError) as error:
-        raise InputError(f"data.class_names: {path} cannot be read ({error}); {rule}") from error
-    if table is None:
-        found = [line.strip() for line in text.split("\n")]
-    elif not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise InputError(f"data.class_names: {path} is not a JSON object of strings; {rule}")
-    else:
-        wrong = table.keys() ^ {str(k) for k in range(len(names))}
-        if wrong:
-            raise InputError(
-                f"data.class_names: {path} should have the labels 0 to {len(names) - 1}, each once, but label "
-                f"{min(wrong)!r} is {'none of them' if min(wrong) in table else 'missing'}; {rule}"
-            )
-        found = [table[str(k)] for k in range(len(names))]
+        found = parse_names(str(path), path.read_bytes())
+    except OSError as error:
+        raise InputError(f"data.class_names: {path} cannot be read ({error}); {RULE}") from error
+    if isinstance(found, dict):
+        found = by_number(found, len(names), str(path))
     if len(found) != len(names):
-        raise InputError(f"data.class_names: {path} names {len(found):,} classes, the data have {len(names):,}; {rule}")
-    return tuple(found)
+        raise InputError(f"data.class_names: {path} names {len(found):,} classes, the data have {len(names):,}; {RULE}")
+    return tuple(in_label_order(found, names, str(path)) if all(names) else found)
 
 
 def number_classes(config: DataConfig, found: Found) -> tuple[Index, tuple[str, ...]]:
     """Class of each image, and the names of the classes.
 
     Args:
-        config: `class_names` is read: a line a class in label order, or JSON {label: name}; empty: the labels are the
-            names, or, where they are numbers, the folders of the images.
+        config: `class_names` is read (`lfm.data.sources.names_file`); empty: the labels are the names, or, where they
+            are numbers, the folders of the images.
         found: the images with their labels.
 
     Returns:
@@ -66,32 +53,16 @@ def number_classes(config: DataConfig, found: Found) -> tuple[Index, tuple[str, 
     """
     present = set(found.label)
     keys = _in_order(present)
-    given = _read_names(absolute(config.class_names)) if config.class_names else None
-    names: Sequence[str]
-    if isinstance(given, dict) and not present & given.keys() and given.keys() == set(map(str, range(len(given)))):
-        given = [given[str(k)] for k in range(len(given))]  # keyed by number where labels are names
-    if isinstance(given, dict):
-        keys = _in_order(given)
-        names = [given[key] for key in keys]
-        rule, fix = f"is not in {config.class_names}", "add it there or correct the label"
-    elif given is not None:
-        if not found.numbers and len(given) != len(keys):
-            raise InputError(
-                f"{config.class_names} names {len(given)} classes, the images have {len(keys)} ({first_few(keys)}); "
-                f"write one line a class, in that order, or JSON {{label: name}}"
-            )
-        keys = [str(k) for k in range(len(given))] if found.numbers else keys
-        names = given
-        rule = f"has no line in {config.class_names}, which names labels 0 to {len(given) - 1}"
-        fix = "add the name or correct the label"
+    names: Sequence[str] = []
+    rule = fix = ""
+    if config.class_names:
+        keys, names, rule, fix = _from_file(absolute(config.class_names), keys, found)
     elif found.numbers:
         keys = [str(k) for k in range(len(keys))]
         rule = f"is out of range: there are {len(keys)} labels, so they must run from 0 to {len(keys) - 1}"
         fix = "number them without gaps or set data.class_names"
-        names = []
     else:
         names = [key.replace("_", " ") for key in keys] if found.spaces else keys
-        rule = fix = ""
     number = {key: k for k, key in enumerate(keys)}
     if unknown := present - number.keys():
         i = next(i for i, label in enumerate(found.label) if label in unknown)
@@ -100,25 +71,55 @@ def number_classes(config: DataConfig, found: Found) -> tuple[Index, tuple[str, 
     return label_N, tuple(names or _names_from_folders(found, label_N, len(keys)))
 
 
+def _from_file(file: str, keys: list[str], found: Found) -> tuple[list[str], Sequence[str], str, str]:
+    """Labels in their order, their names, and for a label without a name the rule and the fix."""
+    given = parse_names(file, read_file(file))
+    numbered = isinstance(given, dict) and counts(given.keys())
+    if isinstance(given, dict) and found.numbers:
+        given = {key if (k := whole_number(key)) is None else str(k): name for key, name in given.items()}
+    if isinstance(given, dict) and numbered and not set(keys) & given.keys():
+        given = [given[key] for key in _in_order(given)]  # keyed by number where labels are names
+    if isinstance(given, dict):
+        rule, fix = f"is not in {file}", "add it there or correct the label"
+        if not found.numbers and len(given) > len(keys) and set(keys) <= given.keys():
+            say(f"{file} names {len(given) - len(keys):,} labels that no image has; they are no classes")
+            return keys, [given[key] for key in keys], rule, fix
+        keys = _in_order(given)
+        return keys, [given[key] for key in keys], rule, fix
+    rule = f"has no line in {file}, which names labels 0 to {len(given) - 1}"
+    if found.numbers:
+        keys = [str(k) for k in range(len(given))]
+        _compare_with_folders(file, given, found)
+        return keys, given, rule, "add the name or correct the label"
+    if len(given) != len(keys):
+        raise InputError(
+            f"{file} names {len(given)} classes, the images have {len(keys)} ({first_few(keys)}); "
+            f"write one line a class, in that order, or JSON {{label: name}}"
+        )
+    return keys, in_label_order(given, keys, file), rule, "add the name or correct the label"
+
+
+def _compare_with_folders(file: str, names: Sequence[str], found: Found) -> None:
+    """Refuse names by number where the images of a label lie in the folder of another name."""
+    folders: dict[int, set[str]] = {}
+    for label, name in zip(found.label, found.name, strict=True):
+        folders.setdefault(int(label), set()).add(sense(posixpath.basename(posixpath.dirname(name))))
+    place = {sense(name): k for k, name in enumerate(names)}
+    for k, inside in sorted(folders.items()):
+        (folder, *others) = inside
+        other = place.get(folder, k)
+        if not others and other != k and 0 <= k < len(names):
+            raise InputError(
+                f"data.class_names: {file} calls label {k} {names[k]!r}, but all its images lie in a folder "
+                f"that is called {names[other]!r} as label {other} is; correct the order of the names, or the labels"
+            )
+
+
 def _in_order(keys: Iterable[str]) -> list[str]:
     """Sorted, and as numbers where all are: 2 before 10."""
     ordered = sorted(keys)
-    return sorted(ordered, key=int) if all(WHOLE_NUMBER.fullmatch(key) for key in ordered) else ordered
-
-
-def _read_names(file: str) -> list[str] | dict[str, str]:
-    try:
-        text = read_file(file).decode("utf-8-sig")
-        value = json.loads(text) if file.lower().endswith(".json") or text.lstrip().startswith("{") else None
-    except ValueError as error:
-        raise InputError(f"{file} is not UTF-8 text or not JSON ({error}); write a line a class, or JSON") from error
-    if value is None:
-        return [line.strip() for line in text.rstrip().splitlines()]
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value.values()):
-        raise InputError(
-            f"{file} is not of the form {{label: name}}; write {{'0': 'cat', '1': 'dog'}} or a line a class"
-        )
-    return value
+    numbers = {key: whole_number(key) for key in ordered}
+    return ordered if None in numbers.values() else sorted(ordered, key=lambda key: numbers[key] or 0)
 
 
 def _names_from_folders(found: Found, label_N: Index, classes: int) -> list[str]:

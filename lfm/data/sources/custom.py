@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from lfm.config.schema import DataConfig
 from lfm.data.sources.base import SPLITS, TEST, TRAIN, Encoded, Files, Index, Source
-from lfm.data.sources.class_names import WHOLE_NUMBER, named, number_classes
+from lfm.data.sources.class_names import named, number_classes
 from lfm.data.sources.image_folder import from_folder
 from lfm.data.sources.image_listing import Found, absolute, resolve, stamps
 from lfm.data.sources.manifest import MANIFESTS, Rows, read_lists, read_manifest
 from lfm.data.sources.saved_dataset import is_arrow, read_arrow
 from lfm.data.sources.test_split import choose_test, digests
+from lfm.data.sources.whole_numbers import fraction, whole_number
 from lfm.errors import InputError
 from lfm.progress import say
 from lfm.storage import s3
@@ -112,11 +113,13 @@ def _from_tables(config: DataConfig, source: str, tables: list[Rows]) -> Found:
                 )
     label = [label for table in tables for label in table.label]
     split = [split for table in tables for split in table.split]
-    kinds = set(label)
-    numbers = all(WHOLE_NUMBER.fullmatch(each) for each in kinds)
+    plain = {each: whole_number(each) for each in set(label)}
+    numbers = None not in plain.values()
     if numbers:
-        plain = {each: str(int(each)) for each in kinds}
-        label = [plain[each] for each in label]
+        label = [str(plain[each]) for each in label]
+    elif all(k is not None or fraction(each) for each, k in plain.items()):
+        i = next(i for i, each in enumerate(label) if plain[each] is None)
+        raise InputError(f"{where(i)}: label {label[i]!r} is no whole number; number the classes from 0, or name them")
     words = tables[0].unit == "line"  # the label of a line is one word
     raw = [table.raw for table in tables]
     return Found(path, name, stamps(path), label, split, where, words, numbers, raw)
