@@ -139,6 +139,9 @@ def _column(
         column = column.cast(column.type.value_type)
     kind = column.type
     textual = any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+    if pa.types.is_floating(kind) and name in LABEL_COLUMNS and _all_whole(column):
+        column = column.cast(pa.int64())
+        kind = column.type
     whole = pa.types.is_integer(kind) and name in LABEL_COLUMNS
     if textual or whole:
         column = column.cast(pa.string())
@@ -154,6 +157,14 @@ def _column(
         raise InputError(f"{source}: column {name} holds {kind}, it must be {wanted}; {fix}")
     values: list[str] = (column if name in PATH_COLUMNS else trimmed).to_pylist()
     return values
+
+
+def _all_whole(column: Any) -> bool:
+    """Whether these are whole numbers that were written as 0.0, 1.0, 2.0."""
+    import pyarrow.compute as pc
+
+    small = pc.less(pc.abs(column), 2.0**53)
+    return bool(pc.all(pc.and_(small, pc.equal(column, pc.round(column)))).as_py())
 
 
 def read_file(source: str) -> bytes:
