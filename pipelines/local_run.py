@@ -139,7 +139,13 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
     root.mkdir(parents=True)
     log_path = root / "log.txt"
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="kfp")
-    variables = {"LFM_HOME": str(home()), "LFM_PIPELINE_RUN": key, "PYTHONUNBUFFERED": "1"}
+    variables = {
+        "LFM_HOME": str(home()),
+        "LFM_SHARED_HOME": "1",  # every step is on this machine
+        "LFM_PIPELINE_RUN": key,
+        "LFM_BARS": "1" if sys.stdout.isatty() else "",
+        "PYTHONUNBUFFERED": "1",
+    }
     os.environ.pop("MLFLOW_RUN_ID", None)  # here no plugin of KFP's has made a run for a step
     with log_path.open("w") as log, _environment(**variables):
         output, printer = StepOutput(sys.stdout, log, verbose), builtins.print

@@ -9,20 +9,19 @@ from typing import TextIO
 from lfm.errors import ERROR_MARK
 from lfm.progress import MARK
 
-BAR = re.compile(r"(\d+)% ▕")
+BAR = re.compile(r"\d+% ▕")
 
 
 class StepOutput(io.TextIOBase):
     """Replaces standard output while KFP runs: everything goes to a log, our own lines also to the screen.
 
-    Progress bars arrive as one line for each redraw. On a terminal a bar is redrawn in place, elsewhere one line
-    is shown every ten percent. The steps of a sweep may write at the same time.
+    Where the screen is a terminal, the steps draw progress bars (LFM_BARS); they arrive as one line for each redraw,
+    and are redrawn in place. The steps of a sweep may write at the same time.
     """
 
     def __init__(self, screen: TextIO, log: TextIO, verbose: bool) -> None:
         self.screen, self.log, self.verbose = screen, log, verbose
-        self.live = screen.isatty()
-        self.rest, self.error, self.bar, self.shown = "", "", False, -1
+        self.rest, self.error, self.bar = "", "", False
         self.lock = threading.RLock()
 
     def writable(self) -> bool:  # noqa: D102
@@ -43,24 +42,15 @@ class StepOutput(io.TextIOBase):
     def _line(self, line: str) -> None:
         if line.startswith(ERROR_MARK):
             self.error = self.error or line.removeprefix(ERROR_MARK)  # later errors are consequences of the first
-        elif MARK in line and (bar := BAR.search(line)):
-            self._bar(line[line.index(MARK) :], int(bar[1]))
+        elif MARK in line and BAR.search(line):
+            text = "  " + line[line.index(MARK) :].removeprefix(MARK)
+            self.screen.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
+            self.screen.flush()
+            self.bar = True
         elif line.startswith(MARK.strip()) or self.verbose:
             self.end_bar()
             self.screen.write("  " + line.removeprefix(MARK.strip()).removeprefix(" ") + "\n")
             self.screen.flush()
-
-    def _bar(self, line: str, percent: int) -> None:
-        text = "  " + line.removeprefix(MARK)
-        if self.live:
-            self.screen.write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
-            self.bar = True
-        elif percent // 10 != self.shown // 10:
-            self.screen.write(text + "\n")
-            self.shown = percent
-        self.screen.flush()
-        if percent == 100:
-            self.shown = -1
 
     def end_bar(self) -> None:
         """Start a new line after a progress bar."""

@@ -64,6 +64,7 @@ def _set_pod(task: Any, settings: ClusterSettings) -> None:
     if settings.home:
         k8s.mount_pvc(task, pvc_name=settings.home.name, mount_path=settings.home.path)
         task.set_env_variable("LFM_HOME", settings.home.path)
+        task.set_env_variable("LFM_SHARED_HOME", "1")  # steps hand over pointers, not whole data sets
     k8s.set_image_pull_policy(task, settings.image_pull_policy)
     if settings.image_pull_secrets:
         k8s.set_image_pull_secrets(task, list(settings.image_pull_secrets))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lfm.backbones.towers import Preprocess
 from lfm.config.schema import DataConfig
@@ -24,7 +23,7 @@ from lfm.data.sources.base import SPLITS, TEST, TRAIN, VAL, Index, Source
 from lfm.data.subsets import hold_out, largest, profile, subset
 from lfm.data.table import Table, in_order, open_table, threads, write_table
 from lfm.errors import InputError
-from lfm.progress import bar
+from lfm.progress import Progress, bar
 from lfm.storage.artifact import MANIFEST, NOTES, link
 
 SMALL = 64
@@ -209,7 +208,7 @@ def _decode_all(
     whole: tuple[int, ...],
     to: Preprocess,
     config: DataConfig,
-    progress: "tqdm[Any]",
+    progress: Progress,
 ) -> None:
     """All images of a split as one array. What an earlier, killed build decoded is kept."""
     work.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from lfm.jobs.step import content, say_result, step
 from lfm.progress import say
 from lfm.revision import commit
 from lfm.storage.artifact import MANIFEST, copy_to
+from lfm.storage.handover import resolve
 from lfm.storage.import_closure import source_hash
 from lfm.storage.store import build_once
 
@@ -40,6 +41,8 @@ def evaluate(
 
     run_config = RunConfig.model_validate(config)
     with pipeline_run.step_run("evaluate") as run:
+        dataset, text, backbone = (resolve(path, "prepare") for path in (dataset, text, backbone))
+        model = resolve(model, "train-stage2")
         provenance = _provenance(run_config, dataset)
         run.wait()  # the registry knows the champion, and MLflow the runs to compare with
         champion = present_champion(run_config.preset, dataset)
@@ -171,6 +174,8 @@ def register(config: dict[str, Any], dataset: str, backbone: str, model: str) ->
     run_config = RunConfig.model_validate(config)
     name = run_config.preset
     with pipeline_run.step_run("register") as run:
+        dataset, backbone = resolve(dataset, "prepare"), resolve(backbone, "prepare")
+        model = resolve(model, "train-stage2")
         known = registration.registered_version(run, name, content(model))
         uri = known or _register(run, run_config, dataset, backbone, model)
         origin = {

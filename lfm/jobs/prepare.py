@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lfm.config.schema import DataConfig, ModelConfig, RunConfig, TextConfig
 from lfm.errors import InputError
 from lfm.jobs.step import content, say_result, step
-from lfm.storage.artifact import content_key, copy_to, home, read_manifest
+from lfm.storage.artifact import content_key, home, read_manifest
+from lfm.storage.handover import hand_over, resolve
 from lfm.storage.import_closure import source_hash
 from lfm.storage.s3 import is_remote
 from lfm.storage.store import build_once
@@ -155,7 +156,7 @@ def fetch_backbone(model: dict[str, Any], seed: int, out: str) -> None:
         folder, reused = backbone_for(config, int(seed))
         run.tags({"lfm.backbone": f"{config.tower} {config.weights}"})
         say_result("backbone", folder, reused)
-        copy_to(folder, Path(out))
+        hand_over(folder, out)
 
 
 @step
@@ -169,7 +170,7 @@ def prepare_data(data: dict[str, Any], model: dict[str, Any], seed: int, out: st
         run.tags({"lfm.dataset": content(folder)})
         run.inputs(splits_used(config, folder))
         say_result("data", folder, reused)
-        copy_to(folder, Path(out))
+        hand_over(folder, out)
 
 
 def splits_used(config: DataConfig, folder: Path) -> "list[DatasetUsed]":
@@ -204,6 +205,7 @@ def embed_text(text: dict[str, Any], dataset: str, backbone: str, out: str) -> N
     from lfm.tracking import pipeline_run
 
     with pipeline_run.step_run("embed text"):
+        dataset, backbone = resolve(dataset, "prepare"), resolve(backbone, "prepare")
         folder, reused = embeddings_for(TextConfig.model_validate(text), Path(dataset), Path(backbone))
         say_result("text embeddings", folder, reused)
-        copy_to(folder, Path(out))
+        hand_over(folder, out)

@@ -7,6 +7,7 @@ from lfm.config.schema import RunConfig
 from lfm.jobs.scoring import CHAMPION_PREDICTIONS, PREDICTIONS
 from lfm.jobs.step import content, step
 from lfm.progress import say
+from lfm.storage.handover import resolve
 
 CHANGED, UNCHANGED = "changed", "unchanged"
 
@@ -20,8 +21,9 @@ def data_news(config: dict[str, Any], dataset: str) -> str:
     """
     from lfm.tracking import pipeline_run, registry
 
-    name, found = RunConfig.model_validate(config).preset, content(dataset)
+    name = RunConfig.model_validate(config).preset
     with pipeline_run.step_run("data news") as run:
+        found = content(resolve(dataset, "prepare"))
         aliased = (registry.with_alias(name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
         known = [version for version in aliased if version]
         same = next((version for version in known if version.tags.get(registry.DATASET) == found), None)
@@ -47,7 +49,7 @@ def decide(config: dict[str, Any], dataset: str, metrics: str, uri: str) -> str:
         if champion and champion.number == number:
             why = "it is the champion: training gave the same weights again"
         elif champion:
-            promoted, why = _compared(champion, dataset, Path(metrics), run)
+            promoted, why = _compared(champion, resolve(dataset, "prepare"), Path(metrics), run)
         outcome = registry.CHAMPION if promoted else registry.CHALLENGER
         if promoted:
             registry.promote(name, number, why)

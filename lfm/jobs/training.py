@@ -14,7 +14,8 @@ from lfm.jobs.preview import preview
 from lfm.jobs.step import content, say_result, step
 from lfm.progress import say
 from lfm.storage import s3
-from lfm.storage.artifact import NOTES, content_key, copy_to, home
+from lfm.storage.artifact import NOTES, content_key, home
+from lfm.storage.handover import hand_over, resolve
 from lfm.storage.import_closure import source_hash
 from lfm.storage.store import build_once, fetch_checkpoints, shared
 from lfm.training.curves import Curves
@@ -36,6 +37,8 @@ def train_stage(
 
     run_config = RunConfig.model_validate(config)
     with pipeline_run.step_run(f"stage {stage}") as run:
+        dataset, text, backbone = (resolve(path, "prepare") for path in (dataset, text, backbone))
+        before = resolve(before, "train-stage1") if before else ""
         alpha = preview(run_config, stage, dataset, text)
         inputs = stage_inputs(run_config, stage, alpha, dataset, text, backbone, before)
         run.params({f"stage{stage}.alpha_used": alpha}, on_parent=True)
@@ -65,7 +68,7 @@ def train_stage(
             with contextlib.suppress(InputError):  # left-overs there cost room, not correctness
                 s3.delete(remote)
         say_result(f"stage {stage}", folder, reused)
-    copy_to(folder, Path(out))
+    hand_over(folder, out)
 
 
 def stage_inputs(

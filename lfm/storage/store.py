@@ -19,7 +19,7 @@ from filelock import FileLock
 from lfm.errors import InputError
 from lfm.progress import say
 from lfm.storage import s3
-from lfm.storage.artifact import MANIFEST, content_key, home, publishing, verify
+from lfm.storage.artifact import MANIFEST, content_key, home, publishing, read_manifest, verify
 
 PATIENCE = 60.0
 """Seconds to wait at the end of a stage, or at SIGTERM, for the last upload."""
@@ -91,17 +91,31 @@ def push(folder: Path, remote: str) -> None:
     s3.write(f"{remote}/{MANIFEST}", manifest)
 
 
-def pull(remote: str, folder: Path) -> bool:
-    """Copy an artifact from an address, if an intact one is there.
+def is_whole_at(remote: str, folder: Path) -> bool:
+    """Whether every file of an artifact is at an address; their names are compared, not their bytes.
 
     Raises:
         InputError: the server's refusal.
     """
-    if not s3.exists(f"{remote}/{MANIFEST}"):
-        return False
-    try:
-        content = json.loads(s3.read(f"{remote}/{MANIFEST}"))["content"]
-    except (ValueError, KeyError, TypeError):  # what a damaged object can come to
+    manifest = read_manifest(folder)
+    prefix = f"{remote}/{manifest['content']}/"
+    there = {item.uri.removeprefix(prefix) for item in s3.listing(prefix.rstrip("/"))}
+    return {MANIFEST, *manifest["files"]} <= there
+
+
+def pull(remote: str, folder: Path, content: str | None = None) -> bool:
+    """Copy an artifact from an address, if an intact one is there.
+
+    Args:
+        remote: address of the artifact.
+        folder: final place, where nothing is yet.
+        content: the content to take; None: the one that was sent last.
+
+    Raises:
+        InputError: the server's refusal.
+    """
+    content = content or _content_at(remote)
+    if content is None:
         return False
     aside = folder.with_name(f".{folder.name}.pull.tmp")
     shutil.rmtree(aside, ignore_errors=True)
@@ -109,12 +123,23 @@ def pull(remote: str, folder: Path) -> bool:
     for item in s3.listing(prefix.rstrip("/")):
         s3.download(item.uri, aside / item.uri.removeprefix(prefix))
     try:
-        verify(aside)
+        if verify(aside)["content"] != content:
+            raise InputError(f"{prefix} holds another artifact")
     except InputError:
         shutil.rmtree(aside, ignore_errors=True)
         return False
     aside.rename(folder)
     return True
+
+
+def _content_at(remote: str) -> str | None:
+    """The content that was sent last to an address, if any was."""
+    if not s3.exists(f"{remote}/{MANIFEST}"):
+        return None
+    try:
+        return str(json.loads(s3.read(f"{remote}/{MANIFEST}"))["content"])
+    except (ValueError, KeyError, TypeError):  # what a damaged object can come to
+        return None
 
 
 class Mirror:
