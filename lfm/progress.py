@@ -18,7 +18,20 @@ LINE_SECONDS = 30.0
 LINES = 20
 """A line is due after `LINE_SECONDS`, or with each 1/`LINES` of the whole, whichever comes first."""
 
+OTHER_BARS = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Variables by which libraries draw no bars of their own."""
+
 _LOCK = threading.RLock()
+
+
+def no_other_bars() -> None:
+    """Let libraries draw no bars, unless the user's variables say so: a log would fill with their redraws."""
+    for name, value in OTHER_BARS.items():
+        os.environ.setdefault(name, value)
 
 
 def say(text: str) -> None:

@@ -22,6 +22,7 @@ from lfm.cli.run import _write_json
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.storage.artifact import verify
+from lfm.storage.handover import POINTER
 from tests import warm
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +79,12 @@ def test_one_command_trains_both_methods_and_shows_them_side_by_side(
         assert part in first.stdout
     assert "text embeddings: unchanged, reused" in first.stdout  # the second method takes the first one's
     assert "Traceback" not in first.stdout + first.stderr
+    kept = {path: path.stat().st_size for path in (home / "pipelines").rglob("*") if path.is_file()}
+    small = sum(size for path, size in kept.items() if "evaluate" not in path.parts)
+    assert {path.name for path in kept if path.parent.name in ("dataset", "embeddings", "backbone", "model")} == {
+        POINTER
+    }
+    assert small < 300_000 < sum(p.stat().st_size for p in (home / "store" / "dataset").rglob("*.npy")), "no copies"
 
 
 @pytest.mark.slow
@@ -138,6 +145,8 @@ def test_the_registered_model_loads_without_pickles_and_classifies(home: Path) -
 @pytest.mark.slow
 @pytest.mark.usefixtures("first")
 def test_a_second_run_reuses_everything_and_says_so_and_agrees(home: Path) -> None:
+    """Though the pipeline root was emptied, as a bucket's lifecycle rule does."""
+    shutil.rmtree(home / "pipelines")
     done = subprocess.run(
         command(home, after=("--json", str(home / "again.json"))), capture_output=True, text=True, timeout=300
     )
@@ -218,7 +227,7 @@ def test_small_alpha_trouble_is_named_before_training_and_auto_avoids_it(home: P
     assert done.returncode == 0, done.stdout + done.stderr
     shown = done.stdout
     assert "own-label mass under 0.5 for T-shirt/top, Trouser:" in shown
-    assert shown.index("own-label mass under") < shown.index("stage 1  100% ▕")
+    assert shown.index("own-label mass under") < shown.index("stage 1  100% ")
     alpha = float(re.findall(r"stage 2: alpha = (\S+) keeps", shown)[0])
     assert 0.5 < alpha < 0.7
     assert parents(home)[-1].data.params["stage2.alpha_used"] == str(alpha)

@@ -19,6 +19,7 @@ from lfm.data.sources.fashion_mnist import read_idx
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.local_run import Result, run_local, run_pipeline, run_retraining
 from lfm.pipelines.training import training_pipeline
+from lfm.storage.handover import resolve
 from lfm.tracking import registry
 from tests.conftest import write_idx
 from tests.small_run import PRESET, SMALL
@@ -91,8 +92,8 @@ def test_a_year_of_schedules(home: Path, small_fashion: Path, capsys: pytest.Cap
 
 def check_predictions(result: Result, found: dict[str, Any]) -> None:
     """The kept predictions give the very scores of the metrics."""
-    (labels,) = result.folder.rglob("prepare-data/dataset/test_labels.npy")
-    label_N = np.load(labels, allow_pickle=False)
+    (pointer,) = result.folder.rglob("dataset/pointer.json")
+    label_N = np.load(Path(resolve(str(pointer.parent), "prepare")) / "test_labels.npy", allow_pickle=False)
     for name, file in (("test", "predictions.npy"), ("champion", "champion_predictions.npy")):
         predicted_N = np.load(result.metrics / file, allow_pickle=False)
         assert predicted_N.dtype == np.int32 and predicted_N.shape == label_N.shape

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from lfm.errors import ERROR_MARK, InputError
-from lfm.progress import say
+from lfm.progress import no_other_bars, say
 from lfm.storage.artifact import home, read_manifest, whose_volume
 
 P = ParamSpec("P")
@@ -35,6 +35,7 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(job)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        no_other_bars()
         mistake = Mistake.of(job.__name__)
         try:
             mistake.repeat()

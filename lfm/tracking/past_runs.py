@@ -1,6 +1,5 @@
 """Past runs, read back from MLflow: which there are, how they differ, their curves and files."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
+from lfm.progress import no_other_bars
 from lfm.tracking.client import connect, every
 
 GROUPS = ("many", "medium", "few", "all")
@@ -166,7 +166,7 @@ def download(run: Past, names: Sequence[str], folder: Path) -> Path:
             f"run {run.run_id[:12]} ({run.name}) has no {', '.join(missing)}: it is of an older version; run it again"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    no_other_bars()
     for name in names:
         client.download_artifacts(run.run_id, name, str(folder))
     return folder
