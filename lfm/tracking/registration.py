@@ -11,6 +11,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from lfm.errors import InputError
+from lfm.progress import no_other_bars
 from lfm.storage.artifact import MANIFEST
 from lfm.storage.import_closure import copy_code
 from lfm.tracking.registry import CONTENT
@@ -106,7 +107,7 @@ def fetch_model(uri: str, folder: Path) -> Path:
     Raises:
         InputError: it cannot be downloaded, or holds no model artifact.
     """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    no_other_bars()
     try:
         with _mlflow() as mlflow:
             place = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
