@@ -38,7 +38,11 @@ class DataConfig(Section):
     images: str = ""
     """Folder or s3:// prefix that relative paths in a list or manifest start from; empty: the folder of the list."""
     class_names: str = ""
-    """File of class names: one a line in label order, or JSON {label: name}; empty: the names in the data."""
+    """File of class names: one a line (by name where it holds the names of the data, else in label order), lines
+    "0 cat", or JSON {label: name}, {name: number}; empty: the names in the data."""
+    class_depth: int = Field(0, ge=0, le=4)
+    """Image folder: the level below `source` whose folders are the classes, 1 for ROOT/CLASS, 2 for ROOT/SPLIT/CLASS
+    or ROOT/GROUP/CLASS; 0: 1, or 2 below split folders, and what is doubtful is refused."""
     verify: bool = True
     """Refuse archives and lists that are not the published ones, by checksum or count."""
     profile: Literal["exponential", "step", "as-is"] = "exponential"

@@ -36,7 +36,7 @@ def load_custom(config: DataConfig) -> Source:
     """Images of an image folder, split list, manifest or saved data set (`KINDS`); without a test split one is made.
 
     Args:
-        config: `source`, `images`, `class_names` and `test_per_class` are read.
+        config: `source`, `images`, `class_names`, `class_depth` and `test_per_class` are read.
 
     Raises:
         InputError: no such source, or an error in it: the file, row, rule and fix are named.
@@ -82,7 +82,7 @@ def _kept_digests(images: Encoded, checksum: str) -> list[bytes]:
 
 def _find(config: DataConfig, source: str, suffix: str, remote: bool) -> Found:
     if (remote and suffix not in (".txt", *MANIFESTS)) or Path(source).is_dir():
-        return from_folder(source)
+        return from_folder(source, config.class_depth)
     if suffix == ".txt":
         return _from_tables(config, source, read_lists(source))
     if suffix in MANIFESTS:

@@ -1,20 +1,31 @@
 """Image folders, on disk or at s3://: ROOT/CLASS/*.jpg or ROOT/SPLIT/CLASS/*.jpg."""
 
 import os
+from collections import Counter
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from lfm.data.sources.base import TRAIN
 from lfm.data.sources.image_listing import Found, first_few, stamp_of
-from lfm.data.sources.manifest import SPLIT_NAMES, unreadable
+from lfm.data.sources.manifest import unreadable
+from lfm.data.sources.split_words import say_splits, splits_of
 from lfm.errors import InputError
 from lfm.progress import say
 from lfm.storage import s3
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 
+DEEPEST = 4
+"""Levels of folders that may be splits, groups and classes."""
 
-def from_folder(root: str) -> Found:
+
+def from_folder(root: str, class_depth: int = 0) -> Found:
     """The images in the class folders of a folder; the class folder's name is the label.
+
+    Args:
+        root: local folder or s3:// prefix.
+        class_depth: as `data.class_depth`: the level of the class folders, 1 or more; 0: by the layout.
 
     Raises:
         InputError: not readable, no images in class folders, a class without images, or doubt about the layout.
@@ -29,9 +40,7 @@ def from_folder(root: str) -> Found:
         except OSError as error:
             raise unreadable(error.filename or root, error) from error
     files.sort()
-    top = {folder for folder in folders if "/" not in folder}
-    depth = _depth(root, top)
-    _check_layout(root, top, folders, files, depth)
+    depth, split_of = _layout(root, folders, files, class_depth)
     name, stamp, label, split = [], [], [], []
     for each, mark in files:
         parts = each.split("/", depth + 1)
@@ -39,7 +48,7 @@ def from_folder(root: str) -> Found:
             name.append(each)
             stamp.append(mark)
             label.append(parts[depth])
-            split.append(SPLIT_NAMES[parts[0].lower()] if depth else TRAIN)
+            split.append(split_of.get(parts[0], TRAIN))
     if not name:
         flat = f"; {len(files):,} images lie in it without a class folder" if files else ""
         raise InputError(f"{root} has no images in class folders{flat}; lay them out as {root}/CLASS/*.jpg")
@@ -57,38 +66,78 @@ def from_folder(root: str) -> Found:
     return Found(path, name, stamp, label, split, path.__getitem__, spaces=True)
 
 
-def _depth(root: str, top: set[str]) -> int:
-    """Folders above the class folders: 1 where the top folders are splits, else 0."""
-    splits = {name for name in top if name.lower() in SPLIT_NAMES}
-    if splits == top:
-        return 1 if top else 0
-    if len(splits) > 1 and "train" in map(str.lower, splits):  # a class may be called train; hardly two of the names
-        raise InputError(
-            f"{root} has split folders ({first_few(splits)}) and others ({first_few(top - splits)}); "
-            f"keep only train, val (or validation) and test there, or only class folders"
-        )
-    return 0
-
-
-def _check_layout(root: str, top: set[str], folders: set[str], files: list[tuple[str, str]], depth: int) -> None:
-    """Refuse what looks like one level too many, or a split whose name is misspelt.
+def _layout(
+    root: str, folders: set[str], files: list[tuple[str, str]], class_depth: int
+) -> tuple[int, Mapping[str, int]]:
+    """Folders above the class folders, and the split of each top folder if these are splits.
 
     Raises:
-        InputError: it does.
+        InputError: doubt.
     """
+    top = {folder for folder in folders if "/" not in folder}
+    found = splits_of(top)
+    split_of = {name: split for name, split in found.items() if split is not None}
+    if class_depth:
+        return class_depth - 1, split_of if class_depth > 1 and split_of.keys() == top else {}
     direct = {name.rpartition("/")[0] for name, _ in files}
+    if top and split_of.keys() == top:
+        say_splits(root, found)
+        _ask_depth(root, direct, 1)
+        return 1, split_of
+    if len(split_of) > 1 and TRAIN in split_of.values():  # a class may be called train; hardly two of the names
+        raise InputError(
+            f"{root} has split folders ({first_few(set(split_of))}) and others ({first_few(top - split_of.keys())}); "
+            f"keep only train, val (or validation) and test there, or only class folders"
+        )
     holders = {folder for folder in top if folder not in direct and any(f.startswith(f"{folder}/") for f in folders)}
-    if depth or not holders:
-        return
-    splits = {folder for folder in holders if folder.lower() in SPLIT_NAMES}
+    splits = holders & split_of.keys()
     if splits and holders != splits:
         raise InputError(
             f"{root} has the split folder {first_few(splits)} and {first_few(holders - splits)}, which is none; "
             f"name all of them train, val or test"
         )
-    if len(top) == 1:
+    if len(top) == 1 and holders:
         (only,) = top
         raise InputError(f"{root} holds one folder, {only}, with folders in it; set data.source={root}/{only}")
+    _ask_depth(root, direct, 0)
+    return 0, {}
+
+
+def _ask_depth(root: str, direct: set[str], depth: int) -> None:
+    """Refuse folders at the place of classes that hold no image of their own but folders that could be the classes.
+
+    Folders that all hold one folder of the same name (CLASS/images/*.jpg) are classes.
+
+    Args:
+        root: what an error calls the source.
+        direct: all folders that have an image in them, from the root.
+        depth: folders above what would be the class folders.
+
+    Raises:
+        InputError: folds or splits of a name that is not known, or classes one level down.
+    """
+    inside: dict[str, set[str]] = {}
+    for folder in direct:
+        parts = folder.split("/")
+        if len(parts) > depth + 1:
+            inside.setdefault("/".join(parts[: depth + 1]), set()).add(parts[depth + 1])
+    own = {folder for folder in direct if folder.count("/") == depth}
+    holders = {folder: names for folder, names in inside.items() if folder not in own}
+    count = Counter(chain.from_iterable(holders.values()))
+    shared = {name for name, number in count.items() if number > 1}
+    if len(count) < 2 or (own and not shared):
+        return
+    here = first_few({folder.split("/")[depth] for folder in holders})
+    if shared and not depth:
+        raise InputError(
+            f"the folders {here} of {root} hold folders of the same names ({first_few(shared)}), so they look like "
+            f"splits or folds and not like classes; name them train, val and test; or set data.class_depth=2 to put "
+            f"them together, or data.class_depth=1 if they are the classes"
+        )
+    raise InputError(
+        f"the folders {here} of {root} hold no images, only folders of images ({first_few(set(count))}); set "
+        f"data.class_depth={depth + 2} if those are the classes, or data.class_depth={depth + 1} if {here} are"
+    )
 
 
 def _scan(
@@ -104,7 +153,7 @@ def _scan(
             if entry.is_dir():
                 identity = _identity(entry.stat())
                 if identity not in above:
-                    if inner.count("/") < 2:  # a split and a class
+                    if inner.count("/") < DEEPEST:
                         folders.add(inner + name)
                     ignored += _scan(entry.path, f"{inner}{name}/", (*above, identity), files, folders)
             elif _is_image(name):
@@ -124,7 +173,7 @@ def _list_bucket(root: str, files: list[tuple[str, str]], folders: set[str]) -> 
         *inner, last = name.split("/")
         if name.startswith(".") or "/." in name:
             continue
-        folders.update("/".join(inner[: k + 1]) for k in range(min(len(inner), 2)))
+        folders.update("/".join(inner[: k + 1]) for k in range(min(len(inner), DEEPEST)))
         if _is_image(last):
             files.append((name, f"{item.size} {item.etag}"))
         else:
