@@ -1,5 +1,6 @@
 """Split lists and manifests: a row an image, on disk or at s3://."""
 
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lfm.data.sources.base import TEST, TRAIN, VAL
+from lfm.data.sources.split_columns import is_split_column, plain_name, split_of_rows
+from lfm.data.sources.split_words import splits_of
 from lfm.errors import InputError
+from lfm.progress import say
 from lfm.storage import s3
 
-SPLIT_NAMES = {"train": TRAIN, "val": VAL, "validation": VAL, "test": TEST}
-PATH_COLUMNS = ("path", "uri", "image", "file")
+SPLITS_IN_FILES = ("val", "validation", "valid", "test", "testing", "eval", "evaluation", "holdout")
+PATH_COLUMNS = ("path", "uri", "image", "file", "file_name", "filename")
 LABEL_COLUMNS = ("label", "class")
 MANIFESTS = (".csv", ".tsv", ".parquet", ".jsonl")
 
@@ -32,16 +36,39 @@ class Rows:
 
 
 def read_lists(source: str) -> list[Rows]:
-    """The list; where its name holds `train`, also those named alike for the other splits."""
-    folder, _, name = source.rpartition("/")
+    """The list; where its name holds `train`, in any case, also those named alike for the other splits.
+
+    Train.txt has Test.txt and Valid.txt beside it, training_list.txt has testing_list.txt; trainval.txt, which holds
+    the validation images, only test.txt.
+    """
     tables = [_read_list(source, TRAIN)]
-    before, train, after = name.rpartition("train")
-    if train:
-        for word in ("val", "validation", "test"):
-            other = f"{folder}/{before}{word}{after}"
-            if s3.exists(other) if s3.is_remote(other) else Path(other).is_file():
-                tables.append(_read_list(other, SPLIT_NAMES[word]))
-    return tables
+    return tables + [_read_list(other, split) for other, split in _beside(source).items()]
+
+
+def _beside(source: str) -> dict[str, int]:
+    """The files named as the source, with another split's word for its `train`; and their splits."""
+    folder, _, name = source.rpartition("/")
+    match = re.fullmatch("(.*)(trainval|train_val|training|train)(.*)", name, re.IGNORECASE | re.DOTALL)
+    if match is None:
+        return {}
+    before, train, after = match.groups()
+    spell = next((spelled for spelled in (str.lower, str.upper, str.title) if spelled(train) == train), str.lower)
+    word_of = {f"{before}{spell(word)}{after}": word for word in SPLITS_IN_FILES}
+    if s3.is_remote(source):
+        found = {other: word for other, word in word_of.items() if s3.exists(f"{folder}/{other}")}
+    else:
+        there = {path.name for path in Path(folder).iterdir()}
+        loose = {other.casefold(): word for other, word in word_of.items()}
+        found = {other: word for other, word in word_of.items() if other in there}
+        found |= {
+            other: word
+            for other in sorted(there - found.keys())
+            if (word := loose.get(other.casefold(), "")) and word not in found.values()
+        }
+    split_of = splits_of(["trainval" if "val" in train.lower() else "train", *found.values()])
+    wanted = (TEST,) if "val" in train.lower() else (VAL, TEST)
+    splits = {f"{folder}/{other}": split_of[word] for other, word in found.items()}
+    return {other: split for other, split in splits.items() if split is not None and split in wanted}
 
 
 def _read_list(source: str, split: int) -> Rows:
@@ -86,16 +113,17 @@ def read_manifest(source: str, suffix: str) -> Rows:
         raise InputError(f"{source} has no rows; add a row for each image")
     path = _column(source, table, names, PATH_COLUMNS, place, "give each row the path of its image")
     label = _column(source, table, names, LABEL_COLUMNS, place, "give each image its class")
-    if "split" not in names:
-        return Rows(source, "row", place, path, label, [TRAIN] * len(path), raw)
-    words = _column(source, table, names, ("split",), place, "use train, val or test")
-    split = [SPLIT_NAMES.get(word.lower(), -1) for word in words]
-    if -1 in split:
-        i = split.index(-1)
-        raise InputError(
-            f"{source} row {place[i]}: split {words[i]!r} is not known; use train, val (or validation) or test"
-        )
-    return Rows(source, "row", place, path, label, split, raw)
+    wanted = [name for name in names if is_split_column(name)]
+    if twice := next((name for name in wanted if names.count(name) > 1), ""):
+        raise InputError(f"{source} has {names.count(twice)} columns {twice}; rename or remove one")
+    split = split_of_rows(source, {name: table.column(name) for name in wanted}, place)
+    for other in () if split else _beside(source):
+        say(f"warning: {other} lies beside {source} and is not used; put its rows there, with a column split")
+    return Rows(source, "row", place, path, label, split or [TRAIN] * len(path), raw)
+
+
+def _used(name: str) -> bool:
+    return plain_name(name) in (*PATH_COLUMNS, *LABEL_COLUMNS) or is_split_column(name)
 
 
 def _parse(raw: bytes, suffix: str) -> tuple[Any, list[str]]:
@@ -105,20 +133,21 @@ def _parse(raw: bytes, suffix: str) -> tuple[Any, list[str]]:
     import pyarrow.json
     import pyarrow.parquet
 
-    columns = (*PATH_COLUMNS, *LABEL_COLUMNS, "split")
     file = pa.BufferReader(raw)
     if suffix == ".parquet":
         parquet = pa.parquet.ParquetFile(file)
         names = parquet.schema_arrow.names
-        return parquet.read(columns=[name for name in names if name in columns]), names
+        return parquet.read(columns=[name for name in names if _used(name)]), names
     if suffix == ".jsonl":
         table = pa.json.read_json(file)
         return table, table.column_names
+    delimiter = "\t" if suffix == ".tsv" else ","
+    head = next(csv.reader([raw.split(b"\n", 1)[0].decode("utf-8-sig", "replace")], delimiter=delimiter), [])
     table = pa.csv.read_csv(
         file,
         read_options=pa.csv.ReadOptions(use_threads=False),  # only so are the rows of errors numbered
-        parse_options=pa.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ","),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
+        parse_options=pa.csv.ParseOptions(delimiter=delimiter),
+        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(filter(_used, head), pa.string())),
     )
     return table, table.column_names
 
@@ -126,23 +155,25 @@ def _parse(raw: bytes, suffix: str) -> tuple[Any, list[str]]:
 def _column(
     source: str, table: Any, have: list[str], names: Sequence[str], place: Sequence[int], fix: str
 ) -> list[str]:
-    """The first column with one of these names, as text; spaces around it go, unless it is a path."""
+    """The first column with one of these names in any case, as text; spaces around it go, unless it is a path."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    name = next((name for name in names if name in have), None)
-    if name is None or have.count(name) > 1:
-        fault = f"has no column {' or '.join(names)}" if name is None else f"has {have.count(name)} columns {name}"
+    wanted = next((name for name in names if name in map(plain_name, have)), "")
+    named = [name for name in have if wanted and plain_name(name) == wanted]
+    name = wanted if wanted in named else "".join(named[:1])
+    if not name or have.count(name) > 1 or (name != wanted and len(named) > 1):
+        fault = f"has no column {' or '.join(names[:4])}" if not name else f"has {len(named)} columns {wanted}"
         raise InputError(f"{source} {fault} (its columns: {', '.join(have)}); rename or add it: {fix}")
     column = table.column(name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
     textual = any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
-    if pa.types.is_floating(kind) and name in LABEL_COLUMNS and _all_whole(column):
+    if pa.types.is_floating(kind) and wanted in LABEL_COLUMNS and _all_whole(column):
         column = column.cast(pa.int64())
         kind = column.type
-    whole = pa.types.is_integer(kind) and name in LABEL_COLUMNS
+    whole = pa.types.is_integer(kind) and wanted in LABEL_COLUMNS
     if textual or whole:
         column = column.cast(pa.string())
         trimmed = pc.utf8_trim_whitespace(column)
@@ -153,9 +184,9 @@ def _column(
     if i >= 0:
         raise InputError(f"{source} row {place[i]}: {name} is empty; {fix}")
     if not (textual or whole):
-        wanted = "text or whole numbers" if name in LABEL_COLUMNS else "text"
-        raise InputError(f"{source}: column {name} holds {kind}, it must be {wanted}; {fix}")
-    values: list[str] = (column if name in PATH_COLUMNS else trimmed).to_pylist()
+        must = "text or whole numbers" if wanted in LABEL_COLUMNS else "text"
+        raise InputError(f"{source}: column {name} holds {kind}, it must be {must}; {fix}")
+    values: list[str] = (column if wanted in PATH_COLUMNS else trimmed).to_pylist()
     return values
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from lfm.data.sources.base import SPLITS, Encoded, Files, Index, Joined
+from lfm.data.sources.split_words import say_splits, splits_of
 from lfm.data.table import Table
 from lfm.errors import InputError
-
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
 def is_arrow(folder: Path) -> bool:
@@ -79,10 +78,13 @@ def _images(table: Table, split: str, place: Path) -> Encoded:
 
 def _splits(folder: Path) -> dict[str, Path]:
     found = json.loads((folder / "dataset_dict.json").read_text())["splits"]
-    unknown = [split for split in found if split not in SPLIT_FOLDERS]
-    if unknown:
+    split_of = splits_of(found)
+    names = [SPLITS[split] for split in split_of.values() if split is not None]
+    if len(set(names)) < len(split_of):
+        unknown = [word for word, split in split_of.items() if split is None] or found
         raise InputError(f"{folder} has the split {unknown[0]!r}; name the splits train, val (or validation), test")
-    return {SPLIT_FOLDERS[split]: folder / split for split in found}
+    say_splits(str(folder), split_of)
+    return {name: folder / word for name, word in zip(names, split_of, strict=True)}
 
 
 def _only(features: dict[str, Any], kind: str, place: Path) -> str:
