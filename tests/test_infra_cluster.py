@@ -163,6 +163,7 @@ def s3(local: Documents, overlay: Path, tmp_path_factory: pytest.TempPathFactory
                 left.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "own", "other"), [("s3.env", "lfm", "mlflow"), ("mlflow-s3.env", "mlflow", "lfm")])
 def test_each_identity_has_its_buckets_alone(s3: Callable[[str], Any], file: str, own: str, other: str) -> None:
     client = s3(file)

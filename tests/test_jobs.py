@@ -100,6 +100,7 @@ def test_data_are_prepared_once_and_shared(home: Path, small_fashion: Path) -> N
     assert not list((home / "work").glob("*"))
 
 
+@pytest.mark.slow
 def test_embeddings_are_shared_by_all_that_ask_for_the_same_sentences(home: Path, small_fashion: Path) -> None:
     config = load("fashion-mnist-lt", {**LOCAL, "data.source": str(small_fashion)})
     folders = [dataset_for(config.data, config.model, seed)[0] for seed in (0, 1)]

@@ -705,6 +705,7 @@ def test_seed_stage_epoch_and_step_each_change_the_draw() -> None:
 # --- What it needs ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_method_runs_on_torch_alone() -> None:
     """Its types come from the configuration, but nothing of that is imported when it runs."""
     program = (

@@ -112,6 +112,7 @@ def test_every_pipeline_compiles_into_what_kfp_and_kubernetes_read(kind: str, pr
         assert str(path) not in found.text
 
 
+@pytest.mark.slow
 def test_a_retraining_trains_only_on_new_data_and_a_sweep_has_a_limit(tmp_path: Path) -> None:
     retrain = compiled(tmp_path, "retrain", "custom", ClusterSettings())
     inside = retrain.spec.components["comp-exit-handler-1"].dag.tasks
@@ -125,6 +126,7 @@ def test_a_retraining_trains_only_on_new_data_and_a_sweep_has_a_limit(tmp_path: 
     assert [variant["label"] for variant in default][:2] == ["CE", "BalCE"] and default[-1]["label"] == "LFM + MMS"
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_cluster_reach_the_pods(cluster_file: Path, tmp_path: Path) -> None:
     found = compiled(tmp_path, "train", "imagenet-lt", read_settings(cluster_file))
     for name, pod in found.pods.items():
@@ -157,6 +159,7 @@ def test_the_settings_of_a_cluster_reach_the_pods(cluster_file: Path, tmp_path: 
     assert "accelerator" not in found.containers["prepare-data"]["resources"]
 
 
+@pytest.mark.slow
 def test_every_pipeline_compiles_with_the_settings_of_the_manifests(tmp_path: Path) -> None:
     found = compiled(tmp_path, "train", "fashion-mnist-lt", read_settings(Path("infra/cluster.yaml")))
     (claim,) = found.pods["train-stage1"].pvc_mount
@@ -223,6 +226,7 @@ def test_the_arguments_of_a_pipeline_give_the_configuration(preset: str, overrid
     assert not {"seed", "loss.name", "stage1.epochs"} & set(rest), "a run parameter has it"
 
 
+@pytest.mark.slow
 def test_set_and_image_change_what_is_compiled(tmp_path: Path, cluster_file: Path) -> None:
     settings = read_settings(cluster_file, "other:1")
     found = compiled(tmp_path, "train", "cifar10-lt", settings, stage1__epochs=3, stage1__clip=0.5)

@@ -43,6 +43,7 @@ def form_of(preset: str, **changed: Any) -> dict[str, Any]:
     return {**parameter_values(load(preset)), "overrides": {}, **changed}
 
 
+@pytest.mark.slow
 def test_submit_creates_the_experiment_and_a_run_with_the_compiled_pipeline(kfp: Kfp) -> None:
     done = cli(
         "submit", PRESET, "--host", kfp.host, "--set", "stage1.epochs=3", "--set", "stage1.clip=0.5", "--image", "lfm:7"
@@ -79,6 +80,7 @@ def test_wait_tells_each_state_and_ends_with_the_run(kfp: Kfp, states: list[str]
     assert told == list(dict.fromkeys(states))
 
 
+@pytest.mark.slow
 def test_submit_and_wait_end_with_the_code_of_the_run(kfp: Kfp) -> None:
     kfp.states = ["RUNNING", "FAILED"]
     done = cli("submit", PRESET, "--host", kfp.host, "--wait")
@@ -86,6 +88,7 @@ def test_submit_and_wait_end_with_the_code_of_the_run(kfp: Kfp) -> None:
     assert f"the run ended as FAILED; {kfp.host}/#/runs/details/r0" in str(done.exception)
 
 
+@pytest.mark.slow
 def test_upload_makes_a_pipeline_and_then_versions_of_it(kfp: Kfp) -> None:
     cluster = Cluster(kfp.host)
     assert cluster.upload("train", load(PRESET), SETTINGS) == ("p0", "v0")
@@ -100,6 +103,7 @@ def test_upload_makes_a_pipeline_and_then_versions_of_it(kfp: Kfp) -> None:
     assert spec["pipelineInfo"]["name"] == PRESET and "kubernetes" in platform["platforms"]
 
 
+@pytest.mark.slow
 def test_a_schedule_retrains_one_at_a_time_without_making_up_for_missed_runs(kfp: Kfp) -> None:
     done = cli("schedule", PRESET, "--cron", "0  0 3 * * *", "--host", kfp.host, "--set", "data.imbalance=50")
     assert done.exit_code == 0, done.output
@@ -137,6 +141,7 @@ def test_schedules_are_listed_over_pages_paused_resumed_and_deleted(kfp: Kfp) ->
     assert "custom has 2 schedules: id2, id3; name one by its id" in str(several.exception)
 
 
+@pytest.mark.slow
 def test_replace_makes_the_new_schedule_before_it_deletes_the_old(kfp: Kfp) -> None:
     cluster = Cluster(kfp.host)
     cluster.schedule(load(PRESET), NIGHTLY, SETTINGS)
@@ -186,6 +191,7 @@ def test_a_host_that_is_not_there_and_none_at_all(kfp: Kfp) -> None:
         Cluster()
 
 
+@pytest.mark.slow
 def test_a_request_that_kfp_refuses_tells_its_reason(kfp: Kfp) -> None:
     cluster = Cluster(kfp.host)
     kfp.refuse = (400, {"code": 3, "message": "Invalid input error: the cron is bad"})
@@ -227,6 +233,7 @@ def test_mistakes_are_found_before_a_cluster_is_asked(kfp: Kfp, arguments: tuple
     assert not kfp.asked
 
 
+@pytest.mark.slow
 def test_run_with_the_kfp_runner_submits_each_method(kfp: Kfp) -> None:
     done = cli("run", PRESET, "--baseline", "--runner", "kfp", "--host", kfp.host)
     assert done.exit_code == 0, done.output

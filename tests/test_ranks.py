@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 PROGRAM = REPOSITORY / "tests" / "programs" / "train_task.py"
 
 
+@pytest.mark.slow
 def test_a_task_is_read_as_it_was_written(small_task: WorkerTask, tmp_path: Path) -> None:
     for task in (small_task, replace(small_task, stage=2, previous=tmp_path, remote="s3://bucket/work", processes=8)):
         assert WorkerTask.read(task.write(tmp_path / "new")) == task

@@ -112,6 +112,7 @@ def test_the_score_table_is_the_metrics_and_published_rows_are_marked(small: tup
     ]
 
 
+@pytest.mark.slow
 def test_the_class_table_is_the_metrics_class_by_class(small: tuple[Run, Report]) -> None:
     run, report = small
     rows = Reader(report.html).tables[-1]

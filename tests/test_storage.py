@@ -301,6 +301,7 @@ def test_our_own_variables_win_over_those_that_others_read(
     assert "LFM_S3_SECRET_ACCESS_KEY" in text and "AWS_" not in text
 
 
+@pytest.mark.slow
 def test_mlflow_writes_to_s3_itself_with_our_own_variables(s3: S3, bucket: str, tmp_path: Path) -> None:
     """Where a tracking server does not pass files on; in a process of its own, whose environment is changed."""
     code = (

@@ -34,6 +34,7 @@ BARE = TextConfig(encoder="minilm", prompt="{}")
 NAMES = ["Bag", "a very old red double-decker bus that no longer runs on Sundays", "T-shirt/top", "x", "Ankle boot"]
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_sentence_transformers(text_CD: Tensor) -> None:
     from sentence_transformers import SentenceTransformer
 

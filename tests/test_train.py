@@ -69,6 +69,7 @@ def test_a_stage_changes_its_part_and_leaves_the_other_bit_for_bit(
         assert any("running_mean" in k for k in after)  # so the equality above covered BatchNorm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "balce", "focal", "ldam", "mms"])
 @pytest.mark.parametrize("mixup", ["none", "mixup", "remix", "lfm"])
 def test_every_loss_trains_with_every_mixup(loss: str, mixup: str, tmp_path: Path) -> None:
