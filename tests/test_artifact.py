@@ -262,12 +262,12 @@ def test_a_process_killed_while_building_leaves_no_artifact_and_the_next_one_bui
 def test_processes_that_want_the_same_at_once_all_get_it_and_one_builds_it(home: Path, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     processes = [builder(marks, 1.5) for _ in range(3)]
-    told = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], told
+    answers = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], answers
     assert marks.read_text() == "built\n"
     final = home / "store" / "text" / content_key({"seed": 0})
     files = ["a.bin", "b.bin", MANIFEST]
-    assert sorted(out.strip() for out, _ in told) == sorted(
+    assert sorted(out.strip() for out, _ in answers) == sorted(
         f"{final} {reused} {files}" for reused in (False, True, True)
     )
     verify(final)
@@ -336,13 +336,13 @@ def test_a_volume_of_another_user_is_named_with_both_users_and_the_job_that_mend
     if child == 0:
         if os.getuid() == 0:
             os.setuid(10001)
-        told = []
+        errors = []
         for action in (check_writable, Path.mkdir):
             try:
                 action(Path("/dev/lfm"))
             except (InputError, OSError) as error:
-                told.append(str(as_user_error(error)))
-        os.write(write, f"{os.getuid()}\n".join(told).encode())
+                errors.append(str(as_user_error(error)))
+        os.write(write, f"{os.getuid()}\n".join(errors).encode())
         os._exit(0)
     os.waitpid(child, 0)
     text = os.read(read, 10_000).decode()

@@ -21,6 +21,7 @@ from lfm.config.presets import load
 from lfm.config.sweeps import variants_of
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.compile import KINDS, write
+from lfm.storage.handover import POINTER
 from tests.backend.launcher import Accident
 from tests.backend.run import Cluster, Run
 from tests.backend.spec import Spec
@@ -169,6 +170,17 @@ def ran(run: Run) -> list[str]:
 def test_a_run_that_went_well(trained: Trained) -> None:
     assert trained.run.told == ["COMPLETE"]
     assert trained.site.end(trained.run) == "FINISHED"
+
+
+def test_the_bucket_gets_pointers_and_the_logs_plain_lines(trained: Trained) -> None:
+    """The volume has the data already; a carriage return would make one line of a whole training."""
+    cluster = trained.site.cluster
+    handed = ("dataset", "embeddings", "backbone", "model")
+    files = [path for path in cluster.bucket.rglob("*") if path.is_file() and path.parent.name in handed]
+    assert len(files) >= len(handed) and {path.name for path in files} == {POINTER}
+    logs = {path.parent.name: path.read_bytes() for path in (cluster.folder / "pods").rglob("log.txt")}
+    assert b"stage 1  100% " in b"".join(logs.values())
+    assert not [name for name, log in logs.items() if b"\r" in log]
 
 
 def test_a_run_with_nothing_new(trained: Trained, source: Path) -> None:

@@ -200,9 +200,9 @@ def test_with_pointers_and_the_store_alone_a_second_machine_trains_on(
             [sys.executable, str(JOBS), json.dumps(jobs)], env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, timeout=300,
         )  # fmt: skip
-        said = done.stdout.decode()  # as it was written: text=True would hide carriage returns
-        assert done.returncode == 0, said
-        return said
+        output = done.stdout.decode()  # as it was written: text=True would hide carriage returns
+        assert done.returncode == 0, output
+        return output
 
     machine(
         "one",
@@ -213,8 +213,8 @@ def test_with_pointers_and_the_store_alone_a_second_machine_trains_on(
     )
     shutil.rmtree(tmp_path / "one")
     shutil.rmtree(photos)
-    said = machine("two", ["lfm.jobs.training", "train_stage", [1, config, dataset, text, backbone, "", model]])
-    assert "stage 1: done" in said and "stage 1  100%" in said and "\r" not in said
+    output = machine("two", ["lfm.jobs.training", "train_stage", [1, config, dataset, text, backbone, "", model]])
+    assert "stage 1: done" in output and "stage 1  100%" in output and "\r" not in output
     assert sum(path.stat().st_size for path in outputs.rglob("*") if path.is_file()) < 1000
     assert (
         Path(tmp_path / "two" / "store" / "model") / json.loads((outputs / "model" / POINTER).read_text())["key"]

@@ -78,10 +78,10 @@ def test_a_line_has_left_the_process_before_it_dies() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["direct", "step"])
 def test_in_a_pipe_there_are_lines_and_no_carriage_returns(how: str, tmp_path: Path) -> None:
-    said = in_pipe(how, tmp_path)
-    lines = [line for line in said.splitlines() if "work" in line]
+    output = in_pipe(how, tmp_path)
+    lines = [line for line in output.splitlines() if "work" in line]
     mark = MARK if how == "direct" else "  "
-    assert "\r" not in said and "▕" not in said
+    assert "\r" not in output and "▕" not in output
     assert lines[0] == f"{mark}work       0% 0/1,000 pieces"
     assert re.fullmatch(rf"{mark}work     100% 1,000/1,000 pieces, 00:0\d taken", lines[-1])
     assert 3 <= len(lines) <= 22
@@ -155,11 +155,11 @@ def test_a_download_of_unknown_size_has_lines_too(capsys: pytest.CaptureFixture[
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["direct", "step"])
 def test_on_a_terminal_one_bar_is_redrawn(how: str, tmp_path: Path) -> None:
-    said = on_terminal(how, tmp_path)
-    states = [state for state in redraws(said) if "▕" in state]
-    assert said.count("\r") >= 3 and "0% ▕ " in states[0]
+    output = on_terminal(how, tmp_path)
+    states = [state for state in redraws(output) if "▕" in state]
+    assert output.count("\r") >= 3 and "0% ▕ " in states[0]
     assert re.search(r"work +100% ▕█+▏ 1000/1000 pieces", states[-1])
-    assert [line.count("▕") > 1 for line in said.split("\n") if "work" in line] == [True], "in one line"
+    assert [line.count("▕") > 1 for line in output.split("\n") if "work" in line] == [True], "in one line"
     assert 3 <= len(states) <= 12
 
 

@@ -78,7 +78,7 @@ def test_a_part_of_an_upload_and_a_changed_one_count_as_absent(
             assert storage.read(uri) == kept[uri], "it is mended there"
 
 
-def test_two_that_make_the_same_leave_a_whole_one(root: str, tmp_path: Path) -> None:
+def test_two_machines_that_make_the_same_leave_an_intact_artifact(root: str, tmp_path: Path) -> None:
     """The same inputs, other bytes (as two GPUs give): whoever is last, all files are of one of them."""
     folders = []
     for name in ("a", "b"):
@@ -95,7 +95,7 @@ def test_two_that_make_the_same_leave_a_whole_one(root: str, tmp_path: Path) -> 
     assert len({path.read_text() for path in (tmp_path / "taken").glob("[0-9]*")}) == 1
 
 
-def test_a_store_that_is_down_is_told_and_what_was_made_stays(
+def test_a_store_that_is_down_gives_a_warning_and_what_was_made_stays(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine(monkeypatch, tmp_path)
@@ -154,7 +154,7 @@ def test_a_server_that_refuses_does_not_stop_training(
 def test_a_machine_that_lost_its_disk_goes_on_and_a_third_has_nothing_to_do(
     root: str, fashion_folder: Path, tmp_path: Path
 ) -> None:
-    """The whole pipeline: stopped in stage 1 on one machine, ended on a second, found done by a third."""
+    """The whole pipeline: stopped in stage 1 on one machine, ended on a second, with nothing left to do on a third."""
     values = ["data.max_per_class=60", "data.imbalance=10", "stage1.epochs=25", "stage2.epochs=1"]
     sets = [part for value in (*values, "train.checkpoint_steps=4") for part in ("--set", value)]
 
@@ -174,12 +174,12 @@ def test_a_machine_that_lost_its_disk_goes_on_and_a_third_has_nothing_to_do(
     one.communicate(timeout=60)
     assert one.returncode == 143
     two = start("two")
-    said, _ = two.communicate(timeout=300)
-    assert two.returncode == 0, said
-    assert "comes from the shared store" in said and "stage 1 resumes from step" in said
+    output, _ = two.communicate(timeout=300)
+    assert two.returncode == 0, output
+    assert "comes from the shared store" in output and "stage 1 resumes from step" in output
     curves = next((tmp_path / "two" / "store" / "model").rglob("curves.jsonl")).parents[2].rglob("curves.jsonl")
     assert sorted(len(path.read_text().splitlines()) for path in curves) == [1, 25], "each epoch once, the early too"
     assert not storage.listing(f"{root}/work"), "checkpoints of a finished stage go"
     three = start("three")
-    said, _ = three.communicate(timeout=300)
-    assert three.returncode == 0 and "goes on" not in said and " steps" not in said.partition("stage 1")[2], said
+    output, _ = three.communicate(timeout=300)
+    assert three.returncode == 0 and "goes on" not in output and " steps" not in output.partition("stage 1")[2], output

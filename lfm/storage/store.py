@@ -146,13 +146,13 @@ class Mirror:
     """Copies of a stage's checkpoints at LFM_STORE, made while training goes on; an upload never stops it.
 
     Args:
-        remote: address of the stage's folder.
-        keep: the last so many stay there.
-        beside: files sent with each checkpoint.
+        remote: Address of the stage's folder.
+        keep: Number of the newest checkpoints that stay there.
+        files: Files outside of the checkpoints, sent after each of them.
     """
 
-    def __init__(self, remote: str, keep: int, beside: Sequence[Path] = ()) -> None:
-        self.remote, self.keep, self.beside = remote, keep, beside
+    def __init__(self, remote: str, keep: int, files: Sequence[Path] = ()) -> None:
+        self.remote, self.keep, self.files = remote, keep, files
         self._newest: Path | None = None
         self._change = threading.Condition()
         self._closed = False
@@ -160,7 +160,7 @@ class Mirror:
         self._thread.start()
 
     def send(self, folder: Path) -> None:
-        """Upload this checkpoint next; one that waits still is passed over for it."""
+        """Upload this checkpoint next; an older one that still waits is skipped."""
         with self._change:
             self._newest = folder
             self._change.notify()
@@ -184,13 +184,13 @@ class Mirror:
             try:
                 self._upload(folder)
             except FileNotFoundError:
-                continue  # a newer one took its place, and comes next
+                continue  # training deleted it for a newer one, which comes next
             except (InputError, OSError) as error:
                 say(f"warning: {folder.name} is not in the shared store: {error}")
 
     def _upload(self, folder: Path) -> None:
         push(folder, f"{self.remote}/{folder.name}")
-        for path in self.beside:
+        for path in self.files:
             with suppress(FileNotFoundError):
                 s3.upload(path, f"{self.remote}/{path.name}")
         for old in _steps(self.remote)[: -self.keep]:
@@ -203,8 +203,8 @@ def _steps(remote: str) -> list[str]:
     return sorted({path[0] for path in items if path[0].startswith("step-") and path[1:] == [MANIFEST]})
 
 
-def fetch_checkpoints(remote: str, folder: Path, beside: Sequence[Path] = ()) -> None:
-    """Bring the newest checkpoint at an address into an empty folder, and the files beside it; nothing if none is.
+def fetch_checkpoints(remote: str, folder: Path, files: Sequence[Path] = ()) -> None:
+    """Download the newest checkpoint into an empty folder, with the files that were sent after it, if there is one.
 
     Raises:
         InputError: the server's refusal.
@@ -215,7 +215,7 @@ def fetch_checkpoints(remote: str, folder: Path, beside: Sequence[Path] = ()) ->
         folder.mkdir(parents=True, exist_ok=True)
         if not pull(f"{remote}/{name}", folder / name):
             continue
-        for path in beside:
+        for path in files:
             if s3.exists(f"{remote}/{path.name}"):
                 s3.download(f"{remote}/{path.name}", path)
         say(f"{name} comes from the shared store")
