@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lfm.config.schema import DataConfig
+from lfm.data.decoding import decode
 from lfm.data.sources.base import SPLITS, Source
 from lfm.data.sources.custom import load_custom
 from lfm.errors import InputError
@@ -121,3 +122,43 @@ def test_folders_that_are_plain_stay_as_they_were(tmp_path: Path) -> None:
     assert load(root).classes == ("cat", "dog", "owl")
     root = lay(tmp_path / "three", ["training shoes", "test tubes", "val d'isere"])
     assert load(root).classes == ("test tubes", "training shoes", "val d'isere")
+
+
+SYSTEM = ("@eaDir", ".thumbnails", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", ".ipynb_checkpoints")
+
+
+@pytest.mark.parametrize("place", ["", "train/", "train/cat/"])
+@pytest.mark.parametrize("name", SYSTEM)
+def test_what_systems_put_there_is_no_class_and_no_image(
+    name: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = [f"{split}/{kind}" for split in ("train", "test") for kind in ("cat", "dog")]
+    root = lay(tmp_path / "root", plain)
+    lay(root, [f"{place}{name}/cat", f"{place}{name}/dog/IMG_1.jpg"])
+    for file in ("Thumbs.db", "desktop.ini", "cat/Thumbs.db"):
+        (root / "train" / file).write_bytes(b"x")
+    (root / "train" / "cat" / "._0.png").write_bytes(b"AppleDouble")
+    source = load(root)
+    assert places(source, root) == {(f, f.split("/")[1], f.split("/")[0]) for f in plain}
+    assert len(source.images) == 8
+    said = capsys.readouterr().out
+    assert "5 hidden, thumbnail and system entries of" in said
+    assert f"{name}: 1" in said
+    assert "Thumbs.db: 2" in said
+
+
+@pytest.mark.parametrize("ending", [".jfif", ".jpe", ".JPE", ".avif", ".jp2", ".pnm"])
+def test_all_that_can_be_read_are_images(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = {".jp2": "jpeg2000", ".avif": "avif", ".pnm": "ppm"}.get(ending.lower(), "jpeg")
+    root = lay(tmp_path / "root", ["cat", "dog"], 3)
+    for folder in ("cat", "dog"):
+        (root / folder / f"new{ending}").write_bytes(encoded(photo(len(folder) + ord(folder[0]), 16, 16), kind))
+        (root / folder / "no.heic").write_bytes(b"x")
+    (root / "dog" / "notes.txt").write_bytes(b"x")
+    source = load(root)
+    new = [i for i in range(len(source.images)) if source.images.name(i).endswith(ending)]
+    assert len(new) == 2
+    for i in new:
+        assert decode(source.images.read(i), "new", 1).size == (16, 16)
+    assert "3 files of" in (said := capsys.readouterr().out)
+    assert "(.heic: 2, .txt: 1)" in said

@@ -1,8 +1,10 @@
 """Image folders, on disk or at s3://: ROOT/CLASS/*.jpg or ROOT/SPLIT/CLASS/*.jpg."""
 
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -14,10 +16,49 @@ from lfm.errors import InputError
 from lfm.progress import say
 from lfm.storage import s3
 
-IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+IMAGES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+    ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx",
+))  # fmt: skip
+NOT_OURS = frozenset((
+    "@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information",
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__",
+))  # fmt: skip
+"""Folders and files that systems put beside images, in small letters; as are all whose names begin with a dot."""
 
+SHOWN = 8
 DEEPEST = 4
 """Levels of folders that may be splits, groups and classes."""
+
+
+@dataclass
+class LeftOut:
+    """What a folder holds besides images."""
+
+    endings: Counter[str] = field(default_factory=Counter)
+    """Ending -> files that are no images by it."""
+    not_ours: Counter[str] = field(default_factory=Counter)
+    """Name -> hidden files and folders, thumbnails and what else systems put there; their content is not counted."""
+
+    def tell(self, root: str) -> None:
+        """A line for each kind that there is."""
+        if self.not_ours:
+            say(
+                f"{self.not_ours.total():,} hidden, thumbnail and system entries of {root} are left out "
+                f"({_counted(self.not_ours)})"
+            )
+        if self.endings:
+            say(
+                f"{self.endings.total():,} files of {root} are not images by their ending and are left out "
+                f"({_counted(self.endings)})"
+            )
+
+
+def _counted(names: Counter[str]) -> str:
+    few = names.most_common(SHOWN)
+    return ", ".join(f"{name or 'no ending'}: {count:,}" for name, count in few) + (
+        ", ..." if len(names) > SHOWN else ""
+    )
 
 
 def from_folder(root: str, class_depth: int = 0) -> Found:
@@ -32,11 +73,12 @@ def from_folder(root: str, class_depth: int = 0) -> Found:
     """
     files: list[tuple[str, str]] = []  # path from the root, stamp
     folders: set[str] = set()
+    left = LeftOut()
     if s3.is_remote(root):
-        ignored = _list_bucket(root, files, folders)
+        _list_bucket(root, files, folders, left)
     else:
         try:
-            ignored = _scan(root, "", (_identity(Path(root).stat()),), files, folders)
+            _scan(root, "", (_identity(Path(root).stat()),), files, folders, left)
         except OSError as error:
             raise unreadable(error.filename or root, error) from error
     files.sort()
@@ -58,8 +100,7 @@ def from_folder(root: str, class_depth: int = 0) -> Found:
             f"{len(missing)} folders of {root} hold no image ({first_few(missing)}), and each folder is a class; "
             f"add images ({' '.join(sorted(IMAGES))}) or move the folder elsewhere"
         )
-    if ignored:
-        say(f"{ignored:,} files of {root} are not images by their ending and are left out")
+    left.tell(root)
     if len(name) < len(files):
         say(f"{len(files) - len(name):,} images of {root} lie outside of class folders and are left out")
     path = [f"{root}/{each}" for each in name]
@@ -141,49 +182,57 @@ def _ask_depth(root: str, direct: set[str], depth: int) -> None:
 
 
 def _scan(
-    folder: str, inner: str, above: tuple[tuple[int, int], ...], files: list[tuple[str, str]], folders: set[str]
-) -> int:
-    """Collect the images under a folder; the number of other files. A folder inside itself (a link) is not entered."""
-    ignored = 0
+    folder: str,
+    inner: str,
+    above: tuple[tuple[int, int], ...],
+    files: list[tuple[str, str]],
+    folders: set[str],
+    left: LeftOut,
+) -> None:
+    """Collect the images under a folder, and what is left out. A folder inside itself (a link) is not entered."""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
-            if name.startswith("."):
-                continue
-            if entry.is_dir():
+            if _not_ours(name):
+                left.not_ours[name] += 1
+            elif entry.is_dir():
                 identity = _identity(entry.stat())
                 if identity not in above:
                     if inner.count("/") < DEEPEST:
                         folders.add(inner + name)
-                    ignored += _scan(entry.path, f"{inner}{name}/", (*above, identity), files, folders)
-            elif _is_image(name):
+                    _scan(entry.path, f"{inner}{name}/", (*above, identity), files, folders, left)
+            elif _ending(name) in IMAGES:
                 try:
                     files.append((inner + name, stamp_of(entry.stat())))
                 except FileNotFoundError:  # a link to nothing: reading it will say so, with its name
                     files.append((inner + name, "gone"))
             else:
-                ignored += 1
-    return ignored
+                left.endings[_ending(name)] += 1
 
 
-def _list_bucket(root: str, files: list[tuple[str, str]], folders: set[str]) -> int:
-    ignored = 0
+def _list_bucket(root: str, files: list[tuple[str, str]], folders: set[str], left: LeftOut) -> None:
+    not_ours: set[str] = set()
     for item in s3.listing(root):
         name = item.uri[len(root) + 1 :]
-        *inner, last = name.split("/")
-        if name.startswith(".") or "/." in name:
+        parts = name.split("/")
+        if foreign := next((k for k, part in enumerate(parts) if part and _not_ours(part)), -1) + 1:
+            not_ours.add("/".join(parts[:foreign]))
             continue
-        folders.update("/".join(inner[: k + 1]) for k in range(min(len(inner), DEEPEST)))
-        if _is_image(last):
+        folders.update("/".join(parts[: k + 1]) for k in range(min(len(parts) - 1, DEEPEST)))
+        if _ending(parts[-1]) in IMAGES:
             files.append((name, f"{item.size} {item.etag}"))
         else:
-            ignored += 1
-    return ignored
+            left.endings[_ending(parts[-1])] += 1
+    left.not_ours.update(path.rpartition("/")[2] for path in not_ours)
+
+
+def _not_ours(name: str) -> bool:
+    return name.startswith(".") or name.lower() in NOT_OURS
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _is_image(name: str) -> bool:
-    return name[name.rfind(".") :].lower() in IMAGES
+def _ending(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
