@@ -65,7 +65,7 @@ def test_the_commands_for_own_images_work_on_a_folder_of_photos(tmp_path: Path) 
     for command in commands:
         done = call([*lfm(), *shlex.split(command)[1:]], tmp_path)
         assert done.returncode == 0, done.stderr
-    # Of six test images; a class that keeps just half of its own label, as alpha: auto lets it, may lose one of its two.
+    # Of six test images: a class that keeps half of its own label, as `alpha: auto` allows, may lose one of its two.
     (score,) = re.findall(r"^lfm \+ ce .* ([\d.]+)$", done.stdout.split("Top-1")[1], re.MULTILINE)
     assert float(score) > 60, done.stdout
 
