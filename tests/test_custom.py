@@ -498,8 +498,8 @@ BAD: dict[str, tuple[Files, str, dict[str, object], str]] = {
     "empty parquet": ({"m.parquet": parquet(path=[], label=[])}, "m.parquet", {}, r"m.parquet has no rows"),
     "fractions": ({"m.parquet": parquet(path=["x"], label=[0.5])}, "m.parquet", {},
                   r"column label holds double, it must be text or whole numbers"),
-    "pixels": ({"m.parquet": parquet(image=[{"bytes": b"x"}], label=[0])}, "m.parquet", {},
-               r"image holds struct.* be text;"),
+    "pixels": ({"m.parquet": parquet(image=[{"bytes": b"x"}] * 2, label=[0, 1])}, "m.parquet", {},
+               r"m.parquet row 1: 0\) are numbers, .* set data.class_names"),
     "missing files": (TWO | {"m.csv": GONE.encode()}, "m.csv", {},
                       r"8 of 9 listed images are no files \(ROOT/gone0, ROOT/gone1, ROOT/gone2, ROOT/gone3, "
                       r"ROOT/gone4, \.\.\.\); correct the paths, or set data.images"),

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from lfm.config.schema import DataConfig
 from lfm.data.sources.base import SPLITS, TEST, TRAIN, Encoded, Files, Index, Source
 from lfm.data.sources.class_names import named, number_classes
-from lfm.data.sources.image_folder import from_folder
+from lfm.data.sources.image_folder import from_folder, scan
 from lfm.data.sources.image_listing import Found, absolute, resolve, stamps
-from lfm.data.sources.manifest import MANIFESTS, Rows, read_lists, read_manifest
+from lfm.data.sources.manifest import MANIFESTS, Rows, read_lists, read_manifest, read_metadata
 from lfm.data.sources.saved_dataset import is_arrow, read_arrow
 from lfm.data.sources.test_split import choose_test, digests
 from lfm.data.sources.whole_numbers import fraction, whole_number
@@ -26,7 +26,8 @@ KINDS = (
     "a prefix in S3 with the same layout (data.source=s3://bucket/birds), "
     "a split list of lines 'PATH LABEL' (data.source=/data/birds/train.txt, with val.txt, test.txt next to it), "
     "a manifest with the columns path, label and maybe split (data.source=/data/birds.csv, .tsv, .parquet or .jsonl, "
-    "or at s3://), or a folder that Hugging Face datasets saved (data.source=/data/birds-arrow)"
+    "or at s3://), Parquet files with the images inside (the file, or a folder as the Hugging Face hub lays it out), "
+    "or a folder that Hugging Face datasets saved (data.source=/data/birds-arrow)"
 )
 COARSE = 20
 """With fewer test images a class, one image moves its accuracy by five points or more."""
@@ -50,6 +51,10 @@ def load_custom(config: DataConfig) -> Source:
     if not remote and is_arrow(Path(source)):
         images, label_N, split_N, classes, checksum = read_arrow(Path(source))
         classes = named(config, classes)
+    elif packed := _packed(source, suffix):
+        from lfm.data.sources.parquet_images import read_packed
+
+        images, label_N, split_N, classes, checksum = read_packed(config, source, packed)
     else:
         found = _find(config, source, suffix, remote)
         label_N, classes = number_classes(config, found)
@@ -80,9 +85,21 @@ def _kept_digests(images: Encoded, checksum: str) -> list[bytes]:
     return [row.tobytes() for row in np.load(folder / "digests.npy", allow_pickle=False)]
 
 
+def _packed(source: str, suffix: str) -> list[str]:
+    """Parquet files with the images inside, if the source is such."""
+    if suffix != ".parquet" and (s3.is_remote(source) or not Path(source).is_dir()):
+        return []
+    from lfm.data.sources.parquet_images import packed_files
+
+    return packed_files(source)
+
+
 def _find(config: DataConfig, source: str, suffix: str, remote: bool) -> Found:
     if (remote and suffix not in (".txt", *MANIFESTS)) or Path(source).is_dir():
-        return from_folder(source, config.class_depth)
+        scanned = scan(source)
+        if not config.class_depth and scanned.labelled_by_metadata():
+            return _from_tables(config, f"{source}/metadata", read_metadata(source, scanned.metadata()))
+        return from_folder(scanned, config.class_depth)
     if suffix == ".txt":
         return _from_tables(config, source, read_lists(source))
     if suffix in MANIFESTS:

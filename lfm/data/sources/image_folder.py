@@ -26,6 +26,7 @@ NOT_OURS = frozenset((
 ))  # fmt: skip
 """Folders and files that systems put beside images, in small letters; as are all whose names begin with a dot."""
 
+METADATA = ("metadata.csv", "metadata.jsonl")
 SHOWN = 8
 DEEPEST = 4
 """Levels of folders that may be splits, groups and classes."""
@@ -37,11 +38,18 @@ class LeftOut:
 
     endings: Counter[str] = field(default_factory=Counter)
     """Ending -> files that are no images by it."""
+    metadata: list[str] = field(default_factory=list)
+    """Files metadata.csv, metadata.jsonl, from the root."""
     not_ours: Counter[str] = field(default_factory=Counter)
     """Name -> hidden files and folders, thumbnails and what else systems put there; their content is not counted."""
 
     def tell(self, root: str) -> None:
         """A line for each kind that there is."""
+        for file in self.metadata:
+            say(
+                f"warning: {root}/{file} is not used, since the folders name the classes; "
+                f"data.source={root}/{file} takes its labels"
+            )
         if self.not_ours:
             say(
                 f"{self.not_ours.total():,} hidden, thumbnail and system entries of {root} are left out "
@@ -61,27 +69,65 @@ def _counted(names: Counter[str]) -> str:
     )
 
 
-def from_folder(root: str, class_depth: int = 0) -> Found:
+@dataclass
+class Scan:
+    """What lies below a folder."""
+
+    root: str
+    files: list[tuple[str, str]] = field(default_factory=list)
+    """Images: path from the root, stamp; sorted."""
+    folders: set[str] = field(default_factory=set)
+    left: LeftOut = field(default_factory=LeftOut)
+
+    def labelled_by_metadata(self) -> bool:
+        """Whether no class folders, but metadata files (imagefolder's convention) can name the classes."""
+        where = {name.rpartition("/")[0] for name, _ in self.files}
+        inside: dict[str, set[str]] = {}
+        for folder in where:
+            home = max((each for each in self._homes() if f"{folder}/".startswith(each)), default=None, key=len)
+            if home is None:
+                return False
+            inside.setdefault(home, set()).add(folder)
+        return bool(inside) and all(len(folders) == 1 for folders in inside.values())
+
+    def _homes(self) -> list[str]:
+        return [name.rpartition("metadata.")[0] for name in self.left.metadata]
+
+    def metadata(self) -> list[tuple[str, str]]:
+        """Each metadata file, and the folder that its paths start from, from the root, with a slash at its end."""
+        return list(zip(self.left.metadata, self._homes(), strict=True))
+
+
+def scan(root: str) -> Scan:
+    """All images below a folder or prefix.
+
+    Raises:
+        InputError: not readable.
+    """
+    found = Scan(root)
+    if s3.is_remote(root):
+        _list_bucket(root, found.files, found.folders, found.left)
+    else:
+        try:
+            _scan(root, "", (_identity(Path(root).stat()),), found.files, found.folders, found.left)
+        except OSError as error:
+            raise unreadable(error.filename or root, error) from error
+    found.files.sort()
+    found.left.metadata.sort()
+    return found
+
+
+def from_folder(found: Scan, class_depth: int = 0) -> Found:
     """The images in the class folders of a folder; the class folder's name is the label.
 
     Args:
-        root: local folder or s3:// prefix.
+        found: of `scan`.
         class_depth: as `data.class_depth`: the level of the class folders, 1 or more; 0: by the layout.
 
     Raises:
-        InputError: not readable, no images in class folders, a class without images, or doubt about the layout.
+        InputError: no images in class folders, a class without images, or doubt about the layout.
     """
-    files: list[tuple[str, str]] = []  # path from the root, stamp
-    folders: set[str] = set()
-    left = LeftOut()
-    if s3.is_remote(root):
-        _list_bucket(root, files, folders, left)
-    else:
-        try:
-            _scan(root, "", (_identity(Path(root).stat()),), files, folders, left)
-        except OSError as error:
-            raise unreadable(error.filename or root, error) from error
-    files.sort()
+    root, files, folders = found.root, found.files, found.folders
     depth, split_of = _layout(root, folders, files, class_depth)
     name, stamp, label, split = [], [], [], []
     for each, mark in files:
@@ -100,7 +146,7 @@ def from_folder(root: str, class_depth: int = 0) -> Found:
             f"{len(missing)} folders of {root} hold no image ({first_few(missing)}), and each folder is a class; "
             f"add images ({' '.join(sorted(IMAGES))}) or move the folder elsewhere"
         )
-    left.tell(root)
+    found.left.tell(root)
     if len(name) < len(files):
         say(f"{len(files) - len(name):,} images of {root} lie outside of class folders and are left out")
     path = [f"{root}/{each}" for each in name]
@@ -206,6 +252,8 @@ def _scan(
                     files.append((inner + name, stamp_of(entry.stat())))
                 except FileNotFoundError:  # a link to nothing: reading it will say so, with its name
                     files.append((inner + name, "gone"))
+            elif name.lower() in METADATA:
+                left.metadata.append(inner + name)
             else:
                 left.endings[_ending(name)] += 1
 
@@ -221,6 +269,8 @@ def _list_bucket(root: str, files: list[tuple[str, str]], folders: set[str], lef
         folders.update("/".join(parts[: k + 1]) for k in range(min(len(parts) - 1, DEEPEST)))
         if _ending(parts[-1]) in IMAGES:
             files.append((name, f"{item.size} {item.etag}"))
+        elif parts[-1].lower() in METADATA:
+            left.metadata.append(name)
         else:
             left.endings[_ending(parts[-1])] += 1
     left.not_ours.update(path.rpartition("/")[2] for path in not_ours)

@@ -122,6 +122,28 @@ def read_manifest(source: str, suffix: str) -> Rows:
     return Rows(source, "row", place, path, label, split or [TRAIN] * len(path), raw)
 
 
+def read_metadata(root: str, files: Sequence[tuple[str, str]]) -> list[Rows]:
+    """The metadata files below a folder (imagefolder's convention), their paths from that folder.
+
+    Args:
+        root: the folder.
+        files: each file, and the folder that its paths start from (`train/`); a split if it is called so.
+
+    Raises:
+        InputError: as `read_manifest`.
+    """
+    split_of = splits_of({inner.split("/")[0] for _, inner in files if inner})
+    tables = []
+    for file, inner in files:
+        rows = read_manifest(f"{root}/{file}", file[file.rindex(".") :].lower())
+        rows.path = [f"{inner}{path}" for path in rows.path]
+        split = split_of.get(inner.split("/")[0])
+        rows.split = rows.split if split is None else [split] * len(rows.path)
+        tables.append(rows)
+    say(f"{root}: the labels are those of {', '.join(file for file, _ in files)}")
+    return tables
+
+
 def _used(name: str) -> bool:
     return plain_name(name) in (*PATH_COLUMNS, *LABEL_COLUMNS) or is_split_column(name)
 
