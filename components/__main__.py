@@ -30,12 +30,11 @@ def listing() -> str:
         lines += ["", f"## {name}", "", about, ""]
         lines += ["| | name | type | what |", "|---|---|---|---|"]
         lines += _rows("in", spec.inputs) + _rows("out", spec.outputs)
-        cached = "KFP may reuse an earlier result" if resources.cached else "runs each time"
         gpu = ", the GPUs of the run" if resources.gpu else ""
         lines += [
             "",
             f"{resources.cpu} CPU, {resources.memory}{gpu}; time limit {resources.hours:g} h; "
-            f"{resources.retries} retries; {cached}.",
+            f"{resources.retries} retries.",
         ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

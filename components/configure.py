@@ -20,7 +20,7 @@ def configure(
     preset: str,
 {parameters}
     overrides: dict,
-) -> NamedTuple("Resolved", data=dict, model=dict, text=dict, seed=int, config=dict, run=str):
+) -> NamedTuple("Resolved", config=dict, run=str):
     """Resolve and check the configuration and begin the MLflow run.
 
     Args:
@@ -28,10 +28,6 @@ def configure(
 {descriptions}
 
     Returns:
-        data: Section that the data depend on.
-        model: Section that the backbone depends on.
-        text: Section that the class embeddings depend on.
-        seed: Seed of the run.
         config: The complete configuration.
         run: Key by which later steps find the MLflow run.
     """
@@ -40,8 +36,7 @@ def configure(
     values = {{
 {values}
     }}
-    config, run = configure(preset, values, overrides)
-    return config["data"], config["model"], config["text"], config["seed"], config, run
+    return configure(preset, values, overrides)
 '''
 
 

@@ -24,7 +24,7 @@ def finish(status: dsl.PipelineTaskFinalStatus) -> None:
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def plan_sweep(config: dict, variants: list) -> list:  # type: ignore[type-arg]
+def plan_sweep(config: dict, variants: List[dict]) -> List[dict]:  # type: ignore[type-arg]  # noqa: UP006
     """Check every configuration of a sweep before any of them is trained.
 
     Args:
@@ -42,29 +42,24 @@ def plan_sweep(config: dict, variants: list) -> list:  # type: ignore[type-arg]
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def configure_variant(
     variant: dict,  # type: ignore[type-arg]
-) -> NamedTuple("Resolved", data=dict, model=dict, text=dict, seed=int, config=dict, run=str):  # type: ignore[valid-type]
+) -> NamedTuple("Resolved", config=dict, run=str):  # type: ignore[valid-type]
     """Begin the MLflow run of one configuration of a sweep, as a child of the sweep's run.
 
     Args:
         variant: Name and complete configuration.
 
     Returns:
-        data: Section that the data depend on.
-        model: Section that the backbone depends on.
-        text: Section that the class embeddings depend on.
-        seed: Seed of the run.
         config: The complete configuration.
         run: Key by which later steps find the MLflow run.
     """
     from lfm.jobs.pipeline_run import configure_variant
 
-    config, run = configure_variant(variant)
-    return config["data"], config["model"], config["text"], config["seed"], config, run
+    return configure_variant(variant)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def compare(
-    variants: list,  # type: ignore[type-arg]
+    variants: List[dict],  # type: ignore[type-arg]  # noqa: UP006
     metrics: Input[List[Metrics]],  # noqa: UP006
     table: Output[Artifact],
     figure: Output[Artifact],
@@ -88,22 +83,6 @@ def compare(
     best = compare(variants, [one.path for one in metrics], table.path, figure.path, report.path)
     for name, value in best.items():
         scores.log_metric(name, value)
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def data_news(config: dict, dataset: Input[Dataset]) -> str:  # type: ignore[type-arg]
-    """Compare the data with those that the registered model was trained on.
-
-    Args:
-        config: The complete configuration, which has the name of the model.
-        dataset: The data as they are now.
-
-    Returns:
-        Output: changed, or unchanged.
-    """
-    from lfm.jobs.retrain import data_news
-
-    return data_news(config, dataset.path)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -1,4 +1,4 @@
-"""The steps of a training run: fetch backbone, prepare data, embed text, two stages, evaluate, register.
+"""The steps of a training run: prepare, two stages, evaluate, register.
 
 No `from __future__ import annotations` here: KFP reads the annotations as types.
 """
@@ -10,58 +10,56 @@ from lfm.components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def fetch_backbone(model: dict, seed: int, backbone: Output[Model]) -> None:  # type: ignore[type-arg]
-    """Fetch the pre-trained image and text towers once; no later step needs a network.
+def prepare(
+    run: str,
+    config: dict,  # type: ignore[type-arg]
+    dataset: Output[Dataset],
+    embeddings: Output[Model],
+    backbone: Output[Model],
+) -> None:
+    """Prepare the data, fetch the backbone and embed the class names; no later step needs a network.
 
     Args:
-        model: The model section of the configuration.
-        seed: Seed of the initial weights, where they are random.
-
-    Returns:
-        backbone: Both towers as safetensors, their architecture, tokenizer and preprocessing.
-    """
-    from lfm.jobs.prepare import fetch_backbone
-
-    fetch_backbone(model, seed, backbone.path)
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def prepare_data(data: dict, model: dict, seed: int, dataset: Output[Dataset]) -> None:  # type: ignore[type-arg]
-    """Fetch and check the images, take the long-tailed subset, and decode it once.
-
-    Args:
-        data: The data section of the configuration.
-        model: The model section of the configuration; its tower sets the size of the images.
-        seed: Seed of the long-tailed subset.
+        run: Key of the MLflow run.
+        config: The complete configuration.
 
     Returns:
         dataset: Training, validation and test images as Arrow files, and their pixels as memory-mapped arrays.
+        embeddings: Class embeddings of unit length, as safetensors.
+        backbone: Both towers as safetensors, their architecture, tokenizer and preprocessing.
     """
-    from lfm.jobs.prepare import prepare_data
+    from lfm.jobs.pipeline_run import belong_to
+    from lfm.jobs.training_inputs import prepare_inputs
 
-    prepare_data(data, model, seed, dataset.path)
+    belong_to(run)
+    prepare_inputs(config, dataset.path, embeddings.path, backbone.path)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def embed_text(
-    text: dict,  # type: ignore[type-arg]
-    dataset: Input[Dataset],
-    backbone: Input[Model],
+def prepare_retraining(
+    run: str,
+    config: dict,  # type: ignore[type-arg]
+    dataset: Output[Dataset],
     embeddings: Output[Model],
-) -> None:
-    """Encode the class names with the frozen text tower.
+    backbone: Output[Model],
+) -> str:
+    """Prepare the data; where they are new to the champion, fetch the backbone and embed the class names too.
 
     Args:
-        text: The text section of the configuration.
-        dataset: Data set with the class names.
-        backbone: Both towers, of which the text tower is used.
+        run: Key of the MLflow run.
+        config: The complete configuration, which has the name of the registered model.
 
     Returns:
-        embeddings: Class embeddings of unit length, as safetensors.
+        dataset: Training, validation and test images as Arrow files, and their pixels as memory-mapped arrays.
+        embeddings: Class embeddings of unit length, as safetensors; empty where the data are unchanged.
+        backbone: Both towers as safetensors; empty where the data are unchanged.
+        Output: changed, or unchanged.
     """
-    from lfm.jobs.prepare import embed_text
+    from lfm.jobs.pipeline_run import belong_to
+    from lfm.jobs.training_inputs import prepare_retraining
 
-    embed_text(text, dataset.path, backbone.path, embeddings.path)
+    belong_to(run)
+    return prepare_retraining(config, dataset.path, embeddings.path, backbone.path)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

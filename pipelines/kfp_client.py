@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lfm.config.overrides import flatten
+from lfm.config.presets import PRESETS
 from lfm.config.run_parameters import pipeline_arguments
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
@@ -22,6 +24,10 @@ from lfm.revision import commit
 POLL = 5.0
 """Seconds between two looks at a run."""
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "ERROR")
+
+
+SHOWN_FIELDS = 4
+"""Fields that a run's name shows at most."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,10 @@ class Cluster:
             run = self.client.create_run_from_pipeline_package(
                 str(path),
                 arguments=pipeline_arguments(config),
-                run_name=f"{pipeline_name(kind, config.preset)} {time.strftime('%Y-%m-%d %H:%M:%S')}",
+                run_name=run_name(kind, config),
                 experiment_name=experiment or config.preset,
                 namespace=self.namespace,
+                service_account=settings.service_account or None,
             )
         return str(run.run_id)
 
@@ -136,6 +143,7 @@ class Cluster:
                 pipeline_id=pipeline,
                 version_id=version,
                 enabled=True,
+                service_account=settings.service_account or None,
             )
         return _schedule(made)
 
@@ -191,6 +199,20 @@ class Cluster:
 
     def _one_line_errors(self) -> AbstractContextManager[None]:
         return one_line_errors(self.host)
+
+
+def run_name(kind: str, config: RunConfig) -> str:
+    """Name of a run in KFP's list: what differs from the preset, so that runs can be told apart there.
+
+    Returns:
+        As in `lfm + mms, stage1.lr 0.001, seed 1 (train, 2026-11-27 22:01:05)`.
+    """
+    preset, changed = flatten(PRESETS[config.preset]()), []
+    for field, value in flatten(config).items():
+        if value != preset[field] and field not in ("seed", "mixup.name", "loss.name"):
+            changed.append(f"{field} {value}")
+    shown = ", ".join([config.method, *changed[:SHOWN_FIELDS], *(["..."] if len(changed) > SHOWN_FIELDS else [])])
+    return f"{shown}, seed {config.seed} ({kind}, {time.strftime('%Y-%m-%d %H:%M:%S')})"
 
 
 def _schedule(run: Any) -> Schedule:

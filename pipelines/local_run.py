@@ -51,7 +51,7 @@ class Result:
     @property
     def news(self) -> str:
         """What a retraining found the data to be: changed or unchanged."""
-        return self._value("data-news")
+        return self._value("prepare-retraining")
 
     @property
     def outcome(self) -> str:

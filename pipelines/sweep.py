@@ -5,12 +5,15 @@ from typing import Any
 
 from kfp import dsl
 
-from lfm.components import control
+from lfm.components import control, steps
 from lfm.config.schema import RunConfig
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.task_settings import TaskFactory
-from lfm.pipelines.training import Parameter, about, build, prepare, train
+from lfm.pipelines.training import Parameter, about, build, train
 
+ITEMS = list[dict]  # type: ignore[type-arg]
+"""Type of the list that is looped over. KFP reads the type of the items from it: of a plain list they are text, which a
+backend then refuses where a dictionary is wanted (KFP 2.17.0, driver/resolve.go:199)."""
 VARIANTS = "Configurations to compare, each with a name, a label that its seeds share, and overrides."
 
 
@@ -22,8 +25,8 @@ def sweep_pipeline(
 ) -> Any:
     """Configure, plan -> for each configuration: data, text, two stages, evaluate -> compare.
 
-    Configurations with the same data or text share them: through KFP's cache, and through the content-addressed store
-    where the steps share a volume or a machine. A sweep registers no model.
+    Configurations with the same data or text share them through the content-addressed store, where the steps share a
+    volume, a machine or LFM_STORE. A sweep registers no model.
 
     Args:
         config: Configuration that all variants start from.
@@ -38,8 +41,8 @@ def sweep_pipeline(
         with dsl.ParallelFor(planned, parallelism=limit, name="configurations") as variant:
             # The item has its complete configuration: kfp.local gives a loop's steps no output of an earlier task.
             one = tasks.add(control.configure_variant, variant=variant)
-            trained = train(tasks, one, *prepare(tasks, one))
+            trained = train(tasks, one, tasks.add(steps.prepare, **one.outputs))
         tasks.add(control.compare, variants=planned, metrics=dsl.Collected(trained.metrics))
 
-    own = {"variants": Parameter(list, [dict(variant) for variant in variants], VARIANTS)}
+    own = {"variants": Parameter(ITEMS, [dict(variant) for variant in variants], VARIANTS)}
     return build(f"{config.preset}-sweep", f"Sweep over {about(config.preset)}", config, settings, body, own)

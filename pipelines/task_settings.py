@@ -1,8 +1,9 @@
-"""How a component becomes a task: caching, and on a cluster the image, resources, retries and pod settings."""
+"""How a component becomes a task: on a cluster with its image, resources, retries and pod settings."""
 
+from dataclasses import replace
 from typing import Any
 
-from lfm.components.resources import RESOURCES, Resources
+from lfm.components.resources import LAUNCHER, RESOURCES, Resources
 from lfm.errors import InputError
 from lfm.pipelines.cluster_settings import ClusterSettings, StepResources
 
@@ -16,28 +17,35 @@ class TaskFactory:
 
     Args:
         settings: Settings of a cluster; None: a local run, which ignores resources and retries.
-        gpus: Parameter of the pipeline with the number of GPUs of a training step.
+        gpus: Parameter of the pipeline with the number of GPUs of a training step, as text.
+        nodes: Machines that share a batch; with several the step only starts and watches them.
     """
 
-    def __init__(self, settings: ClusterSettings | None, gpus: Any = None) -> None:
-        self.settings, self.gpus = settings, gpus
+    def __init__(self, settings: ClusterSettings | None, gpus: Any = None, nodes: int = 1) -> None:
+        self.settings, self.gpus, self.nodes = settings, gpus, nodes
 
-    def add(self, component: Any, use_cache: bool = True, **inputs: Any) -> Any:
+    def add(self, component: Any, **inputs: Any) -> Any:
         """Add a task to the pipeline that is being defined.
+
+        KFP's cache is off: its key has the parameters, not the images or checkpoints at the addresses in them, and a
+        cached step writes nothing to MLflow. What is unchanged is taken from `lfm.storage.store`, by content.
 
         Args:
             component: Component of `lfm.components`.
-            use_cache: Whether KFP may take the result of a pure component from its cache.
             inputs: Inputs of the component.
         """
         task, resources = component(**inputs), RESOURCES[component.name]
-        task.set_caching_options(resources.cached and use_cache)
+        task.set_caching_options(False)
+        if resources.trains and self.nodes > 1:
+            resources = replace(resources, cpu=LAUNCHER.cpu, memory=LAUNCHER.memory, gpu=False)
         if self.settings:
             changes = self.settings.steps.get(component.name, StepResources())
             _set_resources(task, resources, changes, self.settings)
             _set_pod(task, self.settings)
             if resources.gpu:
                 _set_gpu_pod(task, self.gpus, self.settings)
+            elif resources.trains:
+                task.set_env_variable("LFM_IMAGE", self.settings.image)  # image of the machines that it starts
         return task
 
 
@@ -46,13 +54,19 @@ def _set_resources(task: Any, resources: Resources, changes: StepResources, sett
     retries = resources.retries if changes.retries is None else changes.retries
     task.set_container_image(settings.image)
     task.set_cpu_request(changes.cpu or resources.cpu).set_memory_request(memory).set_memory_limit(memory)
+    seconds = round((changes.hours or resources.hours) * HOUR)
     if retries:
-        task.set_retry(retries, f"{settings.backoff_seconds}s", 2.0, f"{HOUR}s")
-    kubernetes().set_timeout(task, seconds=round((changes.hours or resources.hours) * HOUR))
+        # The longest duration counts from the first attempt's beginning, and ends a retried pod (Argo 4.0.5,
+        # operator.go:1028): it has to hold every attempt and every wait.
+        waits = settings.backoff_seconds * (2**retries - 1)
+        task.set_retry(retries, f"{settings.backoff_seconds}s", 2.0, f"{(retries + 1) * seconds + waits}s")
+    kubernetes().set_timeout(task, seconds=seconds)
 
 
 def _set_pod(task: Any, settings: ClusterSettings) -> None:
     k8s = kubernetes()
+    # Pod Security "restricted" asks for it; KFP itself sets the rest (KFP 2.17.0, driver/security_context.go).
+    k8s.set_security_context(task, run_as_non_root=True)
     # An environment variable is not part of KFP's cache key, a parameter would be.
     k8s.use_field_path_as_env(task, env_name="LFM_PIPELINE_RUN", field_path=RUN_ID)
     for name, value in settings.environment.items():
@@ -74,9 +88,9 @@ def _set_pod(task: Any, settings: ClusterSettings) -> None:
 
 def _set_gpu_pod(task: Any, gpus: Any, settings: ClusterSettings) -> None:
     k8s = kubernetes()
-    task.set_env_variable("LFM_IMAGE", settings.image)  # image of the other nodes, if training takes several
     if settings.accelerator:
         task.set_accelerator_type(settings.accelerator).set_accelerator_limit(gpus)
+        task.set_env_variable("LFM_ACCELERATOR", settings.accelerator)
     if settings.shared_memory:
         k8s.empty_dir_mount(
             task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=settings.shared_memory  # noqa: S108

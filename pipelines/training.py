@@ -27,7 +27,7 @@ class Trained(NamedTuple):
 class Parameter(NamedTuple):
     """A parameter of a pipeline."""
 
-    type: type
+    type: Any
     default: Any
     description: str
 
@@ -37,7 +37,7 @@ Body = Callable[[TaskFactory, Any, dict[str, Any]], None]
 
 
 def training_pipeline(config: RunConfig, settings: ClusterSettings | None = None) -> Any:
-    """Configure -> fetch backbone, prepare data -> embed text -> stage 1 -> stage 2 -> evaluate -> register.
+    """Configure -> prepare data, backbone and class embeddings -> stage 1 -> stage 2 -> evaluate -> register.
 
     Args:
         config: Configuration that the default values of the parameters give.
@@ -45,7 +45,8 @@ def training_pipeline(config: RunConfig, settings: ClusterSettings | None = None
     """
 
     def body(tasks: TaskFactory, configured: Any, _: dict[str, Any]) -> None:
-        register(tasks, configured, train(tasks, configured, *prepare(tasks, configured)))
+        prepared = tasks.add(steps.prepare, **configured.outputs)
+        register(tasks, configured, train(tasks, configured, prepared))
 
     return build(config.preset, about(config.preset), config, settings, body)
 
@@ -74,7 +75,7 @@ def build(
 
     def pipeline(*arguments: Any) -> None:
         values = dict(zip(parameters, arguments, strict=True))
-        tasks = TaskFactory(settings, values["gpus"])
+        tasks = TaskFactory(settings, values["gpus"], config.train.nodes)
         own_values = {key: values.pop(key) for key in own}
         with dsl.ExitHandler(tasks.add(control.finish), name="steps"):
             body(tasks, tasks.add(configure, preset=config.preset, **values), own_values)
@@ -96,40 +97,18 @@ def about(preset: str) -> str:
     return (PRESETS[preset].__doc__ or "").strip().splitlines()[0]
 
 
-def prepare(tasks: TaskFactory, configured: Any, read_again: bool = False) -> tuple[Any, Any]:
-    """Fetch the backbone and prepare the data, in parallel: the two artifacts.
+def train(tasks: TaskFactory, configured: Any, prepared: Any) -> Trained:
+    """Stage 1 -> stage 2 -> evaluate.
 
     Args:
         tasks: Factory of the pipeline's tasks.
-        configured: Task of `configure`.
-        read_again: Prepare the data even if KFP has them in its cache, because the source may have changed.
+        configured: Task of `configure`, or of `configure-variant`.
+        prepared: Task with the outputs dataset, embeddings and backbone.
     """
-    sections = configured.outputs
-    fetched = tasks.add(steps.fetch_backbone, model=sections["model"], seed=sections["seed"])
-    prepared = tasks.add(
-        steps.prepare_data,
-        use_cache=not read_again,
-        data=sections["data"],
-        model=sections["model"],
-        seed=sections["seed"],
-    )
-    return fetched.outputs["backbone"], prepared.outputs["dataset"]
-
-
-def train(tasks: TaskFactory, configured: Any, backbone: Any, dataset: Any) -> Trained:
-    """Embed text -> stage 1 -> stage 2 -> evaluate.
-
-    Training and evaluation write to MLflow, so KFP must run them each time; the step itself then takes an unchanged
-    result from `lfm.storage.store`.
-    """
-    text = tasks.add(steps.embed_text, text=configured.outputs["text"], dataset=dataset, backbone=backbone)
+    dataset, backbone = prepared.outputs["dataset"], prepared.outputs["backbone"]
     inputs = {
-        "run": configured.outputs["run"],
-        "config": configured.outputs["config"],
-        "dataset": dataset,
-        "embeddings": text.outputs["embeddings"],
-        "backbone": backbone,
-    }
+        **configured.outputs, "dataset": dataset, "embeddings": prepared.outputs["embeddings"], "backbone": backbone,
+    }  # fmt: skip
     stage1 = tasks.add(steps.train_stage1, **inputs)
     stage2 = tasks.add(steps.train_stage2, **inputs, encoder=stage1.outputs["model"])
     model = stage2.outputs["model"]
@@ -141,8 +120,7 @@ def register(tasks: TaskFactory, configured: Any, trained: Trained) -> Any:
     """Register the evaluated model: its URI."""
     return tasks.add(
         steps.register,
-        run=configured.outputs["run"],
-        config=configured.outputs["config"],
+        **configured.outputs,
         dataset=trained.dataset,
         backbone=trained.backbone,
         model=trained.model,

@@ -23,6 +23,8 @@ class RunParameter(NamedTuple):
     description: str
 
 
+# `gpus` is text, since KFP's driver reads settings of a pod from text parameters alone: of a number it makes "" and
+# leaves the limit out without a word (KFP 2.17.0, driver/resolve.go:818).
 # The KFP UI sorts parameters by name and shows no description there. So a name is its field's, with _ for the dot:
 # parameters of one section are together, and are named as in --set.
 RUN_PARAMETERS = {
@@ -50,7 +52,7 @@ RUN_PARAMETERS = {
         "auto."),
     "batch_size": RunParameter(int, ("stage1.batch_size", "stage2.batch_size"), "Images in a training step of either "
         "stage, counted over all GPUs."),
-    "gpus": RunParameter(int, ("train.processes",), "GPUs for training, with one process each. On a cluster without "
+    "gpus": RunParameter(str, ("train.processes",), "GPUs for training, with one process each. On a cluster without "
         "GPUs: number of processes."),
     "seed": RunParameter(int, ("seed",), "Seed of the subset, the initial weights and every batch."),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Where a training task runs: in this process, in several on this machine, or on several machines."""
 
+import os
 import sys
 import uuid
 
@@ -20,6 +21,29 @@ def processes_per_node(train: TrainConfig) -> int:
     return max(1, torch.cuda.device_count()) if train.device in ("auto", "cuda") else 1
 
 
+def check_accelerators(processes: int, device: str) -> None:
+    """See that the GPUs that the pod asked for are there, before hours of training on the CPU.
+
+    Args:
+        processes: Processes of this machine, one for each GPU.
+        device: `train.device`.
+
+    Raises:
+        InputError: The cluster's settings name an accelerator (LFM_ACCELERATOR), and PyTorch sees fewer.
+    """
+    accelerator = os.environ.get("LFM_ACCELERATOR")
+    if not accelerator or device == "cpu":
+        return
+    import torch
+
+    if (seen := torch.cuda.device_count()) < processes:
+        raise InputError(
+            f"this step was to train on {processes} {accelerator}, and PyTorch sees {seen}: see that the pod's limits "
+            f"name it, that the node has a driver and device plugin, and that the image has a CUDA build; or set "
+            f"train.device=cpu to train without"
+        )
+
+
 def launch(task: WorkerTask, curves: Curves) -> None:
     """Train a stage in as many processes, on as many machines, as the configuration says.
 
@@ -31,6 +55,8 @@ def launch(task: WorkerTask, curves: Curves) -> None:
         InputError: what the user can correct.
         SystemExit: another process ended with such an error and has printed it, or by SIGTERM.
     """
+    if task.config.train.nodes == 1:
+        check_accelerators(task.processes, task.config.train.device)
     if task.config.train.nodes > 1:
         train_on_nodes(task, task.config.train.nodes, curves)
     elif task.processes > 1:

@@ -1,5 +1,6 @@
 """How a pipeline run begins and ends in MLflow."""
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -36,12 +37,16 @@ def configure(preset: str, values: Mapping[str, Any], overrides: Mapping[str, An
 
 
 @step
-def configure_variant(variant: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def configure_variant(variant: Mapping[str, Any] | str) -> tuple[dict[str, Any], str]:
     """Do what `configure` does, for one configuration of a sweep.
 
     Args:
-        variant: Variant with its `name` and complete `config`, as `lfm.jobs.sweep.plan_sweep` returns them.
+        variant: Variant with its `name` and complete `config`, as `lfm.jobs.sweep.plan_sweep` returns them; or the
+            same as JSON text, which a backend makes of the items of an untyped list.
     """
+    if isinstance(variant, str):
+        variant = json.loads(variant)
+    assert isinstance(variant, Mapping)
     return _begin(RunConfig.model_validate(variant["config"]), str(variant["name"]))
 
 

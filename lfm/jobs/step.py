@@ -37,6 +37,7 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         no_other_bars()
         mistake = Mistake.of(job.__name__)
+        os.umask(0o022)  # Argo's emissary sets 0: what a step writes could be written by all
         try:
             mistake.repeat()
             with unwound_by_sigterm():

@@ -1,0 +1,47 @@
+"""What a training run begins from, made in one step: data, backbone, class embeddings.
+
+Each pod costs Argo some ten seconds before and ten after its work, so what always goes together is one step. Each part
+has its own run in MLflow and its own place in the store.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lfm.jobs.prepare import embed_text, fetch_backbone, prepare_data
+from lfm.jobs.retrain import CHANGED, UNCHANGED, data_news
+
+
+def prepare_inputs(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> None:
+    """Prepare the data, fetch the backbone and embed the class names.
+
+    Args:
+        config: The complete configuration.
+        dataset: Folder for the data set artifact.
+        embeddings: Folder for the class embeddings.
+        backbone: Folder for the pre-trained towers.
+    """
+    prepare_data(config["data"], config["model"], config["seed"], dataset)
+    _beside_data(config, dataset, embeddings, backbone)
+
+
+def prepare_retraining(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> str:
+    """Prepare the data, and the rest where they are new to the champion: changed or unchanged.
+
+    Args:
+        config: The complete configuration; names the registered model.
+        dataset: Folder for the data set artifact.
+        embeddings: Folder for the class embeddings; empty where the data are unchanged.
+        backbone: Folder for the pre-trained towers; empty where the data are unchanged.
+    """
+    prepare_data(config["data"], config["model"], config["seed"], dataset)
+    if data_news(config, dataset) == UNCHANGED:
+        for folder in (embeddings, backbone):  # KFP expects every output
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        return UNCHANGED
+    _beside_data(config, dataset, embeddings, backbone)
+    return CHANGED
+
+
+def _beside_data(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> None:
+    fetch_backbone(config["model"], config["seed"], backbone)
+    embed_text(config["text"], dataset, backbone, embeddings)
