@@ -4,24 +4,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lfm.components import configure, control, steps
+from lfm.components import begin, control, steps
 from lfm.components.resources import RESOURCES
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "components.md"
 
 
 def listing() -> str:
-    """Every component with its inputs, outputs, caching and resources, as Markdown."""
+    """Every component with its inputs, outputs and resources, as Markdown."""
     lines = [
         "# Components",
         "",
         "Written by `make components`. `docs/pipelines.md` says how a cluster's settings change the resources.",
     ]
     found = {
-        c.name: c
-        for module in (configure, steps, control)
-        for c in vars(module).values()
-        if hasattr(c, "component_spec")
+        c.name: c for module in (begin, steps, control) for c in vars(module).values() if hasattr(c, "component_spec")
     }
     assert found.keys() == RESOURCES.keys()
     for name, resources in RESOURCES.items():

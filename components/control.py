@@ -6,7 +6,7 @@ No `from __future__ import annotations` here: KFP reads the annotations as types
 from typing import List, NamedTuple  # noqa: UP035  KFP knows a list of artifacts by this name
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from lfm.components import IMAGE
 
@@ -24,37 +24,30 @@ def finish(status: dsl.PipelineTaskFinalStatus) -> None:
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def plan_sweep(config: dict, variants: List[dict]) -> List[dict]:  # type: ignore[type-arg]  # noqa: UP006
-    """Check every configuration of a sweep before any of them is trained.
-
-    Args:
-        config: The configuration that all of them start from.
-        variants: Name of each configuration and the fields that it changes.
-
-    Returns:
-        Output: The same list, each entry with its complete configuration.
-    """
-    from lfm.jobs.sweep import plan_sweep
-
-    return plan_sweep(config, variants)
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def configure_variant(
+def prepare_variant(
     variant: dict,  # type: ignore[type-arg]
-) -> NamedTuple("Resolved", config=dict, run=str):  # type: ignore[valid-type]
-    """Begin the MLflow run of one configuration of a sweep, as a child of the sweep's run.
+    dataset: Output[Dataset],
+    embeddings: Output[Model],
+    backbone: Output[Model],
+) -> NamedTuple("Begun", config=dict, run=str):  # type: ignore[valid-type]
+    """Begin one configuration of a sweep, as a child of the sweep's run, and prepare all that training needs.
 
     Args:
         variant: Name and complete configuration.
 
     Returns:
+        dataset: Training, validation and test images as Arrow files, and their pixels as memory-mapped arrays.
+        embeddings: Class embeddings of unit length, as safetensors.
+        backbone: Both towers as safetensors, their architecture, tokenizer and preprocessing.
         config: The complete configuration.
         run: Key by which later steps find the MLflow run.
     """
     from lfm.jobs.pipeline_run import configure_variant
+    from lfm.jobs.training_inputs import prepare_inputs
 
-    return configure_variant(variant)
+    config, run = configure_variant(variant)
+    prepare_inputs(config, dataset.path, embeddings.path, backbone.path)
+    return config, run
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -28,11 +28,10 @@ LAUNCHER = Resources("500m", "2Gi", 96)
 """What a training step requests that starts other machines and watches them."""
 
 RESOURCES = {
-    "configure": Resources("500m", "2Gi", 1),
     "plan-sweep": Resources("500m", "2Gi", 1),
-    "configure-variant": Resources("500m", "2Gi", 1),
     "prepare": Resources("4", "16Gi", 24),
     "prepare-retraining": Resources("4", "16Gi", 24),
+    "prepare-variant": Resources("4", "16Gi", 24),
     "train-stage1": Resources("8", "32Gi", 96, gpu=True, trains=True, retries=5),
     "train-stage2": Resources("8", "32Gi", 48, gpu=True, trains=True, retries=5),
     "evaluate": Resources("4", "16Gi", 6, gpu=True),

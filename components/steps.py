@@ -1,4 +1,4 @@
-"""The steps of a training run: prepare, two stages, evaluate, register.
+"""The steps of a training run after the first: two stages, evaluate, register.
 
 No `from __future__ import annotations` here: KFP reads the annotations as types.
 """
@@ -7,59 +7,6 @@ from kfp import dsl
 from kfp.dsl import HTML, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
 from lfm.components import IMAGE
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def prepare(
-    run: str,
-    config: dict,  # type: ignore[type-arg]
-    dataset: Output[Dataset],
-    embeddings: Output[Model],
-    backbone: Output[Model],
-) -> None:
-    """Prepare the data, fetch the backbone and embed the class names; no later step needs a network.
-
-    Args:
-        run: Key of the MLflow run.
-        config: The complete configuration.
-
-    Returns:
-        dataset: Training, validation and test images as Arrow files, and their pixels as memory-mapped arrays.
-        embeddings: Class embeddings of unit length, as safetensors.
-        backbone: Both towers as safetensors, their architecture, tokenizer and preprocessing.
-    """
-    from lfm.jobs.pipeline_run import belong_to
-    from lfm.jobs.training_inputs import prepare_inputs
-
-    belong_to(run)
-    prepare_inputs(config, dataset.path, embeddings.path, backbone.path)
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def prepare_retraining(
-    run: str,
-    config: dict,  # type: ignore[type-arg]
-    dataset: Output[Dataset],
-    embeddings: Output[Model],
-    backbone: Output[Model],
-) -> str:
-    """Prepare the data; where they are new to the champion, fetch the backbone and embed the class names too.
-
-    Args:
-        run: Key of the MLflow run.
-        config: The complete configuration, which has the name of the registered model.
-
-    Returns:
-        dataset: Training, validation and test images as Arrow files, and their pixels as memory-mapped arrays.
-        embeddings: Class embeddings of unit length, as safetensors; empty where the data are unchanged.
-        backbone: Both towers as safetensors; empty where the data are unchanged.
-        Output: changed, or unchanged.
-    """
-    from lfm.jobs.pipeline_run import belong_to
-    from lfm.jobs.training_inputs import prepare_retraining
-
-    belong_to(run)
-    return prepare_retraining(config, dataset.path, embeddings.path, backbone.path)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

@@ -51,7 +51,7 @@ class Result:
     @property
     def news(self) -> str:
         """What a retraining found the data to be: changed or unchanged."""
-        return self._value("prepare-retraining")
+        return self._value("prepare-retraining", "news")
 
     @property
     def outcome(self) -> str:
@@ -67,9 +67,9 @@ class Result:
     def _output(self, step: str, name: str) -> Path:
         return next(self.folder.rglob(f"{step}/{name}"))
 
-    def _value(self, step: str) -> str:
+    def _value(self, step: str, name: str = "Output") -> str:
         output = json.loads(self._output(step, "executor_output.json").read_text())
-        return str(output["parameterValues"]["Output"])
+        return str(output["parameterValues"][name])
 
 
 @contextmanager

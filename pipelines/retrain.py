@@ -4,7 +4,7 @@ from typing import Any
 
 from kfp import dsl
 
-from lfm.components import control, steps
+from lfm.components import begin, control
 from lfm.config.schema import RunConfig
 from lfm.jobs.retrain import CHANGED
 from lfm.pipelines.cluster_settings import ClusterSettings
@@ -13,24 +13,24 @@ from lfm.pipelines.training import about, build, register, train
 
 
 def retraining_pipeline(config: RunConfig, settings: ClusterSettings | None = None) -> Any:
-    """Configure -> prepare -> if the data are new: train, evaluate with the champion, register, decide.
+    """Prepare -> if the data are new: train, evaluate with the champion, register, decide.
 
     Args:
         config: Configuration that the default values of the parameters give; its preset is the model's name.
         settings: Settings of a cluster; None: a local run.
     """
 
-    def body(tasks: TaskFactory, configured: Any, _: dict[str, Any]) -> None:
-        prepared = tasks.add(steps.prepare_retraining, **configured.outputs)
-        with dsl.If(prepared.outputs["Output"] == CHANGED, name="new-data"):
-            trained = train(tasks, configured, prepared)
-            uri = register(tasks, configured, trained)
+    def body(tasks: TaskFactory, parameters: dict[str, Any]) -> None:
+        prepared = tasks.add(begin.prepare_retraining, **parameters)
+        with dsl.If(prepared.outputs["news"] == CHANGED, name="new-data"):
+            trained = train(tasks, prepared)
             tasks.add(
                 control.decide,
-                **configured.outputs,
+                run=trained.run,
+                config=trained.config,
                 dataset=trained.dataset,
                 metrics=trained.metrics,
-                model_uri=uri,
+                model_uri=register(tasks, trained),
             )
 
     return build(f"{config.preset}-retrain", f"Retraining of {about(config.preset)}", config, settings, body)

@@ -5,7 +5,7 @@ from typing import Any
 
 from kfp import dsl
 
-from lfm.components import control, steps
+from lfm.components import begin, control
 from lfm.config.schema import RunConfig
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.task_settings import TaskFactory
@@ -23,7 +23,7 @@ def sweep_pipeline(
     settings: ClusterSettings | None = None,
     parallelism: int = 1,
 ) -> Any:
-    """Configure, plan -> for each configuration: data, text, two stages, evaluate -> compare.
+    """Plan -> for each configuration: prepare, two stages, evaluate -> compare.
 
     Configurations with the same data or text share them through the content-addressed store, where the steps share a
     volume, a machine or LFM_STORE. A sweep registers no model.
@@ -36,12 +36,11 @@ def sweep_pipeline(
     """
     limit = settings.parallelism if settings else parallelism
 
-    def body(tasks: TaskFactory, configured: Any, own: dict[str, Any]) -> None:
-        planned = tasks.add(control.plan_sweep, config=configured.outputs["config"], variants=own["variants"]).output
+    def body(tasks: TaskFactory, parameters: dict[str, Any]) -> None:
+        planned = tasks.add(begin.plan_sweep, **parameters).output
         with dsl.ParallelFor(planned, parallelism=limit, name="configurations") as variant:
             # The item has its complete configuration: kfp.local gives a loop's steps no output of an earlier task.
-            one = tasks.add(control.configure_variant, variant=variant)
-            trained = train(tasks, one, tasks.add(steps.prepare, **one.outputs))
+            trained = train(tasks, tasks.add(control.prepare_variant, variant=variant))
         tasks.add(control.compare, variants=planned, metrics=dsl.Collected(trained.metrics))
 
     own = {"variants": Parameter(ITEMS, [dict(variant) for variant in variants], VARIANTS)}

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from lfm.components import control, steps
-from lfm.components.configure import configure
+from lfm.components import begin, control, steps
 from lfm.config.presets import PRESETS
 from lfm.config.run_parameters import OVERRIDES, RUN_PARAMETERS, pipeline_arguments
 from lfm.config.schema import RunConfig
@@ -16,9 +15,12 @@ from lfm.pipelines.task_settings import TaskFactory
 
 
 class Trained(NamedTuple):
-    """Outputs of training and evaluation that later tasks use."""
+    """Outputs of preparation, training and evaluation that later tasks use."""
 
+    run: Any
+    config: Any
     dataset: Any
+    embeddings: Any
     backbone: Any
     model: Any
     metrics: Any
@@ -32,21 +34,20 @@ class Parameter(NamedTuple):
     description: str
 
 
-Body = Callable[[TaskFactory, Any, dict[str, Any]], None]
-"""Adds the tasks after `configure`; gets the factory, the task of `configure`, and the pipeline's own parameters."""
+Body = Callable[[TaskFactory, dict[str, Any]], None]
+"""Adds the tasks; gets their factory and the parameters of the pipeline, with the name of the preset."""
 
 
 def training_pipeline(config: RunConfig, settings: ClusterSettings | None = None) -> Any:
-    """Configure -> prepare data, backbone and class embeddings -> stage 1 -> stage 2 -> evaluate -> register.
+    """Prepare (configuration, data, backbone, class embeddings) -> stage 1 -> stage 2 -> evaluate -> register.
 
     Args:
         config: Configuration that the default values of the parameters give.
         settings: Settings of a cluster; None: a local run.
     """
 
-    def body(tasks: TaskFactory, configured: Any, _: dict[str, Any]) -> None:
-        prepared = tasks.add(steps.prepare, **configured.outputs)
-        register(tasks, configured, train(tasks, configured, prepared))
+    def body(tasks: TaskFactory, parameters: dict[str, Any]) -> None:
+        register(tasks, train(tasks, tasks.add(begin.prepare, **parameters)))
 
     return build(config.preset, about(config.preset), config, settings, body)
 
@@ -59,14 +60,14 @@ def build(
     body: Body,
     own_parameters: dict[str, Parameter] | None = None,
 ) -> Any:
-    """A pipeline with the run parameters, `configure` as its first task, and an exit handler.
+    """A pipeline with the run parameters and an exit handler.
 
     Args:
         name: Name of the pipeline.
         description: Description of the pipeline in the KFP UI.
         config: Configuration that the default values of the parameters give.
         settings: Settings of a cluster; None: a local run.
-        body: Function that adds the tasks after `configure`.
+        body: Function that adds the tasks.
         own_parameters: Parameters of this pipeline besides the run parameters, by name.
     """
     own, defaults = own_parameters or {}, pipeline_arguments(config)
@@ -76,9 +77,8 @@ def build(
     def pipeline(*arguments: Any) -> None:
         values = dict(zip(parameters, arguments, strict=True))
         tasks = TaskFactory(settings, values["gpus"], config.train.nodes)
-        own_values = {key: values.pop(key) for key in own}
         with dsl.ExitHandler(tasks.add(control.finish), name="steps"):
-            body(tasks, tasks.add(configure, preset=config.preset, **values), own_values)
+            body(tasks, {"preset": config.preset, **values})
 
     # KFP reads parameters, defaults and descriptions from a function as it reads them from any other.
     pipeline.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -97,32 +97,23 @@ def about(preset: str) -> str:
     return (PRESETS[preset].__doc__ or "").strip().splitlines()[0]
 
 
-def train(tasks: TaskFactory, configured: Any, prepared: Any) -> Trained:
+def train(tasks: TaskFactory, prepared: Any) -> Trained:
     """Stage 1 -> stage 2 -> evaluate.
 
     Args:
         tasks: Factory of the pipeline's tasks.
-        configured: Task of `configure`, or of `configure-variant`.
-        prepared: Task with the outputs dataset, embeddings and backbone.
+        prepared: Task of `prepare`, or of another with the same outputs.
     """
-    dataset, backbone = prepared.outputs["dataset"], prepared.outputs["backbone"]
-    inputs = {
-        **configured.outputs, "dataset": dataset, "embeddings": prepared.outputs["embeddings"], "backbone": backbone,
-    }  # fmt: skip
-    stage1 = tasks.add(steps.train_stage1, **inputs)
-    stage2 = tasks.add(steps.train_stage2, **inputs, encoder=stage1.outputs["model"])
+    begun = {name: prepared.outputs[name] for name in ("run", "config", "dataset", "embeddings", "backbone")}
+    stage1 = tasks.add(steps.train_stage1, **begun)
+    stage2 = tasks.add(steps.train_stage2, **begun, encoder=stage1.outputs["model"])
     model = stage2.outputs["model"]
-    evaluated = tasks.add(steps.evaluate, **inputs, model=model)
-    return Trained(dataset, backbone, model, evaluated.outputs["metrics"])
+    evaluated = tasks.add(steps.evaluate, **begun, model=model)
+    return Trained(**begun, model=model, metrics=evaluated.outputs["metrics"])
 
 
-def register(tasks: TaskFactory, configured: Any, trained: Trained) -> Any:
+def register(tasks: TaskFactory, trained: Trained) -> Any:
     """Register the evaluated model: its URI."""
-    return tasks.add(
-        steps.register,
-        **configured.outputs,
-        dataset=trained.dataset,
-        backbone=trained.backbone,
-        model=trained.model,
-        metrics=trained.metrics,
-    ).output
+    inputs = trained._asdict()
+    del inputs["embeddings"]
+    return tasks.add(steps.register, **inputs).output

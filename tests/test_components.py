@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lfm.components import configure, control, steps
+from lfm.components import begin, control, steps
 from lfm.components.__main__ import TARGET, listing
 from lfm.components.resources import RESOURCES
 from lfm.config.presets import load
@@ -15,7 +15,7 @@ from lfm.config.run_parameters import RUN_PARAMETERS, pipeline_arguments
 from lfm.config.schema import RunConfig
 
 COMPONENTS: dict[str, Any] = {
-    c.name: c for module in (configure, steps, control) for c in vars(module).values() if hasattr(c, "component_spec")
+    c.name: c for module in (begin, steps, control) for c in vars(module).values() if hasattr(c, "component_spec")
 }
 
 
@@ -39,15 +39,17 @@ def test_each_component_is_documented_and_thin(name: str) -> None:
     assert imports and all(str(node.module).startswith("lfm.jobs.") for node in imports), "a component calls a job"
 
 
-def test_configure_has_the_run_parameters_and_ships_its_source() -> None:
-    inputs = configure.configure.component_spec.inputs
-    assert list(inputs) == ["preset", *RUN_PARAMETERS, "overrides"]
+@pytest.mark.parametrize("name", begin.FIRST)
+def test_a_first_step_has_the_run_parameters_and_ships_its_source(name: str) -> None:
+    first = getattr(begin, name)
+    inputs = first.component_spec.inputs
+    assert list(inputs) == ["preset", *RUN_PARAMETERS, "overrides", *begin.FIRST[name].described]
     types = {str: "String", int: "Integer", float: "Float"}
     for name, parameter in RUN_PARAMETERS.items():
         assert inputs[name].type == types[parameter.type]
         assert " ".join(inputs[name].description.split()) == parameter.description
-    command = configure.configure.component_spec.implementation.container.command
-    assert configure.source() in command[-1], "the step gets the function's text"
+    command = first.component_spec.implementation.container.command
+    assert begin.source(name) in command[-1], "the step gets the function's text"
 
 
 @pytest.mark.slow

@@ -35,7 +35,6 @@ labels: {team: vision}
 image_pull_secrets: [registry]
 steps: {train-stage1: {cpu: "16", memory: 64Gi, hours: 2.5, retries: 7}}
 """
-PURE = {"fetch-backbone", "prepare-data", "embed-text"}
 
 
 class Compiled:
@@ -90,16 +89,14 @@ def test_every_pipeline_compiles_into_what_kfp_and_kubernetes_read(kind: str, pr
     if preset == "custom":
         assert kfp_components.load_component_from_text(found.text).component_spec.name == pipeline_name(kind, preset)
     tasks = found.tasks()
-    training = {"configure", "finish", "train-stage1", "train-stage2", "evaluate", *PURE}
     more = {
-        "train": {"register"},
-        "retrain": {"register", "data-news", "decide"},
-        "sweep": {"plan-sweep", "configure-variant", "compare"},
+        "train": {"prepare", "register"},
+        "retrain": {"prepare-retraining", "register", "decide"},
+        "sweep": {"plan-sweep", "prepare-variant", "compare"},
     }
-    assert set(tasks) == training | more[kind]
+    assert set(tasks) == {"finish", "train-stage1", "train-stage2", "evaluate"} | more[kind]
     for name, task in tasks.items():
-        fresh = kind == "retrain" and name == "prepare-data"  # a schedule reads the source again
-        assert task.caching_options.enable_cache == (name in PURE and not fresh), name
+        assert not task.caching_options.enable_cache, "what lies at an address may have changed"
         assert found.containers[name]["image"] == "lfm:test"
         assert (task.retry_policy.max_retry_count > 0) == (name != "finish")
         pod = found.pods[name]
@@ -117,7 +114,7 @@ def test_a_retraining_trains_only_on_new_data_and_a_sweep_has_a_limit(tmp_path: 
     retrain = compiled(tmp_path, "retrain", "custom", ClusterSettings())
     inside = retrain.spec.components["comp-exit-handler-1"].dag.tasks
     condition = inside["condition-2"].trigger_policy.condition
-    assert condition == "inputs.parameter_values['pipelinechannel--data-news-Output'] == 'changed'"
+    assert condition == "inputs.parameter_values['pipelinechannel--prepare-retraining-news'] == 'changed'"
     assert "train-stage1" in retrain.spec.components["comp-condition-2"].dag.tasks
     sweep = compiled(tmp_path, "sweep", "cifar100-lt", ClusterSettings(parallelism=3))
     loop = sweep.spec.components["comp-exit-handler-1"].dag.tasks["for-loop-2"]
@@ -156,7 +153,7 @@ def test_the_settings_of_a_cluster_reach_the_pods(cluster_file: Path, tmp_path: 
     assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
     assert resources["accelerator"]["resourceCount"] == "{{$.inputs.parameters['pipelinechannel--gpus']}}"
     assert resources["resourceCpuRequest"] == "16" and resources["resourceMemoryLimit"] == "64Gi"
-    assert "accelerator" not in found.containers["prepare-data"]["resources"]
+    assert "accelerator" not in found.containers["prepare"]["resources"]
 
 
 @pytest.mark.slow
@@ -253,7 +250,7 @@ def test_the_image_carries_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
         ("parallelism: 0", "parallelism: Input should be greater than or equal to 1"),
         ("- a", "has no settings"),
         ("a: [", "it is not valid YAML"),
-        ("steps: {train: {cpu: '1'}}", "no component 'train'; known: configure, "),
+        ("steps: {train: {cpu: '1'}}", "no component 'train'; known: plan-sweep, prepare, "),
         (None, "No such file"),
     ],
 )
