@@ -21,12 +21,7 @@ SETTINGS = {
 PLUGIN = frozenset({"MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"})
 """What KFP's MLflow plugin sets with injectUserEnvVars (common/plugins/mlflow/)."""
 BROKEN = {
-    "channels_are_there": "B4: with GPUs a retraining and a sweep fail in the driver of their first training step",
-    "types_agree": "B3: no sweep starts",
-    "pod_settings_are_text": "B4: GPUs are not asked for",
-    "deadlines_cover_retries": "B5: the longest wait is a kill deadline",
     "ends_with_a_launcher": "B2: an unchanged retraining reports RUNNING",
-    "runs_as_non_root": "Pod Security restricted refuses the steps",
 }
 
 

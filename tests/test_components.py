@@ -45,15 +45,15 @@ def test_a_first_step_has_the_run_parameters_and_ships_its_source(name: str) -> 
     inputs = first.component_spec.inputs
     assert list(inputs) == ["preset", *RUN_PARAMETERS, "overrides", *begin.FIRST[name].described]
     types = {str: "String", int: "Integer", float: "Float"}
-    for name, parameter in RUN_PARAMETERS.items():
-        assert inputs[name].type == types[parameter.type]
-        assert " ".join(inputs[name].description.split()) == parameter.description
+    for key, parameter in RUN_PARAMETERS.items():
+        assert inputs[key].type == types[parameter.type]
+        assert " ".join(inputs[key].description.split()) == parameter.description
     command = first.component_spec.implementation.container.command
     assert begin.source(name) in command[-1], "the step gets the function's text"
 
 
 @pytest.mark.slow
-def test_configure_gives_each_value_to_its_field(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_step_gives_each_value_to_its_field(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The function as shipped, with a value of its own for each parameter."""
     wanted = load("places-lt", {
         "data.source": str(home), "data.imbalance": 7.0, "model.tower": "conv4", "model.weights": "random",
@@ -63,5 +63,6 @@ def test_configure_gives_each_value_to_its_field(home: Path, monkeypatch: pytest
     })  # fmt: skip
     home.mkdir()
     monkeypatch.setenv("LFM_PIPELINE_RUN", "a-run")
-    done = configure.configure.python_func("places-lt", **pipeline_arguments(wanted))
-    assert RunConfig.model_validate(done[4]) == wanted
+    variants = [{"name": "only", "label": "only", "overrides": {}}]
+    (planned,) = begin.plan_sweep.python_func("places-lt", **pipeline_arguments(wanted), variants=variants)
+    assert RunConfig.model_validate(planned["config"]) == wanted

@@ -136,7 +136,7 @@ def test_the_settings_of_a_cluster_reach_the_pods(cluster_file: Path, tmp_path: 
         assert (claim.constant, claim.mount_path) == ("lfm-data", "/lfm")
         environment = {v["name"]: v["value"] for v in found.containers[name]["env"]}
         assert environment["LFM_HOME"] == "/lfm"
-        assert environment.get("LFM_IMAGE") == ("registry.example/lfm:abc" if RESOURCES[name].gpu else None)
+        assert environment.get("LFM_ACCELERATOR") == ("nvidia.com/gpu" if RESOURCES[name].gpu else None)
         assert pod.pod_metadata.labels["team"] == "vision" and pod.image_pull_secret[0].secret_name == "registry"
         assert (
             bool(pod.tolerations) == bool(pod.node_selector.labels) == bool(pod.empty_dir_mounts) == RESOURCES[name].gpu

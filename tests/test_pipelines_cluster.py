@@ -53,7 +53,8 @@ def test_submit_creates_the_experiment_and_a_run_with_the_compiled_pipeline(kfp:
     assert experiment.body["display_name"] == PRESET
     (run,) = kfp.of("POST", "/runs")
     assert run.path == "/apis/v2beta1/runs" and run.body["experiment_id"] == "e0"
-    assert run.body["display_name"].startswith(f"{PRESET} 20")
+    named = r"lfm \+ ce, stage1.epochs 3, stage1.clip 0.5, seed 0 \(train, 20\d\d-\d\d-\d\d [\d:]+\)"
+    assert re.fullmatch(named, run.body["display_name"]), run.body["display_name"]
     assert run.body["runtime_config"]["parameters"] == form_of(PRESET, stage1_epochs=3, overrides={"stage1.clip": 0.5})
     spec = run.body["pipeline_spec"]
     assert spec["pipeline_spec"]["pipelineInfo"]["name"] == PRESET and "kubernetes" in json.dumps(spec["platform_spec"])
@@ -62,6 +63,36 @@ def test_submit_creates_the_experiment_and_a_run_with_the_compiled_pipeline(kfp:
     cli("submit", PRESET, "--host", kfp.host, "--experiment", "mine")
     cli("submit", PRESET, "--host", kfp.host)
     assert [one["display_name"] for one in kfp.experiments] == [PRESET, "mine"], "an experiment is made once"
+
+
+def test_runs_and_schedules_are_the_service_account_of_the_cluster_file(kfp: Kfp, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("service_account: lfm-steps")
+    where = ("--host", kfp.host, "--cluster", str(tmp_path / "cluster.yaml"))
+    assert cli("submit", PRESET, *where).exit_code == 0
+    assert cli("schedule", PRESET, "--cron", NIGHTLY, *where).exit_code == 0
+    assert cli("submit", PRESET, "--host", kfp.host).exit_code == 0
+    own, kubeflows = (run.body.get("service_account") for run in kfp.of("POST", "/runs"))
+    assert own == kfp.recurring[0]["service_account"] == "lfm-steps", "pipeline-runner may not make TrainJobs"
+    assert kubeflows is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "lfm + ce, seed 0"),
+        ({"seed": 3, "loss.name": "mms", "mixup.name": "none"}, "mms, seed 3"),
+        ({"stage1.lr": 0.001, "data.imbalance": 50}, "lfm + ce, data.imbalance 50.0, stage1.lr 0.001, seed 0"),
+        (
+            {"stage1.epochs": 1, "stage1.clip": 1, "stage1.lr": 1e-3, "stage1.warmup": 0.2, "data.imbalance": 50},
+            "lfm + ce, data.imbalance 50.0, stage1.epochs 1, stage1.lr 0.001, stage1.warmup 0.2, ..., seed 0",
+        ),
+    ],
+)
+def test_a_run_is_named_after_what_it_changes(changes: dict[str, Any], shown: str) -> None:
+    assert re.fullmatch(
+        rf"{re.escape(shown)} \(retrain, 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\)",
+        cluster_module.run_name("retrain", load(PRESET, changes)),
+    )
 
 
 @pytest.mark.parametrize(
