@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from lfm.errors import ERROR_MARK
@@ -39,22 +40,29 @@ def forked_steps(*more: str) -> Iterator[None]:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOAD, *more])
+    # Starting a process also looks whether others have ended, and the end of each can be read once: a step that ends
+    # while another one starts, as in a sweep, would have 255 for its exit code.
+    one_looks = threading.Lock()
 
     def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         source, arguments = split_command(full_command)
         reader, writer = context.Pipe(duplex=False)
         environment = {**os.environ, **(env_vars or {}), "_KFP_RUNTIME": "true"}
         process = context.Process(target=_step, args=(source, arguments, environment, str(Path.cwd()), writer))
-        process.start()
+        with one_looks:
+            process.start()
         writer.close()
         try:
             with os.fdopen(os.dup(reader.fileno()), errors="replace") as lines:
                 for line in lines:
                     sys.stdout.write(line)  # in one piece: steps may run in parallel
-            process.join()
+            wait([process.sentinel])
+        except BaseException:  # after Ctrl-C here the step must not run on
+            process.terminate()
+            wait([process.sentinel])
+            raise
         finally:
-            if process.is_alive():  # after Ctrl-C here the step must not run on
-                process.terminate()
+            with one_looks:
                 process.join()
         if process.exitcode and process.exitcode < 0:
             sys.stdout.write(f"\n{ended_by(-process.exitcode)}\n")

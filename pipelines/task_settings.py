@@ -90,6 +90,9 @@ def _set_gpu_pod(task: Any, gpus: Any, settings: ClusterSettings) -> None:
     k8s = kubernetes()
     if settings.accelerator:
         task.set_accelerator_type(settings.accelerator).set_accelerator_limit(gpus)
+        # The SDK (2.17.0) hands to a group of tasks only what is registered: without it no condition or loop would
+        # have the parameter that the limit of a task inside it names, and the backend refuses such a run.
+        task.register_pipeline_channels([gpus])
         task.set_env_variable("LFM_ACCELERATOR", settings.accelerator)
     if settings.shared_memory:
         k8s.empty_dir_mount(

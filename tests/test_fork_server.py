@@ -45,6 +45,11 @@ def test_a_step_that_fails_fails_the_pipeline(how: str, traceback: bool, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_step_that_ends_while_others_start_keeps_its_exit_code(tmp_path: Path) -> None:
+    assert "failed:" not in run(tmp_path, "many")
+
+
+@pytest.mark.slow
 def test_ctrl_c_takes_the_step_along(tmp_path: Path) -> None:
     process = subprocess.Popen(
         program(tmp_path, "sleep"), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True,

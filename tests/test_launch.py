@@ -30,6 +30,6 @@ def test_no_step_is_made_without_the_gpus(
     monkeypatch.setenv("LFM_ACCELERATOR", "nvidia.com/gpu")
     trained = Trained(replace(small_task, work=tmp_path / "work", out=tmp_path / "out"))
     assert processes_per_node(small_task.config.train) == 1
-    with pytest.raises(InputError, match="train on 1 nvidia.com/gpu, and PyTorch sees 0"):
+    with pytest.raises(InputError, match=r"train on 1 nvidia.com/gpu, and PyTorch sees 0"):
         launch(trained.task, trained.curves)
     assert not (tmp_path / "work").exists()

@@ -92,6 +92,16 @@ def test_gpus_are_text_from_the_run_form_to_the_pod(tmp_path: Path) -> None:
     assert configured["parameterType"] == "STRING"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_number_of_gpus_reaches_the_steps_inside_conditions_and_loops(kind: str, tmp_path: Path) -> None:
+    spec, _ = compiled(tmp_path, kind)
+    for group in spec["components"].values():
+        for task in group.get("dag", {}).get("tasks", {}).values():
+            for source in task.get("inputs", {}).get("parameters", {}).values():
+                if "componentInputParameter" in source:
+                    assert source["componentInputParameter"] in group["inputDefinitions"]["parameters"]
+
+
 def test_a_step_that_only_starts_machines_asks_for_little_and_for_no_gpu(tmp_path: Path) -> None:
     spec, executors = compiled(tmp_path, "train", train__nodes=2)
     for name in ("train-stage1", "train-stage2"):

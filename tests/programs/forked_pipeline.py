@@ -1,4 +1,4 @@
-"""Run a pipeline of forked steps: `forked_pipeline.py ROOT good`; with exit, raise, kill or sleep, a step does so."""
+"""Run forked steps: `forked_pipeline.py ROOT good`; with exit, raise, kill or sleep, a step does so; many: 120."""
 
 import os
 import signal
@@ -34,8 +34,9 @@ def fail(how: str) -> None:
         raise ValueError("a mistake of ours")
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    print("sleeping", os.getpid(), flush=True)
-    time.sleep(60)
+    if how == "sleep":
+        print("sleeping", os.getpid(), flush=True)
+        time.sleep(60)
 
 
 @dsl.pipeline
@@ -43,6 +44,13 @@ def good() -> None:
     """Two steps."""
     show(word="one")
     show(word="two")
+
+
+@dsl.pipeline
+def many() -> None:
+    """Steps of which some end while others start."""
+    with dsl.ParallelFor(list(range(120)), parallelism=6):
+        fail(how="not")
 
 
 @dsl.pipeline
@@ -60,6 +68,6 @@ if __name__ == "__main__":
             good()
         else:
             try:
-                bad(how=sys.argv[2])
+                many() if sys.argv[2] == "many" else bad(how=sys.argv[2])
             except RuntimeError as error:
                 print("failed:", error)
