@@ -25,7 +25,7 @@ ODD = {
     "cmyk": "printing colours, converted to RGB",
     "16-bit": "16 bits a channel, scaled to 8",
     "animated": "several frames, the first is used",
-    "rotated": "EXIF orientation, applied",
+    "rotated": "turned by its EXIF or XMP orientation",
     "alpha": "transparency, dropped",
     "tiny": "at most 8 pixels wide or high",
 }
@@ -33,6 +33,8 @@ TINY = 8
 DRAFT = (72, 64)
 """Smallest size to decode at: eight pixels for each of the hash's."""
 _ORIENTATION = 0x0112
+_TURNED = range(2, 9)
+"""Orientations that PIL's exif_transpose turns."""
 
 
 class BadImageError(ValueError):
@@ -86,19 +88,19 @@ def look(data: bytes, max_megapixels: float) -> Look:
     """
     image = _open(data, max_megapixels)
     width, height, mode = image.width, image.height, image.mode
-    odd = [
-        name
-        for name, found in (
-            ("cmyk", mode == "CMYK"),
-            ("16-bit", mode.startswith("I") or mode == "F" or _png_depth(data) == 16),
-            ("animated", getattr(image, "n_frames", 1) > 1),
-            ("rotated", _orientation(image) not in (None, 1)),
-            ("alpha", mode in ("RGBA", "LA", "PA") or "transparency" in image.info),
-            ("tiny", min(width, height) <= TINY),
-        )
-        if found
-    ]
     try:
+        odd = [
+            name
+            for name, found in (
+                ("cmyk", mode == "CMYK"),
+                ("16-bit", mode.startswith("I") or mode == "F" or _png_depth(data) == 16),
+                ("animated", getattr(image, "n_frames", 1) > 1),
+                ("rotated", _turned(image)),
+                ("alpha", mode in ("RGBA", "LA", "PA") or "transparency" in image.info),
+                ("tiny", min(width, height) <= TINY),
+            )
+            if found
+        ]
         # JPEG: grey alone, at up to an eighth of the size, which still reads every byte.
         image.draft("L", DRAFT)
         small = eight_bits(image).convert("L").resize((9, 8), Image.Resampling.BOX)
@@ -111,9 +113,11 @@ def look(data: bytes, max_megapixels: float) -> Look:
     )
 
 
-def _orientation(image: Image.Image) -> int | None:
-    # JPEG, PNG, WebP and TIFF carry EXIF; asking the others costs a read of the file.
-    return image.getexif().get(_ORIENTATION) if "exif" in image.info or image.format == "TIFF" else None
+def _turned(image: Image.Image) -> bool:
+    """Whether the image is to be turned, by EXIF (a PNG's may be a text, too) or by XMP: as PIL's exif_transpose."""
+    if image.format == "PNG":
+        image.load()  # what tells it may stand behind the pixels
+    return image.getexif().get(_ORIENTATION) in _TURNED
 
 
 def _png_depth(data: bytes) -> int:
@@ -144,7 +148,7 @@ def decode(data: bytes | memoryview, name: str, max_megapixels: float, grey: boo
     """
     try:
         image = _open(data, max_megapixels)
-        if _orientation(image) not in (None, 1):
+        if _turned(image):
             image = ImageOps.exif_transpose(image)
         return eight_bits(image).convert("L" if grey else "RGB")
     except BadImageError as error:
@@ -164,7 +168,7 @@ def decode_fast(data: bytes | memoryview, name: str, max_megapixels: float) -> "
 
     try:
         image = _open(data, max_megapixels)
-        if image.format == "JPEG" and image.mode == "RGB" and _orientation(image) in (None, 1):
+        if image.format == "JPEG" and image.mode == "RGB" and not _turned(image):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             found: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB)
             return found
