@@ -76,6 +76,22 @@ def test_runs_and_schedules_are_the_service_account_of_the_cluster_file(kfp: Kfp
     assert kubeflows is None
 
 
+def test_the_number_of_gpus_is_said_by_one_option(kfp: Kfp, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("accelerator: nvidia.com/gpu")
+    where = ("--host", kfp.host, "--gpus", "8", "--cluster", str(tmp_path / "cluster.yaml"))
+    assert cli("submit", PRESET, *where).exit_code == 0
+    assert cli("schedule", PRESET, "--cron", NIGHTLY, *where).exit_code == 0
+    assert kfp.runs[0]["runtime_config"]["parameters"]["gpus"] == "8"
+    assert kfp.recurring[0]["runtime_config"]["parameters"]["gpus"] == "8"
+    assert cli("upload", PRESET, *where).exit_code == 0
+    uploaded = kfp.of("POST", "/pipelines/upload")[-1].body.decode()
+    assert re.search(r"gpus:\n +defaultValue: '8'", uploaded), "the form starts with them"
+    kfp.asked.clear()
+    none = cli("submit", PRESET, "--host", kfp.host, "--gpus", "8")
+    assert "--gpus 8: the cluster's settings name no GPUs, so none would be asked for" in str(none.exception)
+    assert not kfp.asked
+
+
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [

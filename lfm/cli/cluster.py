@@ -13,6 +13,7 @@ from lfm.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from lfm.config.schema import RunConfig
+    from lfm.pipelines.cluster_settings import ClusterSettings
 
 RUNNERS = ("local", "docker", "kfp")
 ACTIONS = ("list", "pause", "resume", "delete", "replace")
@@ -25,6 +26,9 @@ ImageOption = Annotated[
     str, typer.Option("--image", help="Container image of the steps. Default: LFM_IMAGE, else lfm:COMMIT.")
 ]
 ClusterOption = Annotated[Path | None, typer.Option("--cluster", help="YAML file with the settings of your cluster.")]
+GpusOption = Annotated[
+    int, typer.Option("--gpus", min=0, help="GPUs for training and evaluation, one process each. 0: as configured.")
+]
 ExperimentOption = Annotated[str, typer.Option("--experiment", help="Experiment in KFP. Default: the preset's name.")]
 KindOption = Annotated[str, typer.Option("--kind", help="Kind of pipeline: train, retrain or sweep.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every preset and every kind.")]
@@ -80,6 +84,24 @@ def _configs(presets: list[str] | None, all_: bool, set_: list[str] | None) -> d
     from lfm.config.presets import PRESETS
 
     return {preset: read_config(preset, set_) for preset in presets or (PRESETS if all_ else ())}
+
+
+def _with_gpus(set_: list[str] | None, gpus: int) -> list[str] | None:
+    """The changes of --set, and the one that --gpus stands for."""
+    return [*(set_ or []), f"train.processes={gpus}"] if gpus else set_
+
+
+def _settings(cluster: Path | None, image: str, gpus: int) -> "ClusterSettings":
+    """Settings of the cluster that can give GPUs where some are asked for."""
+    from lfm.pipelines.cluster_settings import read_settings
+
+    settings = read_settings(cluster, image)
+    if gpus and not settings.accelerator:
+        raise InputError(
+            f"--gpus {gpus}: the cluster's settings name no GPUs, so none would be asked for; write accelerator: "
+            f"nvidia.com/gpu into {cluster or 'a file, and name it with --cluster FILE'}"
+        )
+    return settings
 
 
 def _wanted(presets: list[str] | None, all_: bool, kind: str) -> list[tuple[str, str]]:
@@ -142,6 +164,7 @@ def submit(
     kind: KindOption = "train",
     image: ImageOption = "",
     cluster: ClusterOption = None,
+    gpus: GpusOption = 0,
 ) -> None:
     """Start a run on a Kubeflow cluster.
 
@@ -149,13 +172,14 @@ def submit(
       lfm submit fashion-mnist-lt --host http://localhost:8080
 
       lfm submit cifar100-lt --set loss.name=mms --wait
+
+      lfm submit imagenet-lt --gpus 8 --cluster cluster.yaml
     """
-    config = read_config(preset, set_)
-    from lfm.pipelines.cluster_settings import read_settings
+    config = read_config(preset, _with_gpus(set_, gpus))
     from lfm.pipelines.kfp_client import Cluster
 
     _wanted([preset], False, kind)
-    settings = read_settings(cluster, image)
+    settings = _settings(cluster, image, gpus)
     kfp = Cluster(host, namespace)
     run = kfp.submit(config, settings, experiment, kind)
     typer.echo(f"{preset}: run {run}\n{kfp.run_page(run)}")
@@ -172,6 +196,7 @@ def upload(
     namespace: NamespaceOption = "",
     image: ImageOption = "",
     cluster: ClusterOption = None,
+    gpus: GpusOption = 0,
 ) -> None:
     """Upload pipelines to a Kubeflow cluster; a name that is there gets a new version.
 
@@ -180,12 +205,11 @@ def upload(
 
       lfm upload --all
     """
-    configs = _configs(presets, all_, set_)
-    from lfm.pipelines.cluster_settings import read_settings
+    configs = _configs(presets, all_, _with_gpus(set_, gpus))
     from lfm.pipelines.compile import pipeline_name
     from lfm.pipelines.kfp_client import Cluster
 
-    wanted, settings = _wanted(presets, all_, kind), read_settings(cluster, image)
+    wanted, settings = _wanted(presets, all_, kind), _settings(cluster, image, gpus)
     kfp = Cluster(host, namespace)
     for one, preset in wanted:
         pipeline, version = kfp.upload(one, configs[preset], settings)
@@ -204,6 +228,7 @@ def schedule(
     experiment: ExperimentOption = "",
     image: ImageOption = "",
     cluster: ClusterOption = None,
+    gpus: GpusOption = 0,
 ) -> None:
     """Retrain a preset at set times: trains only on new data, promotes only what is better than the champion.
 
@@ -218,11 +243,10 @@ def schedule(
 
       lfm schedule replace custom --cron "0 0 3 * * SUN" --set data.source=s3://bucket/photos
     """
-    config = _check_schedule(what, name, cron, set_)
-    from lfm.pipelines.cluster_settings import read_settings
+    config = _check_schedule(what, name, cron, _with_gpus(set_, gpus))
     from lfm.pipelines.kfp_client import Cluster
 
-    settings = read_settings(cluster, image)
+    settings = _settings(cluster, image, gpus)
     kfp = Cluster(host, namespace)
     if what == "list":
         schedules = kfp.schedules()
