@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lfm.evaluation.comparison import rows_of, to_csv
+from lfm.evaluation.comparison import best_of, rows_of, same_images, to_csv
 from lfm.report.sweep_page import sweep_figure, sweep_page, write_figure
 from tests.reader import Reader
 
@@ -27,6 +27,17 @@ def test_seeds_become_a_mean_and_a_deviation() -> None:
     assert first["medium"] == 52.0 and first["medium_std"] == pytest.approx(8**0.5)
     assert second["all"] == 66.0 and second["all_std"] is None and second["seeds"] == 1
     assert first["few"] is None and first["few_std"] is None, "absent, never 0"
+
+
+def test_a_tie_has_no_best_and_other_test_images_have_none() -> None:
+    rows = rows_of(VARIANTS, SCORES)
+    assert best_of(rows, True) == "best of all: alpha 1.0, 70.5"
+    tied = [*rows, {**rows[0], "label": "alpha 2.0"}]
+    assert best_of(tied, True) == "none is the best of all: alpha 1.0 and alpha 2.0 tie at 70.5"
+    assert "different test images" in best_of(rows, False)
+    two_seeds = [{"label": label} for label in ("a", "b", "a", "b")]
+    assert same_images(two_seeds, ["seed 0", "seed 0", "seed 1", "seed 1"]), "each seed has its own for all"
+    assert not same_images(two_seeds, ["seed 0", "seed 0", "seed 1", "seed 2"])
 
 
 def test_the_csv_reads_back() -> None:

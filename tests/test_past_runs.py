@@ -9,7 +9,7 @@ import pytest
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.errors import InputError
-from lfm.jobs.reports import others, report_paper, sweeps
+from lfm.jobs.reports import _is_baseline, others, report_paper, sweeps
 from lfm.report.published import TABLE_1
 from lfm.tracking import past_runs
 from lfm.tracking.client import connect
@@ -27,16 +27,17 @@ def logged(home: Path) -> Logged:
     experiments: dict[str, str] = {}
     clock = iter(range(1, 1000))
 
-    def log(preset: str, score: float, status: str = "FINISHED", **changes: Any) -> str:
+    def log(
+        preset: str, score: float, status: str = "FINISHED", test: str = "a", train: str = "a", **changes: Any
+    ) -> str:
         config = load(preset, {name.replace("__", "."): value for name, value in changes.items()})
         experiment = experiments.get(preset) or client.create_experiment(preset)
         experiments[preset] = experiment
         began = next(clock)
         run_id = ""
         for name, tags in (("parent", {}), ("evaluate", {"mlflow.parentRunId": "the parent's"})):
-            run = client.create_run(
-                experiment, began, tags | {"lfm.method": config.method}, f"{config.method}, seed {config.seed}"
-            )
+            tags = {**tags, "lfm.method": config.method, "lfm.test_images": test, "lfm.train_images": train}
+            run = client.create_run(experiment, began, tags, f"{config.method}, seed {config.seed}")
             if name == "parent":
                 run_id = run.info.run_id
                 for k, v in flatten(config).items():
@@ -106,6 +107,32 @@ def test_the_runs_beside_one_are_those_on_the_same_data_once_each(logged: Logged
         ("lfm + ce · mixup.tau=0.05", "0", 66.0), ("ce", "0", 51.0), ("ce", "1", 52.0)
     ]  # fmt: skip
     assert found[1].run_id == newer
+
+
+def test_runs_on_other_images_are_no_peers_whatever_their_configuration(logged: Logged) -> None:
+    """After new images came the configuration is the same: only the hashes tell."""
+    logged("fashion-mnist-lt", 50, mixup__name="none", train="before")
+    logged("fashion-mnist-lt", 51, mixup__name="none", test="before")
+    logged("fashion-mnist-lt", 52, mixup__name="none", test="")  # of an older version
+    logged("fashion-mnist-lt", 60, stage1__alpha=0.0, stage2__alpha=0.0, test="before")
+    logged("fashion-mnist-lt", 53, loss__name="mms", seed=1, train="of another seed")
+    logged("fashion-mnist-lt", 54, loss__name="focal", seed=1, train="of another seed", test="before")
+    ours = logged("fashion-mnist-lt", 70)
+    among = past_runs.evaluated()
+    past = past_runs.find(ours, among)
+    assert [(other.name, other.scores["medium"]) for other in others(past, among)] == [("lfm + mms", 53.0)]
+    assert not [run for run in among if _is_baseline(run, past)] and sweeps(past, among) == []
+    logged("fashion-mnist-lt", 55, mixup__name="none")
+    among = past_runs.evaluated()
+    assert [run.scores()["medium"] for run in among if _is_baseline(run, past)] == [55.0]
+
+
+def test_runs_of_several_seeds_make_a_mean_only_on_the_same_test_images(logged: Logged) -> None:
+    logged("fashion-mnist-lt", 10, test="before", seed=1)
+    for seed, score in ((0, 70), (2, 72)):
+        logged("fashion-mnist-lt", score, seed=seed)
+    found = past_runs.matching("fashion-mnist-lt", {}, past_runs.evaluated())
+    assert sorted(run.scores()["medium"] or 0 for run in found) == [70.0, 72.0]
 
 
 def test_the_papers_tables_are_filled_by_the_runs_there_are(logged: Logged) -> None:

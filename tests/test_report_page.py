@@ -16,14 +16,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from lfm.backbones.towers import Preprocess
 from lfm.config.presets import load
-from lfm.config.schema import RunConfig
+from lfm.config.schema import GROUPS, RunConfig
 from lfm.data.images import Images
 from lfm.data.subsets import profile
 from lfm.errors import InputError
 from lfm.evaluation.diagnostics import Answer
 from lfm.evaluation.metrics import confusion, metrics
 from lfm.jobs.diagnostics import gather, keep_answers
-from lfm.report.compare_page import compare_page
+from lfm.report.compare_page import compare_page, differences, name_of, same_images
 from lfm.report.published import for_data
 from lfm.report.run_page import Report, run_page
 from lfm.report.run_values import Other, Run, Sweep, read_run
@@ -72,7 +72,7 @@ def drawn(names: Sequence[str], folder: Path, config: RunConfig, each: int, larg
             "classes": list(names),
             "counts": [int(n) for n in count_C],
         }
-    (folder / "metrics.json").write_text(json.dumps({"provenance": PROVENANCE, **found}))
+    (folder / "metrics.json").write_text(json.dumps({"provenance": PROVENANCE, "test_images": "of the tests", **found}))
     keep_answers(folder, label_N, **answers)
     problems = [{"what": "images that cannot be used", "count": 3, "how": "Correct <them>.", "examples": ["a/b.jpg"]}]
     kept = gather(config, folder, folder, images, answers) | {"before": "zero-shot", "problems": problems}
@@ -278,9 +278,74 @@ def test_names_stay_text_on_the_page_that_compares_runs(small: tuple[Run, Report
     run, _ = small
     run = replace(run, provenance={**run.provenance, "seed": "<i>0"}, method="<b>lfm</b> & more")
     worse = replace(run, run_id="eeee", predicted_N=run.untrained_N, scores=run.untrained)
-    report = compare_page([run, worse], run.total_G, {"data": "<script>x</script>"})
+    report = compare_page([run, worse], {"data": "<script>x</script>"})
     reader = Reader(report.html)
     assert {"b", "i"}.isdisjoint(tag for tag, _ in reader.tags)
     assert [tag for tag, _ in reader.tags].count("script") == 1 and "data: <script>x</script>" in reader.texts["p"]
     assert reader.tables[0][1][0] == "<b>lfm</b> & more, seed <i>0 (eeee)"
     assert {row[0] for row in reader.tables[-1][1:]} == set(NASTY)
+
+
+def seeded(small: tuple[Run, Report]) -> Run:
+    """The run, with the seed that names it."""
+    return replace(small[0], provenance={**small[0].provenance, "seed": 0})
+
+
+def subset(run: Run, chosen_N: Any, run_id: str, images: str) -> Run:
+    """A run that was scored on some of the images."""
+    right = run.predicted_N[chosen_N] == run.label_N[chosen_N]
+    group_N = run.group_C[run.label_N[chosen_N]]
+    scores = {name: 100 * float(right[group_N == g].mean()) for g, name in enumerate(GROUPS) if (group_N == g).any()}
+    kept = dict.fromkeys(GROUPS) | scores | {"all": 100 * float(right.mean())}
+    return replace(
+        run, run_id=run_id, test_images=images, scores={**run.scores, **kept}, label_N=run.label_N[chosen_N],
+        predicted_N=run.predicted_N[chosen_N], untrained_N=run.untrained_N[chosen_N],
+    )  # fmt: skip
+
+
+def test_runs_of_other_test_images_have_a_table_of_their_own_and_intervals_of_their_own_counts(
+    small: tuple[Run, Report],
+) -> None:
+    run = seeded(small)
+    few = subset(run, np.arange(0, len(run.label_N), 18), "few", "others")
+    report = compare_page([run, few], {})
+    assert [piece.name for piece in report.pieces] == [], "no figure draws them beside each other"
+    lines = {line[1]: line for line in report.tables["differences"][1]}
+    assert {line[5] for line in lines.values()} == {"other test images"}
+    shares = [(len(of.label_N), float((of.predicted_N == of.label_N).mean())) for of in (run, few)]
+    assert [n for n, _ in shares] == [300, 17]
+    error = 100 * sum(p * (1 - p) / n for n, p in shares) ** 0.5
+    _, _, value, low, high, _ = lines["all"]
+    assert value == pytest.approx(100 * (shares[1][1] - shares[0][1]))
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1), "as the normal approximation says for 300 and 17"
+    tables = Reader(report.html).tables
+    assert len(tables[0]) == 2 and tables[0][1][0] == name_of(run), "the scores of the first run alone"
+    assert (tables[1][1][0], tables[1][1][-1]) == (name_of(few), "17")
+
+
+def test_as_many_other_test_images_with_the_same_labels_are_not_compared_in_pairs(small: tuple[Run, Report]) -> None:
+    run, _ = small
+    other = replace(run, run_id="eeee", test_images="as many others")
+    of = differences(other, run)["all"]
+    assert of is not None and of.value == 0 and not of.paired and of.low < 0 < of.high
+    unknown = replace(run, test_images="")
+    assert not same_images(unknown, unknown), "of an older version: nobody knows which images they were"
+    same = differences(replace(run, run_id="eeee"), run)["all"]
+    assert same is not None and same.paired and (same.low, same.high) == (0, 0)
+
+
+def test_other_shot_groups_leave_all_images_paired(small: tuple[Run, Report]) -> None:
+    run = seeded(small)
+    moved = replace(run, run_id="eeee", group_C=np.roll(run.group_C, 1))
+    found = differences(moved, run)
+    kinds = {name: of.paired for name, of in found.items() if of}
+    assert kinds == {"many": False, "medium": False, "few": False, "all": True}
+    report = compare_page([run, moved], {})
+    assert [piece.name for piece in report.pieces] == ["differences"], "no errors by group of two kinds of groups"
+
+
+def test_a_tie_is_not_the_best_of_a_sweep_on_the_page(small: tuple[Run, Report]) -> None:
+    run, _ = small
+    tied = Sweep("alpha", [(0.0, SCORES), (0.5, {**SCORES, "all": 60.0}), (1.0, SCORES)])
+    captions = {piece.name: piece.caption for piece in run_page(replace(run, sweeps=[tied])).pieces}
+    assert "alpha 0 and 1 tie as best (70.1 %)" in captions["sweep-alpha"]

@@ -69,7 +69,7 @@ def test_the_same_answers_differ_by_nothing_and_pairing_narrows_the_interval() -
         for of in (right_N, base_N)
     ]
     loose, tight = (
-        unpaired_differences(scores[0], scores[1], total)["all"],
+        unpaired_differences(scores[0], scores[1], total, total)["all"],
         paired_differences(right_N, base_N, group_N)["all"],
     )
     assert loose is not None and tight is not None and not loose.paired
@@ -80,12 +80,27 @@ def test_the_same_answers_differ_by_nothing_and_pairing_narrows_the_interval() -
     )
 
 
+def test_unpaired_intervals_are_those_of_each_runs_own_counts() -> None:
+    """240 images against 16: 75 % and 62.5 %, whose difference SciPy's bootstrap bounds by about 23 points."""
+    base_N, ours_N = np.repeat([1.0, 0.0], [180, 60]), np.repeat([1.0, 0.0], [10, 6])
+    oracle = scipy_stats.bootstrap(
+        (ours_N, base_N), lambda x, y, axis: 100 * (x.mean(axis=axis) - y.mean(axis=axis)), vectorized=True,
+        method="percentile", n_resamples=4000, rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    ours, base = ({"many": v, "medium": None, "few": None, "all": v} for v in (62.5, 75.0))
+    of = unpaired_differences(ours, base, [16, 0, 0], [240, 0, 0])["all"]
+    assert of is not None and of.value == -12.5 and of.low < 0 < of.high
+    assert (of.low, of.high) == pytest.approx((oracle.low, oracle.high), abs=3)
+    back = unpaired_differences(base, ours, [240, 0, 0], [16, 0, 0])["all"]
+    assert back is not None and (back.low, back.high) == pytest.approx((-of.high, -of.low), abs=3)
+
+
 def test_an_absent_group_has_no_interval_and_hits_come_back_from_percent() -> None:
     assert accuracy_intervals([5, 0, 3], [10, 0, 6])["medium"] is None
     assert paired_differences(np.array([True]), np.array([False]), np.array([0]))["few"] is None
     assert hits({"many": 100 * 37 / 113, "medium": None, "few": 100.0}, [113, 0, 7]) == [37, 0, 7]
     absent = {"many": 50.0, "medium": None, "few": 10.0, "all": 40.0}
-    assert unpaired_differences(absent, absent, [10, 0, 6])["medium"] is None
+    assert unpaired_differences(absent, absent, [10, 0, 6], [10, 0, 6])["medium"] is None
 
 
 @pytest.mark.parametrize("seed", range(4))

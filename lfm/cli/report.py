@@ -66,8 +66,9 @@ def compare(
     out: OutOption = None,
     home_: HomeOption = None,
 ) -> None:
-    """Compare runs on the same data with the first one, image by image: differences with 95 % intervals.
+    """Compare runs with the first one, image by image: differences with 95 % intervals.
 
+    Runs that were scored on other test images than the first get a table of their own, and are not compared in pairs.
     The folder gets report.html, figures as SVG and PNG, and the numbers behind them as CSV.
 
     Examples:
@@ -81,6 +82,7 @@ def compare(
 
 def _compare(runs: list[str], out: Path | None) -> None:
     from lfm.jobs import reports
+    from lfm.report.compare_page import OTHER_IMAGES
     from lfm.report.tables import percent
 
     found, differences = reports.compare_runs(runs)
@@ -91,8 +93,14 @@ def _compare(runs: list[str], out: Path | None) -> None:
         typer.echo(f"{name:<{width}}" + "".join(f"{percent(value):>9}" for value in values))
     typer.echo(f"\nDifference to {scores[0][0]} in points, with 95 % intervals")
     for run, group, value, low, high, kind in differences:
-        clear = "" if low <= 0 <= high else " *"
+        clear = "" if low <= 0 <= high or kind == OTHER_IMAGES else " *"
         typer.echo(f"{run:<{width}}{group:<7}{value:+6.1f}  ({low:+.1f} to {high:+.1f}, {kind}){clear}")
+    others = list(dict.fromkeys(run for run, *_, kind in differences if kind == OTHER_IMAGES))
+    if others:
+        typer.echo(
+            f"\nwarning: {' and '.join(others)}: scored on other test images than {scores[0][0]}. Such a difference "
+            f"may be one of the images, not of the models"
+        )
     _write(found, out, "compared")
 
 

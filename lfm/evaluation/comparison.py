@@ -10,6 +10,8 @@ from lfm.config.schema import GROUPS
 
 COLUMNS = (*GROUPS, "all")
 Row = dict[str, Any]
+SAME = 1e-9
+"""Percent by which means of the same scores may differ from rounding."""
 
 
 def rows_of(variants: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -35,6 +37,35 @@ def rows_of(variants: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str,
             row[f"{column}_std"] = statistics.stdev(found) if len(found) > 1 else None
         rows.append(row)
     return rows
+
+
+def same_images(variants: Sequence[Mapping[str, Any]], test_images: Sequence[str]) -> bool:
+    """Whether all configurations were scored on the same test images; each seed may have its own.
+
+    Args:
+        variants: as for `rows_of`.
+        test_images: names those of each variant.
+    """
+    found: dict[str, list[str]] = {}
+    for variant, images in zip(variants, test_images, strict=True):
+        found.setdefault(str(variant["label"]), []).append(images)
+    return len({tuple(sorted(images)) for images in found.values()}) == 1
+
+
+def best_of(rows: Sequence[Row], same: bool) -> str:
+    """Which row is best on all images, in words; a tie is called one.
+
+    Args:
+        rows: of `rows_of`.
+        same: All were scored on the same test images; otherwise there is no best.
+    """
+    if not same:
+        return "the configurations were scored on different test images, so none is called the best"
+    highest = max(float(row["all"]) for row in rows)
+    best = [str(row["label"]) for row in rows if abs(row["all"] - highest) < SAME]
+    if len(best) == 1:
+        return f"best of all: {best[0]}, {highest:.1f}"
+    return f"none is the best of all: {' and '.join(best)} tie at {highest:.1f}"
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -35,15 +35,16 @@ def evaluate(
 
     Leaves metrics as JSON, what the champion and the trained model predicted for each image, and a page to look at.
     """
-    from lfm.jobs.champion import present_champion
+    from lfm.jobs.champion import data_tags, present_champion
     from lfm.report.tables import table
-    from lfm.tracking import pipeline_run
+    from lfm.tracking import pipeline_run, registry
 
     run_config = RunConfig.model_validate(config)
     with pipeline_run.step_run("evaluate") as run:
         dataset, text, backbone = (resolve(path, "prepare") for path in (dataset, text, backbone))
         model = resolve(model, "train-stage2")
-        provenance = _provenance(run_config, dataset)
+        data, provenance = data_tags(dataset), _provenance(run_config, dataset)
+        about = {"provenance": provenance, "test_images": data[registry.TEST]}
         run.wait()  # the registry knows the champion, and MLflow the runs to compare with
         champion = present_champion(run_config.preset, dataset)
         inputs = {
@@ -57,20 +58,20 @@ def evaluate(
             "precision": run_config.train.precision,
             "seed": run_config.seed,
             "method": run_config.method,
-            "provenance": provenance,
+            "about": about,
             "code": source_hash(*SCORING),
         }
         folder, reused = build_once(
             "metrics",
             inputs,
-            lambda aside: score_models(run_config, dataset, text, backbone, model, champion, provenance, aside),
+            lambda aside: score_models(run_config, dataset, text, backbone, model, champion, about, aside),
         )
         say_result("evaluation", folder, reused)
         found = json.loads((folder / "metrics.json").read_text())
         say(table(methods_of(run_config, found)))
         for prefix in ("test", "untrained", "champion"):
             run.log({f"{prefix}/{k}": v for k, v in group_scores(found.get(prefix, {})).items()}, 0)
-        run.tags({f"lfm.{k}": v for k, v in provenance.items()})
+        run.tags({f"lfm.{k}": v for k, v in provenance.items()} | data)
         copy_to(folder, Path(out))
         _write_page(run, run_config, folder, Path(out), Path(page_out))
     if pipeline_run.in_variant():  # its last step
@@ -168,7 +169,7 @@ def weights_tag(config: RunConfig) -> str:
 @step
 def register(config: dict[str, Any], dataset: str, backbone: str, model: str) -> str:
     """Register the model in MLflow under the preset's name, unless it is there. Its `models:/NAME/VERSION`."""
-    from lfm.jobs.champion import input_of, test_images
+    from lfm.jobs.champion import data_tags, input_of
     from lfm.tracking import pipeline_run, registration, registry
 
     run_config = RunConfig.model_validate(config)
@@ -178,12 +179,7 @@ def register(config: dict[str, Any], dataset: str, backbone: str, model: str) ->
         model = resolve(model, "train-stage2")
         known = registration.registered_version(run, name, content(model))
         uri = known or _register(run, run_config, dataset, backbone, model)
-        origin = {
-            registry.DATASET: content(dataset),
-            registry.TEST: test_images(dataset),
-            registry.INPUT: input_of(dataset),
-            "lfm.method": run_config.method,
-        }
+        origin = data_tags(dataset) | {registry.INPUT: input_of(dataset), "lfm.method": run_config.method}
         registry.tag(name, uri.rpartition("/")[2], origin)
         run.tags({"lfm.model": uri})
         say(f"registered before, as {known}" if known else f"registered as {uri}")

@@ -63,10 +63,11 @@ def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
     """The page of several runs, held against the first, and the rows of its differences.
 
     Raises:
-        InputError: no such run, fewer than two, or runs that were not scored on the same data.
+        InputError: no such run, fewer than two, runs of other data sets, or of a version that kept less.
     """
     from lfm.errors import InputError
     from lfm.report.compare_page import compare_page
+    from lfm.report.run_values import FILES, read_run
     from lfm.tracking import past_runs
 
     among = past_runs.evaluated()
@@ -76,25 +77,19 @@ def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
     for run in chosen[1:]:
         if other := sorted(f for f in run.differs(chosen[0]) if f in SAME):
             raise InputError(f"run {run.run_id[:12]} was not scored on the same data: {', '.join(other)} differ")
+    for run in chosen:
+        if not run.test_images:
+            raise InputError(
+                f"run {run.run_id[:12]} ({run.name}) is of an older version, which did not say which test images it "
+                f"was scored on; run it again: what it trained is reused"
+            )
     with tempfile.TemporaryDirectory() as place:
-        found = [_compared(run, Path(place) / run.run_id) for run in chosen]
-    whole = next((run for run in found if not hasattr(run, "name")), None)
-    if whole is None:
-        raise InputError("none of these runs kept its answers; they are of an older version: run one of them again")
-    about = {k: whole.provenance[k] for k in ("data", "split", "shots")}
-    report = compare_page(found, whole.total_G, about)
+        found = [
+            read_run(past_runs.download(run, FILES, Path(place) / run.run_id), run_id=run.run_id) for run in chosen
+        ]
+    about = {k: found[0].provenance[k] for k in ("data", "split", "shots")}
+    report = compare_page(found, about)
     return report, report.tables["differences"][1]
-
-
-def _compared(past: "Past", place: Path) -> Any:
-    from lfm.errors import InputError
-    from lfm.report.run_values import FILES, Other, read_run
-    from lfm.tracking import past_runs
-
-    try:
-        return read_run(past_runs.download(past, FILES, place), run_id=past.run_id)
-    except InputError:  # of an older version: its scores alone
-        return Other(past.method, past.scores(), past.run_id, past.seed, past.method)
 
 
 def report_paper() -> "Report":
@@ -134,17 +129,18 @@ def _read(folder: Path, past: "Past", beside: Sequence["Past"], place: Path) -> 
 
 
 def _is_baseline(run: "Past", past: "Past") -> bool:
-    """Plain cross-entropy on the same data, weights and seed."""
+    """Plain cross-entropy on the same images, weights and seed."""
     sections = ("data.", "model.", "text.", "shots.", "seed")
     return (
         run.finished
         and run.method == "ce" != past.method
+        and run.same_data(past)
         and not any(field.startswith(sections) for field in run.differs(past))
     )
 
 
 def others(past: "Past", beside: Sequence["Past"]) -> list["Other"]:
-    """The finished runs on the same data, the newest of each configuration, those of the same seed first.
+    """The finished runs on the same images, the newest of each configuration, those of the same seed first.
 
     Args:
         past: the run of the page.
@@ -155,7 +151,9 @@ def others(past: "Past", beside: Sequence["Past"]) -> list["Other"]:
     kept: dict[str, Other] = {}
     for run in beside:
         fields = run.differs(past)
-        if not run.finished or run.run_id == past.run_id or any(f.startswith(("data.", "shots.")) for f in fields):
+        if not run.finished or run.run_id == past.run_id or not run.same_data(past):
+            continue
+        if any(field.startswith(("data.", "shots.")) for field in fields):
             continue
         name = run.method + _differences(run, fields - USED - {"seed", "mixup.name", "loss.name"})
         key = json.dumps({k: v for k, v in run.science().items() if k not in USED}, sort_keys=True)
@@ -180,7 +178,7 @@ def sweeps(past: "Past", beside: Sequence["Past"]) -> list["Sweep"]:
     for field, names in SWEEPS.items():
         points: dict[float, dict[str, float | None]] = {}
         for run in beside:
-            same = not run.differs(past) - USED - set(names)
+            same = run.same_data(past) and not run.differs(past) - USED - set(names)
             if same and (run.finished or run.run_id == past.run_id):
                 value = run.params.get("stage1.alpha_used", "") if field == "alpha" else run.params["mixup.tau"]
                 points.setdefault(float(value or run.params["stage1.alpha"]), run.scores())

@@ -68,12 +68,12 @@ def _compared(champion: Any, dataset: str, metrics: Path, run: Any) -> tuple[boo
     import numpy as np
 
     from lfm.evaluation.promotion import gate
-    from lfm.jobs.champion import test_images
+    from lfm.jobs.champion import split_images
     from lfm.tracking import registry
 
     if not (metrics / CHAMPION_PREDICTIONS).is_file():
         return False, f"champion {champion.number} knows other classes or takes other pixels, so the two do not compare"
-    if champion.tags.get(registry.TEST) != test_images(dataset):
+    if champion.tags.get(registry.TEST) != split_images(dataset, "test"):
         return False, (
             f"the test images are not those of champion {champion.number}, which may have trained on some of the new "
             f"ones; give the data a fixed test split, or decide with lfm promote"

@@ -26,7 +26,7 @@ def score_models(
     backbone: str,
     model: str,
     champion: "Champion | None",
-    provenance: dict[str, Any],
+    about: dict[str, Any],
     aside: Path,
 ) -> None:
     """Score the models on the test images and keep metrics, predictions and what reports need.
@@ -38,7 +38,7 @@ def score_models(
         backbone: folder of the pre-trained towers.
         model: folder of the trained model.
         champion: the registry's champion, if it can be scored on these images.
-        provenance: goes into metrics.json as it is.
+        about: goes into metrics.json as it is: `provenance`, and `test_images`, which names them.
         aside: gets metrics.json, evidence.json and an array of predictions a model.
     """
     import numpy as np
@@ -57,7 +57,7 @@ def score_models(
     groups = shot_group(torch.tensor(info["counts"]), config.shots)
     names = {"classes": info["classes"], "counts": info["counts"], "groups": groups}
     temperature = json.loads((Path(model) / "info.json").read_text())["temperature"]
-    found: dict[str, Any] = {"provenance": provenance}
+    found = dict(about)
 
     def counted(predicted_N: Any) -> dict[str, Any]:
         return score(predicted_N, test, train_label_N, config, len(groups)) | names

@@ -58,8 +58,8 @@ def compare(
     from lfm.report.sweep_page import sweep_figure, sweep_page, write_figure
     from lfm.tracking import pipeline_run
 
-    scores = [json.loads((Path(folder) / "metrics.json").read_text())["test"] for folder in metrics]
-    rows = comparison.rows_of(variants, scores)
+    results = [json.loads((Path(folder) / "metrics.json").read_text()) for folder in metrics]
+    rows = comparison.rows_of(variants, [found["test"] for found in results])
     over = str(variants[0].get("over", ""))
     for folder in (table, figure):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -80,6 +80,6 @@ def compare(
         for k, row in enumerate(rows):
             run.log({f"sweep/{name}": row[name] for name in comparison.COLUMNS if row[name] is not None}, k)
     pipeline_run.end_well()
-    best = max(rows, key=lambda row: float(row["all"]))
-    say(f"best of all: {best['label']}, {best['all']:.1f}")
+    images = [str(found["test_images"]) for found in results]
+    say(comparison.best_of(rows, comparison.same_images(variants, images)))
     return {str(row["label"]).replace(" ", "_"): row["all"] for row in rows}

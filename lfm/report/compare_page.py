@@ -1,4 +1,4 @@
-"""A page of several runs on the same test images: paired differences to the first."""
+"""A page of several runs: paired differences to the first where both were scored on the same test images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,80 +8,117 @@ import numpy as np
 from lfm.config.schema import GROUPS
 from lfm.report.draw import GROUP_COLOUR, MUTED, Piece, Table, legend_above, panels, style
 from lfm.report.figures_scores import flow
-from lfm.report.html import Cell, Row, card, cell, document, figure, grid, number, part, table, with_note
+from lfm.report.html import Cell, Part, Row, card, cell, document, figure, grid, number, part, table, with_note
 from lfm.report.run_page import Report, score_cells
-from lfm.report.run_values import Other, Run
+from lfm.report.run_values import Run
 from lfm.report.stats import Difference, accuracy_intervals, hits, paired_differences, unpaired_differences
 from lfm.report.tables import COLUMNS
 
 SHOWN_CLASSES = 10
-Compared = Run | Other
-"""With its answers, or with its scores alone."""
+OTHER_IMAGES = "other test images"
+"""Kind of a difference that also holds how hard the two sets of test images are."""
+DIFFERENCE_COLUMNS = ("run", "group", "difference", "low", "high", "kind")
+Differences = Mapping[str, Difference | None]
 
 
-def name_of(run: Compared) -> str:
+def name_of(run: Run) -> str:
     """Method, seed and the beginning of the run's id."""
-    seed = run.seed if isinstance(run, Other) else run.provenance["seed"]
-    return f"{run.name if isinstance(run, Other) else run.method}, seed {seed} ({run.run_id[:8]})"
+    return f"{run.method}, seed {run.provenance['seed']} ({run.run_id[:8]})"
 
 
-def differences(ours: Compared, base: Compared, total_G: Sequence[int]) -> dict[str, Difference | None]:
-    """Accuracy less the base's: paired where both runs' answers to the same images are there.
+def differences(ours: Run, base: Run) -> dict[str, Difference | None]:
+    """Accuracy less the base's: paired where both answered the same test images, else each over its own images.
 
-    Args:
-        ours: a run.
-        base: the run it is held against.
-        total_G: test images of each group.
+    The shot groups of the same test images may be others, as after training images were added: then all images are
+    still compared in pairs, the groups are not.
     """
-    if isinstance(ours, Run) and isinstance(base, Run) and same_images(ours, base):
-        right_N, base_N = ours.predicted_N == ours.label_N, base.predicted_N == base.label_N
-        return paired_differences(right_N, base_N, base.group_C[base.label_N])
-    return unpaired_differences(_scores(ours), _scores(base), total_G)
+    unpaired = unpaired_differences(ours.scores, base.scores, ours.total_G, base.total_G)
+    if not same_images(ours, base):
+        return unpaired
+    right_N, base_N = ours.predicted_N == ours.label_N, base.predicted_N == base.label_N
+    paired = paired_differences(right_N, base_N, base.group_C[base.label_N])
+    return paired if same_groups(ours, base) else unpaired | {"all": paired["all"]}
 
 
 def same_images(ours: Run, base: Run) -> bool:
-    """Whether two runs answered the same test images, as far as their labels tell, in the same shot groups."""
-    return np.array_equal(ours.label_N, base.label_N) and np.array_equal(ours.group_C, base.group_C)
+    """Whether two runs answered the same test images with the same labels."""
+    return bool(base.test_images) and ours.test_images == base.test_images
 
 
-def _scores(run: Compared) -> Mapping[str, Any]:
-    return run.scores
+def same_groups(ours: Run, base: Run) -> bool:
+    """Whether the classes of two runs lie in the same shot groups."""
+    return np.array_equal(ours.group_C, base.group_C)
 
 
-def compare_page(runs: Sequence[Compared], total_G: Sequence[int], about: Mapping[str, Any]) -> Report:
+def compare_page(runs: Sequence[Run], about: Mapping[str, Any]) -> Report:
     """The page.
 
     Args:
-        runs: the first is what the others are held against.
-        total_G: test images of each group.
-        about: data, split and shot rule of all.
+        runs: the first is what the others are held against. Those with other test images get a table of their own.
+        about: data, split and shot rule of the first.
     """
     base, *rest = runs
-    found = {name_of(run): differences(run, base, total_G) for run in rest}
-    piece = forest(found, name_of(base))
-    pieces = [piece]
-    score_rows, lines = [], []
-    for run in runs:
-        bounds = accuracy_intervals(hits(_scores(run), total_G), total_G)
-        score_rows.append(Row(name_of(run), score_cells(_scores(run), bounds), "ours" if run is base else ""))
-        lines.append([name_of(run), *(_scores(run)[c] for c in COLUMNS)])
+    same = [run for run in rest if same_images(run, base)]
+    other = [run for run in rest if not same_images(run, base)]
     tables: dict[str, Table] = {
-        "compared": (("run", *COLUMNS), lines),
-        "differences": (piece.columns, [list(line) for line in piece.rows]),
+        "compared": (("run", *COLUMNS), [[name_of(run), *(run.scores[c] for c in COLUMNS)] for run in runs]),
     }
-    caption = f"Top-1 accuracy in percent with 95 % bootstrap intervals over the {sum(total_G):,} test images."
-    about_gains = f"Difference to {name_of(base)} in points, with 95 % intervals; bold where the interval excludes 0."
-    rows = [Row(name, [_gain(of[c]) for c in COLUMNS]) for name, of in found.items()]
-    gains = card("In numbers", table(about_gains, ("run", *COLUMNS), rows))
-    parts = part("Differences", "Differences", grid([figure(piece), gains]))
-    parts += part("Scores", "Scores", table(caption, ("run", *COLUMNS), score_rows))
-    if isinstance(base, Run):
-        full = [run for run in runs if isinstance(run, Run) and same_images(run, base)]
+    parts, pieces = _differences(base, same) if same else ([], [])
+    lines = [list(line) for piece in pieces for line in piece.rows]
+    parts += _scores([base, *same])
+    if other:
+        more, more_lines = _other_images(base, other)
+        parts, lines = parts + more, lines + more_lines
+    tables["differences"] = (DIFFERENCE_COLUMNS, lines)
+    full = [base, *(run for run in same if same_groups(run, base))]
+    if len(full) > 1:
         errors = flow([(name_of(run), run.predicted_N) for run in full], base.label_N, base.group_C)
         pieces.append(errors)
         parts += part("Errors", "Where errors go", grid([figure(errors)]))
         parts += part("Classes", "Classes that gained and lost most", *(_classes(r, base, tables) for r in full[1:]))
     return Report(document("compare.html", "Runs compared", parts, {"about": about}), pieces, tables)
+
+
+def _differences(base: Run, same: Sequence[Run]) -> tuple[list[Part], list[Piece]]:
+    found = {name_of(run): differences(run, base) for run in same}
+    piece = forest(found, name_of(base))
+    return part("Differences", "Differences", grid([figure(piece), card("In numbers", _gains(found, base))])), [piece]
+
+
+def _gains(found: Mapping[str, Differences], base: Run) -> str:
+    caption = f"Difference to {name_of(base)} in points, with 95 % intervals; bold where the interval excludes 0."
+    rows = [Row(name, [_gain(of[c]) for c in COLUMNS]) for name, of in found.items()]
+    return table(caption, ("run", *COLUMNS), rows)
+
+
+def _scores(runs: Sequence[Run]) -> list[Part]:
+    """Scores of the first run and of those on its test images."""
+    rows = [Row(name_of(run), _score_cells(run), "ours" if run is runs[0] else "") for run in runs]
+    images = f"{sum(runs[0].total_G):,} test images"
+    caption = f"Top-1 accuracy in percent with 95 % bootstrap intervals over the {images}."
+    return part("Scores", "Scores", table(caption, ("run", *COLUMNS), rows))
+
+
+def _score_cells(run: Run) -> list[Cell]:
+    return score_cells(run.scores, accuracy_intervals(hits(run.scores, run.total_G), run.total_G))
+
+
+def _other_images(base: Run, other: Sequence[Run]) -> tuple[list[Part], list[list[Any]]]:
+    """Runs that were scored on other test images, and the rows of their differences."""
+    found = {name_of(run): differences(run, base) for run in other}
+    lines = [
+        [name, column, gain.value, gain.low, gain.high, OTHER_IMAGES]
+        for name, of in found.items()
+        for column, gain in of.items()
+        if gain
+    ]
+    rows = [Row(name_of(run), [*_score_cells(run), cell(f"{sum(run.total_G):,}")]) for run in other]
+    caption = (
+        "Top-1 accuracy in percent with 95 % intervals, each over the run's own test images. They are not those of "
+        f"{name_of(base)}: a difference may be one of the images, not of the models."
+    )
+    scores = table(caption, ("run", *COLUMNS, "test images"), rows)
+    return part("Other images", "Runs scored on other test images", scores, _gains(found, base)), lines
 
 
 def _gain(of: Difference | None) -> Cell:
@@ -91,7 +128,7 @@ def _gain(of: Difference | None) -> Cell:
     return cell(with_note(f"{of.value:+.1f}", bounds, strong=of.low > 0 or of.high < 0), of.value)
 
 
-def forest(found: Mapping[str, Mapping[str, Difference | None]], base: str) -> Piece:
+def forest(found: Mapping[str, Differences], base: str) -> Piece:
     """Each difference with its interval; a row a run, a colour a group."""
     rows, tips = [], {}
     with style():
@@ -114,8 +151,7 @@ def forest(found: Mapping[str, Mapping[str, Difference | None]], base: str) -> P
         axes.set_xlabel("difference, percent points")
         legend_above(axes)
     caption = f"Accuracy less that of {base}, with 95 % bootstrap intervals over the test images."
-    columns = ("run", "group", "difference", "low", "high", "kind")
-    return Piece("differences", "Differences to the first run", caption, drawing, columns, rows, tips)
+    return Piece("differences", "Differences to the first run", caption, drawing, DIFFERENCE_COLUMNS, rows, tips)
 
 
 def _classes(run: Run, base: Run, tables: dict[str, Table]) -> str:

@@ -79,9 +79,8 @@ def sweep(of: Sweep) -> Piece:
         axes.set_xlabel(of.field)
         axes.set_ylabel("top-1 accuracy, %")
         legend_above(axes)
-    best = max(of.points, key=lambda point: point[1]["all"] or 0)
-    caption = (
-        f"{len(of.points)} runs that differ in {of.field} alone; the best on all images has {of.field} {best[0]:g} "
-        f"({percent(best[1]['all'])} %)."
-    )
+    highest = max(scores["all"] or 0 for _, scores in of.points)
+    best = " and ".join(f"{value:g}" for value, scores in of.points if (scores["all"] or 0) == highest)
+    who = f"{of.field} {best} tie as best" if " and " in best else f"the best on all images has {of.field} {best}"
+    caption = f"{len(of.points)} runs that differ in {of.field} alone; {who} ({percent(highest)} %)."
     return Piece(f"sweep-{of.field}", f"Accuracy against {of.field}", caption, figure, (of.field, *COLUMNS), rows, tips)

@@ -69,6 +69,8 @@ class Run:
     confidence_N: NDArray[np.float32]
     untrained_N: NDArray[np.int64]
     evidence: Mapping[str, Any]
+    test_images: str = ""
+    """Names the test images and their labels; empty in an artifact of an older version."""
     run_id: str = ""
     curves: Mapping[str, Points] = field(default_factory=dict)
     others: Sequence[Other] = ()
@@ -125,6 +127,7 @@ def read_run(folder: Path, **more: Any) -> Run:
         method=evidence["method"],
         before=evidence["before"],
         provenance=metrics["provenance"],
+        test_images=metrics.get("test_images", ""),
         classes=test["classes"],
         count_C=np.asarray(test["counts"], dtype=np.int64),
         group_C=np.asarray([GROUPS.index(name) for name in names]),

@@ -96,12 +96,22 @@ def paired_differences(
 
 
 def unpaired_differences(
-    ours: Mapping[str, float | None], base: Mapping[str, float | None], total_G: Sequence[int]
+    ours: Mapping[str, float | None],
+    base: Mapping[str, float | None],
+    our_total_G: Sequence[int],
+    base_total_G: Sequence[int],
 ) -> dict[str, Difference | None]:
-    """The same from the accuracies alone, the two runs' images taken for independent: wider."""
+    """The same from the accuracies alone, the two runs' images taken for independent: wider.
+
+    Args:
+        ours: accuracy in percent of many, medium, few and all; None for an absent group.
+        base: the baseline's.
+        our_total_G: test images that we were scored on.
+        base_total_G: test images that the baseline was scored on.
+    """
     drawn = [
         accuracy_draws(hits(scores, total_G), total_G, seed) if scores["all"] is not None else None
-        for seed, scores in enumerate((ours, base), 1)
+        for seed, (scores, total_G) in enumerate(((ours, our_total_G), (base, base_total_G)), 1)
     ]
     found: dict[str, Difference | None] = {}
     for name in COLUMNS:

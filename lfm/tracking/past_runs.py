@@ -11,6 +11,7 @@ from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.progress import no_other_bars
 from lfm.tracking.client import connect, every
+from lfm.tracking.registry import TEST, TRAIN
 
 GROUPS = ("many", "medium", "few", "all")
 # What changes neither the weights nor what they are scored on.
@@ -62,6 +63,23 @@ class Past:
     def science(self) -> dict[str, str]:
         """The fields that decide what was learnt and on what it was scored."""
         return {k: v for k, v in self.params.items() if k not in ELSEWHERE and not k.startswith("train.")}
+
+    @property
+    def test_images(self) -> str:
+        """Names the images and labels that the run was scored on; empty for a run of an older version."""
+        return self.tags.get(TEST, "")
+
+    def same_test(self, other: "Past") -> bool:
+        """Whether both runs were scored on the same images and labels, in the same order."""
+        return bool(self.test_images) and self.test_images == other.test_images
+
+    def same_data(self, other: "Past") -> bool:
+        """Whether both runs were scored on the same test images and trained on the same training images.
+
+        Where a seed draws a long-tailed subset, runs of other seeds have other training images by design.
+        """
+        drawn = self.seed != other.seed and self.params.get("data.profile") != "as-is"
+        return self.same_test(other) and (drawn or self.tags.get(TRAIN) == other.tags.get(TRAIN))
 
     def differs(self, other: "Past") -> set[str]:
         """Fields of `science` that differ; one that only one of the two knows does not."""
@@ -128,7 +146,7 @@ def find(selector: str, among: Sequence[Past]) -> Past:
 
 
 def matching(preset: str, overrides: dict[str, Any], among: Sequence[Past], untrained: bool = False) -> list[Past]:
-    """The newest finished run of each seed that has exactly this configuration.
+    """The newest finished run of each seed that has exactly this configuration, all scored on the same test images.
 
     Args:
         preset: its name.
@@ -139,10 +157,13 @@ def matching(preset: str, overrides: dict[str, Any], among: Sequence[Past], untr
     wanted = {k: str(v) for k, v in flatten(load(preset, overrides)).items()}
     sections = ("data.", "model.", "text.", "shots.")
     found: dict[str, Past] = {}
+    newest: Past | None = None
     for run in among:
         keys = [k for k in run.science() if k in wanted and k != "seed" and (not untrained or k.startswith(sections))]
         if run.finished and all(run.params[k] == wanted[k] for k in keys):
-            found.setdefault(run.seed, run)
+            newest = newest or run
+            if run.test_images == newest.test_images:
+                found.setdefault(run.seed, run)
     return list(found.values())
 
 

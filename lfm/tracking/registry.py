@@ -13,9 +13,11 @@ from lfm.tracking.client import connect, every
 
 CONTENT = "lfm.content"
 CHAMPION, CHALLENGER = "champion", "challenger"
-REASON, WHEN, BEFORE, DATASET, TEST, INPUT = (
-    "lfm.decision", "lfm.decided", "lfm.champion_before", "lfm.dataset", "lfm.test_images", "lfm.input",
+REASON, WHEN, BEFORE, DATASET, TRAIN, TEST, INPUT = (
+    "lfm.decision", "lfm.decided", "lfm.champion_before", "lfm.dataset", "lfm.train_images", "lfm.test_images",
+    "lfm.input",
 )  # fmt: skip
+"""Tags of a version; those of the data are on every evaluated run too."""
 
 
 @dataclass(frozen=True)
