@@ -65,7 +65,7 @@ def test_what_is_left_is_sent_later_the_oldest_first_with_its_files(tmp_path: Pa
         drain(root, to_file, lambda send, ended: ends.append(ended))
     assert waiting(root) == 2 and not ends
     to.parent.mkdir()
-    assert drain(root, to_file, lambda send, ended: ends.append(ended)) == 2
+    assert drain(root, to_file, lambda send, ended: ends.append(ended)) == (2, 0)
     assert received(to) == ["file-content", "end"] and ends == [False, True]
     assert list(root.iterdir()) == []
 
@@ -77,7 +77,7 @@ def test_once_closed_it_sends_no_more_and_another_may(tmp_path: Path, to: Path) 
     to.parent.mkdir()
     time.sleep(1.2)
     assert not to.exists() and waiting(root) == 3
-    assert drain(root, to_file, lambda send, ended: None) == 3
+    assert drain(root, to_file, lambda send, ended: None) == (3, 0)
     assert received(to) == ["metrics0", "metrics1", "metrics2"]
 
 
@@ -95,11 +95,11 @@ def test_a_record_that_is_on_its_way_at_the_end_is_sent_by_nobody_else(tmp_path:
     box = Outbox(root, {}, slow)
     box.put({"do": "end"})
     assert box.close(0) == 1
-    assert drain(root, slow, lambda send, ended: None) == 0
+    assert drain(root, slow, lambda send, ended: None).sent == 0
     answered.set()
     box._thread.join()
     assert arrived == [{"do": "end"}]
-    assert drain(root, slow, lambda send, ended: None) == 0 and list(root.iterdir()) == []
+    assert drain(root, slow, lambda send, ended: None).sent == 0 and list(root.iterdir()) == []
     assert len(arrived) == 1
 
 
@@ -113,6 +113,14 @@ def test_what_the_server_refuses_is_kept_and_the_rest_goes_on(
     assert json.loads(kept.read_text()) == {"do": "bad"} and "refuses bad: never" in capsys.readouterr().out
 
 
+def test_what_was_refused_is_not_counted_as_sent_and_is_kept_where_it_is_wanted(tmp_path: Path, to: Path) -> None:
+    root, kept = tmp_path / "outbox", tmp_path / "refused.jsonl"
+    assert fill(root, to, {"do": "metrics"}, {"do": "bad"}, {"do": "bad"}) == 3
+    to.parent.mkdir()
+    assert drain(root, to_file, lambda *_: None, refused=kept) == (1, 2)
+    assert received(to) == ["metrics"] and kept.read_text().count("bad") == 2 and list(root.iterdir()) == []
+
+
 def test_a_killed_process_loses_nothing_and_one_that_lives_is_let_be(tmp_path: Path, to: Path) -> None:
     root = tmp_path / "outbox"
     process = subprocess.Popen(
@@ -121,7 +129,7 @@ def test_a_killed_process_loses_nothing_and_one_that_lives_is_let_be(tmp_path: P
     )  # fmt: skip
     try:
         assert process.stdout and process.stdout.readline() == "written\n"
-        assert drain(root, to_file, lambda *_: None) == 0, "its process lives"
+        assert drain(root, to_file, lambda *_: None).sent == 0, "its process lives"
     finally:
         process.kill()
         process.wait()
@@ -129,6 +137,6 @@ def test_a_killed_process_loses_nothing_and_one_that_lives_is_let_be(tmp_path: P
         file.write('{"do": "met')  # what it was writing
     to.parent.mkdir()
     until = time.monotonic() + 10
-    while drain(root, to_file, lambda *_: None) != 100:
+    while drain(root, to_file, lambda *_: None).sent != 100:
         assert time.monotonic() < until
     assert received(to) == [f"metrics{n}" for n in range(100)]

@@ -16,6 +16,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from torch import Tensor
 
@@ -62,6 +63,24 @@ def registered(fashion: Fashion, text_CD: Tensor, tmp_path_factory: pytest.TempP
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{work / 'mlflow.db'}")
         patch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
         yield Registered(work, uri, predictor)
+
+
+def test_two_runs_of_the_same_weights_at_once_leave_one_version(
+    registered: Registered, fashion: Fashion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one looked before the first had registered, as two identical commands at once do."""
+    monkeypatch.setenv("LFM_HOME", str(registered.home))
+    monkeypatch.setenv(KEY_VARIABLE, "at-once")
+    example = pd.DataFrame({"image": [base64.b64encode(png(fashion.test_images[0])).decode()]})
+    answer, folder = registered.predictor.predict(fashion.test_images[:1]), registered.home / "model"
+    pipeline_run.begin_pipeline_run("tests", "the same at once")
+    with pipeline_run.step_run("register") as run:
+        second = registration.register_model(run, "small", "a-content", folder, example, answer, "minilm")
+        other = registration.register_model(run, "small", "b-content", folder, example, answer, "minilm")
+    assert second == registered.uri == "models:/small/1"
+    versions = MlflowClient().search_model_versions("name = 'small'")
+    assert {v.tags["lfm.content"] for v in versions} == {"a-content", "b-content"} and len(versions) == 2
+    assert all(v.run_id for v in versions) and other != second
 
 
 def shown(rows: Any) -> list[list[tuple[str, str, bool]]]:

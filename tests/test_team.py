@@ -113,7 +113,7 @@ def test_training_outlives_the_server_and_nothing_is_lost(survived: Survived) ->
     assert "Traceback" not in survived.first
     count = int(survived.synced.split()[0])
     rule = "set MLFLOW_TRACKING_URI to it, then sync again"
-    wait = rf"error: {count} records wait for MLflow at 127\.0\.0\.1:\d+; {rule}\n"
+    wait = rf"error: {count} records wait for MLflow at http://127\.0\.0\.1:\d+; {rule}\n"
     assert survived.astray.returncode == 2, "another server gets nothing"
     assert re.search(wait, survived.astray.stderr), survived.astray.stderr
     assert count > EPOCHS // 2 and survived.synced.endswith("records sent\n")

@@ -170,12 +170,19 @@ def sync(home_: HomeOption = None) -> None:
     """
     use_home(home_)
     from lfm.errors import InputError
+    from lfm.tracking.step_logger import outboxes
     from lfm.tracking.sync import elsewhere
     from lfm.tracking.sync import sync as send
 
-    count, others = send(), elsewhere()
-    if count or not others:
+    (count, refused), others = send(), elsewhere()
+    if count or not (others or refused):
         typer.echo(f"{count} records sent" if count else "no records are waiting")
+    if refused:
+        typer.echo(
+            f"{refused} records were refused by the server; they are kept in {outboxes()}/refused.jsonl", err=True
+        )
     if others:
         where = " and ".join(f"{number} records wait for MLflow at {place}" for place, number in others.items())
         raise InputError(f"{where}; set MLFLOW_TRACKING_URI to it, then sync again")
+    if refused:
+        raise typer.Exit(1)

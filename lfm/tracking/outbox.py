@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -24,7 +24,7 @@ Send = Callable[[Record], None]
 """Takes a record there, or raises: RefusedError to be done with it, anything else to be asked again."""
 Sender = Callable[[Mapping[str, Any], Path], Send]
 """Makes a `Send` from the header and folder of an outbox."""
-HEADER = "header.json"
+HEADER, REFUSED = "header.json", "refused.jsonl"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds between two tries."""
 ARRIVING = 5.0
@@ -37,6 +37,13 @@ ENDING = 1.0
 
 class RefusedError(Exception):
     """The server answers, and will never take this record."""
+
+
+class Drained(NamedTuple):
+    """How many records arrived, and how many the server will never take; those are kept in `refused.jsonl`."""
+
+    sent: int
+    refused: int
 
 
 class Outbox:
@@ -152,7 +159,8 @@ def drain(
     sender: Sender,
     last: Callable[[Send, bool], None],
     ours: Callable[[Mapping[str, Any]], bool] = lambda header: True,
-) -> int:
+    refused: Path | None = None,
+) -> Drained:
     """Send what ended processes left behind, the oldest first.
 
     Args:
@@ -160,11 +168,12 @@ def drain(
         sender: of the records.
         last: called after the last record of each, with whether one of them said that the work had ended.
         ours: by the header, whether the receiver is the one that an outbox is for; another's stays.
+        refused: file that keeps what the server refuses; by default in `root`.
 
     Returns:
-        How many records were sent. What cannot be sent raises, and stays with all after it.
+        How many records were sent and refused. What cannot be sent raises, and stays with all after it.
     """
-    count = 0
+    arrived: list[bool] = []
     for folder in _folders(root):
         with suppress(Timeout), FileLock(_lock_of(folder)).acquire(timeout=0):  # held: its process sends itself
             if not (folder / HEADER).is_file():  # killed before its first record
@@ -175,11 +184,10 @@ def drain(
                 continue
             send = sender(header, folder)
             for record in _unsent(folder):
-                _deliver(folder, record, send)
-                count += 1
+                arrived.append(_deliver(folder, record, send, refused))
             last(send, any(record["do"].startswith("end") for record in _records(folder)))
             _remove(folder)
-    return count
+    return Drained(sum(arrived), len(arrived) - sum(arrived))
 
 
 def waiting(root: Path) -> int:
@@ -207,16 +215,19 @@ def _remove(folder: Path) -> None:
     _lock_of(folder).unlink(missing_ok=True)
 
 
-def _deliver(folder: Path, record: Record, send: Send) -> None:
+def _deliver(folder: Path, record: Record, send: Send, refused: Path | None = None) -> bool:
+    """Send a record; whether it arrived rather than was refused."""
+    arrived = True
     try:
         send(record)
     except RefusedError as error:
-        refused = folder.parent / "refused.jsonl"
+        arrived, refused = False, refused or folder.parent / REFUSED
         say(f"warning: MLflow refuses {record['do']}: {error}; it is kept in {refused}")
         with refused.open("a") as file:
             file.write(json.dumps(record) + "\n")
     with (folder / "sent").open("ab") as file:
         file.write(b".")
+    return arrived
 
 
 def _records(folder: Path) -> Iterator[Record]:

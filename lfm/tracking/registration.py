@@ -14,6 +14,7 @@ from lfm.errors import InputError
 from lfm.progress import no_other_bars
 from lfm.storage.artifact import MANIFEST
 from lfm.storage.import_closure import copy_code
+from lfm.tracking.client import every
 from lfm.tracking.registry import CONTENT
 from lfm.tracking.step_logger import StepLogger
 from lfm.tracking.uri import tracking_uri
@@ -46,9 +47,10 @@ def _mlflow() -> Iterator[Any]:
 
 
 def registered_version(tracker: StepLogger, name: str, content: str) -> str | None:
-    """`models:/NAME/VERSION` of the version with this content, if it was registered before."""
-    found = tracker.client.search_model_versions(f"name = '{name}' and tags.`{CONTENT}` = '{content}'", max_results=1)
-    return f"models:/{name}/{found[0].version}" if found else None
+    """`models:/NAME/VERSION` of the first version with this content, if it was registered before."""
+    found = every(tracker.client.search_model_versions, f"name = '{name}' and tags.`{CONTENT}` = '{content}'")
+    first = min((int(version.version) for version in found), default=None)
+    return f"models:/{name}/{first}" if first else None
 
 
 def register_model(
@@ -91,10 +93,16 @@ def register_model(
             signature=signature,
             input_example=example,
             registered_model_name=name,
+            tags={CONTENT: content},  # of the version too, and there with it
         )
     tracker.client.update_run(tracker.parent, status="RUNNING")  # the pipeline says when it has ended
-    tracker.client.set_model_version_tag(name, str(info.registered_model_version), CONTENT, content)
-    return f"models:/{name}/{info.registered_model_version}"
+    ours = f"models:/{name}/{info.registered_model_version}"
+    # Of two runs of the same weights at once, the later one sees the earlier one's version here, and gives way.
+    first = registered_version(tracker, name, content)
+    if first and first != ours:
+        tracker.client.delete_model_version(name, str(info.registered_model_version))
+        return first
+    return ours
 
 
 def fetch_model(uri: str, folder: Path) -> Path:

@@ -17,19 +17,19 @@ from lfm.tracking.step_logger import outboxes
 from lfm.tracking.uri import server_address
 
 
-def sync() -> int:
+def sync() -> outbox.Drained:
     """Send what waits on disk for a server that was down: of this machine, and of pods that are gone (LFM_STORE).
 
     What waits for another server than this, `elsewhere`, stays: here its runs would not be found.
 
     Returns:
-        How many records were sent.
+        How many records were sent, and how many the server refused; those are kept in the outbox's refused.jsonl.
 
     Raises:
         InputError: the server does not answer; what waits stays.
     """
     connect()
-    count = outbox.drain(outboxes(), RecordSender, _end_of_killed, _is_for_here)
+    found = [outbox.drain(outboxes(), RecordSender, _end_of_killed, _is_for_here)]
     remote = shared("outbox")
     items = s3.listing(remote) if remote else []
     for header in [item.uri for item in items if item.uri.endswith("/header.json")]:
@@ -38,15 +38,16 @@ def sync() -> int:
             folder = Path(place) / prefix.rpartition("/")[2]
             for item in s3.listing(prefix):
                 s3.download(item.uri, folder / item.uri.removeprefix(f"{prefix}/"))
-            count += outbox.drain(Path(place), RecordSender, _end_of_killed, _is_for_here)
+            kept_here = outboxes() / outbox.REFUSED
+            found.append(outbox.drain(Path(place), RecordSender, _end_of_killed, _is_for_here, kept_here))
             kept = outbox.waiting(Path(place))
         if not kept:
             s3.delete(prefix)
-    return count
+    return outbox.Drained(sum(each.sent for each in found), sum(each.refused for each in found))
 
 
 def elsewhere() -> dict[str, int]:
-    """HOST:PORT of other servers -> how many records wait on this machine for each."""
+    """Addresses of other servers -> how many records wait on this machine for each."""
     found: dict[str, int] = {}
     for header, count in outbox.left(outboxes()):
         if count and not _is_for_here(header):

@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 
 from lfm.storage.artifact import home
 
+USUAL_PORTS = {"http": 80, "https": 443}
+
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else an SQLite file in LFM_HOME."""
@@ -17,6 +19,11 @@ def is_server() -> bool:
 
 
 def server_address() -> str:
-    """HOST:PORT of the tracking server, without the user and password that its URI may hold."""
+    """The whole address of the tracking server, without the user and password that its URI may hold.
+
+    The path counts: behind one host and port there may be several servers, each under a prefix of its own.
+    """
     address = urlsplit(tracking_uri())
-    return f"{address.hostname}:{address.port}" if address.port else str(address.hostname)
+    host = f"[{address.hostname}]" if ":" in str(address.hostname) else address.hostname
+    port = "" if address.port in (None, USUAL_PORTS.get(address.scheme)) else f":{address.port}"
+    return f"{address.scheme}://{host}{port}{address.path.rstrip('/')}"
