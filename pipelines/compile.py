@@ -19,7 +19,7 @@ def _sweep(config: RunConfig, settings: ClusterSettings) -> Any:
     return sweep_pipeline(config, variants_of("baselines", first_seed=config.seed), settings)
 
 
-KINDS: dict[str, Callable[[RunConfig, ClusterSettings], Any]] = {
+KINDS: dict[str, Callable[..., Any]] = {
     "train": training_pipeline,
     "retrain": retraining_pipeline,
     "sweep": _sweep,

@@ -64,9 +64,24 @@ class Cluster:
         self.namespace = namespace or None
         self.client = connect(self.host)
 
-    def submit(self, config: RunConfig, settings: ClusterSettings, experiment: str = "", kind: str = "train") -> str:
-        """Start a run of this configuration: the run's id."""
-        with _compiled(kind, config, settings) as path, self._one_line_errors():
+    def submit(
+        self,
+        config: RunConfig,
+        settings: ClusterSettings,
+        experiment: str = "",
+        kind: str = "train",
+        **options: Any,
+    ) -> str:
+        """Start a run of this configuration: the run's id.
+
+        Args:
+            config: Checked configuration.
+            settings: Settings of the cluster.
+            experiment: Experiment in KFP; empty: the preset's name.
+            kind: Kind of pipeline.
+            options: Further arguments of the function that makes the pipeline, as `registers`.
+        """
+        with _compiled(kind, config, settings, **options) as path, self._one_line_errors():
             run = self.client.create_run_from_pipeline_package(
                 str(path),
                 arguments=pipeline_arguments(config),
@@ -221,8 +236,8 @@ def _schedule(run: Any) -> Schedule:
 
 
 @contextlib.contextmanager
-def _compiled(kind: str, config: RunConfig, settings: ClusterSettings) -> Iterator[Path]:
+def _compiled(kind: str, config: RunConfig, settings: ClusterSettings, **options: Any) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{pipeline_name(kind, config.preset)}.yaml"
-        write(KINDS[kind](config, settings), path)
+        write(KINDS[kind](config, settings, **options), path)
         yield path

@@ -39,6 +39,11 @@ class Result:
     """File with all that the steps printed."""
 
     @property
+    def key(self) -> str:
+        """Key by which MLflow has the run (`lfm.tracking.membership`)."""
+        return self.folder.name
+
+    @property
     def metrics(self) -> Path:
         """Folder with metrics.json of the step `evaluate`."""
         return self._output("evaluate", "metrics")
@@ -99,19 +104,22 @@ def in_processes(config: RunConfig) -> Iterator[Any]:
         yield local.SubprocessRunner(use_venv=False)
 
 
-def run_local(config: RunConfig, verbose: bool = False, runner: Runner = in_processes) -> Result:
+def run_local(
+    config: RunConfig, verbose: bool = False, runner: Runner = in_processes, registers: bool = True
+) -> Result:
     """Run the training pipeline of this configuration.
 
     Args:
         config: Checked configuration.
         verbose: Show everything, also the output of libraries.
         runner: Runner of the steps; entered once LFM_HOME and LFM_PIPELINE_RUN are set.
+        registers: Register the model; False for a baseline.
 
     Raises:
         InputError: A step met an error that the user can correct.
         StepFailedError: A step failed otherwise.
     """
-    return run_pipeline(training_pipeline(config), config, verbose, runner)
+    return run_pipeline(training_pipeline(config, registers=registers), config, verbose, runner)
 
 
 def run_sweep(

@@ -38,16 +38,19 @@ Body = Callable[[TaskFactory, dict[str, Any]], None]
 """Adds the tasks; gets their factory and the parameters of the pipeline, with the name of the preset."""
 
 
-def training_pipeline(config: RunConfig, settings: ClusterSettings | None = None) -> Any:
+def training_pipeline(config: RunConfig, settings: ClusterSettings | None = None, registers: bool = True) -> Any:
     """Prepare (configuration, data, backbone, class embeddings) -> stage 1 -> stage 2 -> evaluate -> register.
 
     Args:
         config: Configuration that the default values of the parameters give.
         settings: Settings of a cluster; None: a local run.
+        registers: Register the model; False: it is trained to compare others with, as a baseline is.
     """
 
     def body(tasks: TaskFactory, parameters: dict[str, Any]) -> None:
-        register(tasks, train(tasks, tasks.add(begin.prepare, **parameters)))
+        trained = train(tasks, tasks.add(begin.prepare, **parameters))
+        if registers:
+            register(tasks, trained)
 
     return build(config.preset, about(config.preset), config, settings, body)
 

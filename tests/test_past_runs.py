@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from lfm.cli.main import app
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.errors import InputError
@@ -63,12 +65,33 @@ def test_a_run_is_found_by_id_beginning_name_and_latest(logged: Logged) -> None:
     assert past_runs.find(second, among).scores() == {"many": 75.0, "medium": 70.0, "few": None, "all": 71.0}
 
 
+def test_the_list_of_runs_tells_those_of_one_name_apart(logged: Logged) -> None:
+    first = logged("fashion-mnist-lt", 60, test="aaaaaaaa0000")
+    second = logged("fashion-mnist-lt", 61, "FAILED", test="bbbbbbbb0000", seed=1)
+    other = logged("custom-small", 70)
+    done = CliRunner().invoke(app, ["runs"])
+    assert done.exit_code == 0, done.output
+    head, *lines = done.output.splitlines()
+    assert head.split() == ["run", "date", "method", "seed", "many", "medium", "few", "all", "data"]
+    assert [line.split()[0] for line in lines] == [other[:12], second[:12], first[:12]], "the newest first"
+    assert lines[2].split()[1:] == [
+        "1970-01-01", "00:00", "lfm", "+", "ce", "0", "65.0", "60.0", "-", "61.0",
+        "fashion-mnist-lt:", "fashion-mnist,", "test", "aaaaaaaa",
+    ]  # fmt: skip
+    assert "test bbbbbbbb (did not end well)" in lines[1] and lines[1].split()[6] == "1"
+    only = CliRunner().invoke(app, ["runs", "custom-small"]).output.splitlines()
+    assert [line.split()[0] for line in only[1:]] == [other[:12]]
+    mistake = CliRunner().invoke(app, ["runs", "custom-smal"]).exception
+    assert isinstance(mistake, InputError) and "did you mean custom-small" in str(mistake)
+
+
 def test_a_run_that_is_not_there_or_meant_twice_is_refused(logged: Logged) -> None:
     with pytest.raises(InputError, match="no evaluated runs yet"):
         past_runs.find("latest", past_runs.evaluated())
     first, second = logged("fashion-mnist-lt", 60), logged("fashion-mnist-lt", 61)
     among = past_runs.evaluated()
-    with pytest.raises(InputError, match=rf"2 runs are called 'lfm \+ ce, seed 0'; give an id of {second[:12]}"):
+    dated = rf"{second[:12]} \(lfm \+ ce, seed 0, 1970-01-01 00:00\)"
+    with pytest.raises(InputError, match=rf"2 runs are called 'lfm \+ ce, seed 0'; give an id of {dated}"):
         past_runs.find("lfm + ce, seed 0", among)
     for unknown in ("zzzz", first[:3], ""):
         with pytest.raises(InputError, match="no evaluated run"):

@@ -73,7 +73,11 @@ def test_one_command_trains_both_methods_and_shows_them_side_by_side(
         shown = "lfm + ce" if name == "lfm" else name
         row = "".join(f"{scores[k]:9.1f}" for k in ("many", "medium", "few", "all"))
         assert re.search(rf"^{re.escape(shown)} +{row.strip()}$", first.stdout.split("Top-1")[1], re.MULTILINE)
-    assert found["model_uri"] == "models:/fashion-mnist-lt/2" and found["model_uri"] in first.stdout
+    assert found["model_uri"] == "models:/fashion-mnist-lt/1" and found["model_uri"] in first.stdout
+    assert len(client(home).search_model_versions("name = 'fashion-mnist-lt'")) == 1, "the baseline is no version of it"
+    ce, lfm_ = parents(home)[:2]
+    for run, name in ((ce, "ce, seed 0"), (lfm_, r"lfm \+ ce, seed 0")):
+        assert re.search(rf"^Run +{run.info.run_id}  {name}$", first.stdout, re.MULTILINE)
     assert found["methods"]["ce"]["all"] > found["methods"]["untrained"]["all"] + 10
     for part in ("stage 1", "100%", "own-label mass", "Registered model", "make ui"):
         assert part in first.stdout
@@ -102,14 +106,16 @@ def test_mlflow_has_a_parent_with_everything_and_a_child_for_each_step(home: Pat
         assert [point.step for point in curve] == [1, 2]
         names = {item.path for item in api.list_artifacts(run.info.run_id)}
         assert {"config.yaml", "report.html", "metrics.json"} <= names
-        for tag in ("data", "split", "shots", "weights", "seed", "commit", "model"):
+        for tag in ("data", "split", "shots", "weights", "seed", "commit", "dataset", "train_images", "test_images"):
             assert run.data.tags[f"lfm.{tag}"]
         children = api.search_runs(
             [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", order_by=["start_time"]
         )
         ran = [child.info.run_name for child in children]
         assert ran[:4] == ["configure", "prepare data", "fetch backbone", "embed text"], "parts of one step"
-        assert ran[4:] == ["stage 1", "stage 2", "evaluate", "register"]
+        registered = ["register"] if method == "lfm" else []
+        assert ran[4:] == ["stage 1", "stage 2", "evaluate", *registered]
+        assert ("lfm.model" in run.data.tags) == bool(registered)
         assert {child.info.status for child in children} == {"FINISHED"}
     changed = {
         "data.max_per_class": 60, "data.imbalance": 10, "stage1.epochs": 2, "stage2.epochs": 1, "shots.many": 30
@@ -136,7 +142,7 @@ def test_the_registered_model_loads_without_pickles_and_classifies(home: Path) -
     accuracy = 100 * float(re.findall(r"accuracy (\S+)", done.stdout)[0])
     assert accuracy == pytest.approx(expected, abs=12)  # 200 of the 10,000 images
     assert "refused" in done.stdout
-    version = client(home).get_model_version("fashion-mnist-lt", "2")
+    version = client(home).get_model_version("fashion-mnist-lt", "1")
     assert version.run_id == parents(home)[1].info.run_id, "the model hangs on its run"
     assert list((home / "mlartifacts").rglob("packaged_model.py")) and not (ROOT / "mlruns").exists()
     assert not [path for path in home.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin")]

@@ -1,5 +1,6 @@
 """Champion and challenger on a real MLflow registry."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,25 @@ def test_what_is_not_there_is_said(three: MlflowClient) -> None:
     assert registry.with_alias("hats", "champion") is None
 
 
+def test_the_list_of_models_has_scores_date_and_data(home: Path) -> None:
+    from lfm.tracking.client import connect
+
+    client = connect()
+    run = client.create_run("0", tags={"lfm.data": "photos, imbalance 4", "lfm.test_images": "0123456789"}).info.run_id
+    for name, value in (("many", 90.0), ("medium", 60.5), ("all", 80.0)):
+        client.log_metric(run, f"test/{name}", value)
+    client.create_registered_model("birds")
+    client.create_model_version(
+        "birds", "file:///nowhere", run, {"lfm.method": "lfm", "lfm.dataset": "fedcba9876543210"}
+    )
+    first, scores, data = CliRunner().invoke(app, ["models", "birds"]).output.splitlines()
+    assert re.fullmatch(r"models:/birds/1 +lfm +20\d\d-\d\d-\d\d \d\d:\d\d UTC", first)
+    assert scores.split("  ")[1:] == [
+        "many 90.0", "medium 60.5", "few -", "all 80.0", "on photos, imbalance 4, test 01234567", f"(run {run[:12]})"
+    ]  # fmt: skip
+    assert data == "  trained on data fedcba987654"
+
+
 def test_the_commands(three: MlflowClient) -> None:
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(app, arguments)
@@ -74,6 +94,9 @@ def test_the_commands(three: MlflowClient) -> None:
     assert run("promote", "shoes", "1") == "shoes 1 is champion\n"
     assert run("promote", "shoes", "3", "--why", "nicer") == "shoes 3 is champion, after 1\n"
     shown = run("models").splitlines()
-    assert shown[0].split() == ["models:/shoes/3", "champion", "data"] and shown[1].endswith("UTC: nicer")
+    assert shown[0].split()[:2] == ["models:/shoes/3", "champion"] and shown[1].endswith("UTC: nicer")
+    assert re.fullmatch(r"models:/shoes/3 +champion +\d{4}-\d\d-\d\d \d\d:\d\d UTC", shown[0])
     assert run("rollback", "shoes") == "shoes 1 is champion again, instead of 3\n"
-    assert "no registered models named hats" in run("models", "hats")
+    hats = CliRunner().invoke(app, ["models", "hats"])
+    assert isinstance(hats.exception, InputError) and hats.exception.exit_code == 2
+    assert str(hats.exception) == "unknown registered model 'hats'; known: shoes"

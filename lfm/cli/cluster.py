@@ -68,14 +68,14 @@ def runner_for(name: str, image: str) -> Callable[["RunConfig"], AbstractContext
     return lambda config: docker_steps(revision.image(), config)
 
 
-def submit_run(config: "RunConfig", host: str, image: str) -> None:
+def submit_run(config: "RunConfig", host: str, image: str, registers: bool) -> None:
     """Start a training run on a cluster and print where to see it."""
     from lfm.pipelines.cluster_settings import read_settings
     from lfm.pipelines.kfp_client import Cluster
 
     settings = read_settings(None, image)
     cluster = Cluster(host)
-    run = cluster.submit(config, settings)
+    run = cluster.submit(config, settings, registers=registers)
     typer.echo(f"{config.preset}: run {run}\n{cluster.run_page(run)}")
 
 

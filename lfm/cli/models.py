@@ -107,7 +107,7 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
 
 
 def models(name: Annotated[str, typer.Argument(help="Show only this model.")] = "", home_: HomeOption = None) -> None:
-    """List the registered models: which version is champion or challenger, and why.
+    """List the registered models: which version is champion or challenger and why, its scores and its data.
 
     Examples:
       lfm models
@@ -115,15 +115,26 @@ def models(name: Annotated[str, typer.Argument(help="Show only this model.")] = 
       lfm models fashion-mnist-lt
     """
     use_home(home_)
-    from lfm.tracking import registry
+    from lfm.errors import unknown
+    from lfm.report.tables import percent
+    from lfm.tracking import past_runs, registry
 
     found = registry.versions(name)
+    if not found and name:
+        raise unknown("registered model", name, sorted({version.name for version in registry.versions()}) or ["none"])
     if not found:
-        typer.echo("no registered models" + (f" named {name}" if name else "") + f" in {home()}")
+        typer.echo(f"no registered models in {home()}")
+    runs = past_runs.by_id(version.run for version in found)
     for version in found:
-        data = version.tags.get(registry.DATASET, "")[:12]
-        method = version.tags.get("lfm.method", "")
-        typer.echo(f"{version.uri:<40} {', '.join(version.aliases):<12} {method:<12} data {data}")
+        run, method = runs.get(version.run), version.tags.get("lfm.method", "")
+        typer.echo(
+            f"{version.uri:<40} {', '.join(version.aliases):<12} {method:<12} {past_runs.when(version.made)} UTC"
+        )
+        if run:
+            scores = "  ".join(f"{group} {percent(value)}" for group, value in run.scores().items())
+            typer.echo(f"  {scores}  on {run.data}  (run {run.run_id[:12]})")
+        if data := version.tags.get(registry.DATASET):
+            typer.echo(f"  trained on data {data[:12]}")
         if why := version.tags.get(registry.REASON):
             typer.echo(f"  {version.tags.get(registry.WHEN, '')}: {why}")
 

@@ -20,8 +20,45 @@ OutOption = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (report, compare):
+    for command in (runs, report, compare):
         app.command()(examples(command))
+
+
+def runs(
+    preset: Annotated[str, typer.Argument(help="Show only the runs of this preset.")] = "",
+    home_: HomeOption = None,
+) -> None:
+    """List the evaluated runs, the newest first: id, date (UTC), method, seed, scores and data.
+
+    Differences are only those of the models between runs that name the same test images.
+
+    Examples:
+      lfm runs
+
+      lfm runs fashion-mnist-lt
+    """
+    use_home(home_)
+    from lfm.errors import unknown
+    from lfm.report.tables import COLUMNS, percent
+    from lfm.tracking import past_runs
+
+    among = past_runs.evaluated()
+    found = [run for run in among if preset in ("", run.params["preset"])]
+    if not found and preset:
+        raise unknown("preset with runs", preset, sorted({run.params["preset"] for run in among}) or ["none"])
+    if not found:
+        typer.echo(f"no evaluated runs in {home()}")
+        return
+    width = 2 + max(len(run.method) for run in found)
+    head = "".join(f"{name:>8}" for name in COLUMNS)
+    typer.echo(f"{'run':<14}{'date':<18}{'method':<{width}}{'seed':<6}{head}  data")
+    for run in found:
+        scores = "".join(f"{percent(value):>8}" for value in run.scores().values())
+        unfinished = "" if run.finished else " (did not end well)"
+        typer.echo(
+            f"{run.run_id[:12]:<14}{run.date:<18}{run.method:<{width}}{run.seed:<6}{scores}  "
+            f"{run.params['preset']}: {run.data}{unfinished}"
+        )
 
 
 def report(

@@ -77,22 +77,27 @@ def run(
         if json_ or home_:
             raise InputError("--json and --home are for runs on this machine; leave them out with --runner kfp")
         for config in configs:
-            submit_run(config, host, image)
+            submit_run(config, host, image, registers=config is configs[-1])
         return
     make_runner = runner_for(runner, image)
     use_home(home_)
     if json_:
         check_file(json_)
     began = time.monotonic()
-    methods, result, provenance = _train(configs, make_runner)
+    methods, results, provenance = _train(configs, make_runner)
     seconds = time.monotonic() - began
+    result = results[-1]
     _print_results(methods, provenance, result, seconds)
+    _print_ids(configs, results)
     if json_:
         _write_json(json_, methods, provenance, result.model_uri, seconds)
 
 
-def _train(configs: list["RunConfig"], runner: "Runner") -> tuple[dict[str, Any], "Result", dict[str, Any]]:
-    """Check all configurations, then train each: scores by method, the last result, and where its data came from."""
+def _train(configs: list["RunConfig"], runner: "Runner") -> tuple[dict[str, Any], list["Result"], dict[str, Any]]:
+    """Check all configurations, then train each: scores by method, results, and where the last one's data came from.
+
+    The last model alone is registered: a baseline is no version of the model that it is the baseline of.
+    """
     from lfm.backbones.device import check_device
     from lfm.jobs.prepare import check
     from lfm.jobs.scoring import untrained
@@ -102,12 +107,26 @@ def _train(configs: list["RunConfig"], runner: "Runner") -> tuple[dict[str, Any]
         check(config)
         check_device(config.train.device)
     methods: dict[str, Any] = {}
+    results: list[Result] = []
     for number, config in enumerate(configs, 1):
         typer.echo(f"[{number}/{len(configs)}] {config.preset}: {config.method}, seed {config.seed}")
-        result = run_local(config, debugging(), runner)
-        found = json.loads((result.metrics / "metrics.json").read_text())
+        results.append(run_local(config, debugging(), runner, registers=config is configs[-1]))
+        found = json.loads((results[-1].metrics / "metrics.json").read_text())
         methods |= {untrained(config): found["untrained"], config.method: found["test"]}
-    return methods, result, found["provenance"]
+    return methods, results, found["provenance"]
+
+
+def _print_ids(configs: list["RunConfig"], results: list["Result"]) -> None:
+    """Print by which id `lfm report` and `lfm compare` find each run."""
+    from lfm.tracking import past_runs
+
+    try:
+        ids = [past_runs.id_of(result.key) for result in results]
+    except InputError as error:  # the server is down; the records wait
+        typer.echo(f"Run               no id yet: {error}")
+        return
+    for config, run_id in zip(configs, ids, strict=True):
+        typer.echo(f"Run               {run_id}  {config.method}, seed {config.seed}")
 
 
 def _print_results(methods: dict[str, Any], provenance: dict[str, Any], result: "Result", seconds: float) -> None:

@@ -1,16 +1,21 @@
 """Past runs, read back from MLflow: which there are, how they differ, their curves and files."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from mlflow.exceptions import MlflowException
 
 from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.progress import no_other_bars
-from lfm.tracking.client import connect, every
+from lfm.tracking.client import connect, every, find_run
+from lfm.tracking.membership import KEY
 from lfm.tracking.registry import TEST, TRAIN
 
 GROUPS = ("many", "medium", "few", "all")
@@ -20,6 +25,11 @@ ELSEWHERE = {
     "data.decode_gb", "data.on_bad_image", "data.max_bad", "data.max_megapixels",
 }  # fmt: skip
 CURVES = ("stage1/", "stage2/")
+
+
+def when(milliseconds: int) -> str:
+    """A moment, given in milliseconds since 1970, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(milliseconds / 1000))
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,17 @@ class Past:
     def method(self) -> str:
         """As in tables."""
         return self.tags.get("lfm.method", self.name)
+
+    @property
+    def date(self) -> str:
+        """When it began, in UTC."""
+        return when(self.began)
+
+    @property
+    def data(self) -> str:
+        """Name and imbalance of its data, and the beginning of the hash of its test images."""
+        name = self.tags.get("lfm.data", self.params.get("data.name", ""))
+        return f"{name}, test {self.test_images[:8]}" if self.test_images else name
 
     @property
     def seed(self) -> str:
@@ -85,6 +106,25 @@ class Past:
         """Fields of `science` that differ; one that only one of the two knows does not."""
         ours, theirs = self.science(), other.science()
         return {k for k in ours.keys() & theirs.keys() if ours[k] != theirs[k]}
+
+
+def id_of(key: str) -> str:
+    """Run id of the pipeline run with this key; empty while there is none.
+
+    Raises:
+        InputError: the tracking server does not answer.
+    """
+    found = find_run(connect(), KEY, key)
+    return str(found.info.run_id) if found else ""
+
+
+def by_id(run_ids: Iterable[str]) -> dict[str, Past]:
+    """The runs with these ids, those that are deleted left out."""
+    client, found = connect(), {}
+    for run_id in set(run_ids) - {""}:
+        with suppress(MlflowException):
+            found[run_id] = _past(client.get_run(run_id))
+    return found
 
 
 def evaluated(experiments: Sequence[str] = ()) -> list[Past]:
@@ -137,7 +177,7 @@ def find(selector: str, among: Sequence[Past]) -> Past:
     found = named or begun
     if len(found) == 1:
         return found[0]
-    first = ", ".join(f"{run.run_id[:12]} ({run.name})" for run in (found or among)[:6])
+    first = ", ".join(f"{run.run_id[:12]} ({run.name}, {run.date})" for run in (found or among)[:6])
     if found:
         raise InputError(f"{len(found)} runs are called {selector!r}; give an id of {first}")
     raise InputError(

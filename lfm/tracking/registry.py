@@ -30,6 +30,7 @@ class Version:
         aliases: that point to it.
         tags: `lfm.content` names the weights, `lfm.dataset` the data, `lfm.decision` says why it is what it is.
         run: MLflow run that made it.
+        made: milliseconds since 1970.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Version:
     aliases: tuple[str, ...]
     tags: dict[str, str]
     run: str
+    made: int
 
     @property
     def uri(self) -> str:
@@ -55,7 +57,12 @@ def versions(name: str = "") -> list[Version]:
         found = every(client.search_model_versions, f"name = '{model.name}'")
         result += [
             Version(
-                v.name, str(v.version), tuple(sorted(aliases.get(str(v.version), ()))), dict(v.tags), v.run_id or ""
+                v.name,
+                str(v.version),
+                tuple(sorted(aliases.get(str(v.version), ()))),
+                dict(v.tags),
+                v.run_id or "",
+                int(v.creation_timestamp),
             )
             for v in sorted(found, key=lambda v: -int(v.version))
         ]
