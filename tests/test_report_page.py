@@ -30,6 +30,8 @@ from lfm.report.run_values import Other, Run, Sweep, read_run
 from tests.browser import check
 from tests.reader import Reader
 
+pytestmark = pytest.mark.slow  # all stand on one whole page
+
 NASTY = ["<script>alert('x')</script>", 'a "quoted" & <b>bold</b> name', "T-shirt/top", "café ☕", "$x^2$", "plain"]
 PROVENANCE = {
     "data": "imagenet-lt, imbalance 256", "split": "test", "shots": "many > 100, few < 20",
@@ -97,7 +99,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Report]:
     return page(folder)
 
 
-@pytest.mark.slow
 def test_the_score_table_is_the_metrics_and_published_rows_are_marked(small: tuple[Run, Report]) -> None:
     run, report = small
     rows = Reader(report.html).tables[0]
@@ -112,7 +113,6 @@ def test_the_score_table_is_the_metrics_and_published_rows_are_marked(small: tup
     ]
 
 
-@pytest.mark.slow
 def test_the_class_table_is_the_metrics_class_by_class(small: tuple[Run, Report]) -> None:
     run, report = small
     rows = Reader(report.html).tables[-1]
@@ -180,7 +180,6 @@ def test_the_page_is_one_whole_that_asks_for_nothing(small: tuple[Run, Report]) 
     assert report.html.count("<title>") > 100, "values under the mouse"
 
 
-@pytest.mark.slow
 def test_the_pieces_are_written_as_svg_png_and_csv(small: tuple[Run, Report], tmp_path: Path) -> None:
     run, report = small
     report.write(tmp_path)
@@ -195,7 +194,6 @@ def test_the_pieces_are_written_as_svg_png_and_csv(small: tuple[Run, Report], tm
     assert all(path.stat().st_size > 2000 for path in (tmp_path / "figures").iterdir())
 
 
-@pytest.mark.slow
 def test_the_same_values_give_the_same_page(small: tuple[Run, Report], tmp_path: Path) -> None:
     _, report = small
     assert page(drawn(NASTY, tmp_path / "metrics", load("fashion-mnist-lt"), 50))[1].html == report.html
@@ -207,14 +205,12 @@ def test_an_artifact_that_kept_less_is_refused_with_the_way_out(tmp_path: Path) 
         read_run(tmp_path)
 
 
-@pytest.mark.slow
 def test_the_page_in_a_browser(small: tuple[Run, Report], tmp_path: Path) -> None:
     _, report = small
     (tmp_path / "report.html").write_text(report.html)
     check(tmp_path / "report.html", "drawn", figures=len(report.pieces))
 
 
-@pytest.mark.slow
 def test_a_thousand_classes_and_fifty_thousand_images_make_a_small_page_soon(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,7 +234,6 @@ def test_a_thousand_classes_and_fifty_thousand_images_make_a_small_page_soon(
     check(target, "thousand", figures=len(report.pieces))
 
 
-@pytest.mark.slow
 def test_sorting_and_finding_a_class_in_the_browser(small: tuple[Run, Report], tmp_path: Path) -> None:
     import shutil
 

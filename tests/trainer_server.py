@@ -42,7 +42,7 @@ class Trainer(ThreadingHTTPServer):
         self.body: dict[str, Any] | None = None
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.refuse = False
-        runtime = yaml.safe_load((ROOT / "infra/kustomize/base/training-runtime.yaml").read_text())
+        runtime = yaml.safe_load((ROOT / "infra/kustomize/trainer/training-runtime.yaml").read_text())
         self.runtimes = {runtime["metadata"]["name"]: runtime}
         place = {"cluster": {"server": f"http://127.0.0.1:{self.server_port}"}, "name": "here"}
         context = {"context": {"cluster": "here", "user": "me", "namespace": NAMESPACE}, "name": "here"}
