@@ -389,6 +389,7 @@ def inspected(classes: list[str], counts: list[int]) -> dict[str, Any]:
         "prior": [n / sum(counts) for n in counts],
         "seen": [0.2 + k / size / 3 for k in range(size)],
         "alpha": 0.75,
+        "alike": {"pairs": 0, "first": []},
         "collapsing": [],
     }
 

@@ -20,6 +20,10 @@ from lfm.errors import InputError, unknown
 from lfm.storage import s3
 from lfm.storage.artifact import sha256_file
 
+BLOCK = 2**24
+"""Cosines computed at a time."""
+ROUNDING = 1e-5
+"""Entries of two unit embeddings of the same tokens differ by less: by the padding of their batches."""
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -35,7 +39,7 @@ def check_class_names(names: Sequence[str], allow_equal: bool = False) -> None:
     """
     seen: dict[str, int] = {}
     for k, name in enumerate(names):
-        plain = " ".join(name.lower().split())
+        plain = _plain(name)
         if not plain:
             raise InputError(f"class {k} has an empty name; the text tower needs a word for every class")
         if plain in seen and not allow_equal:
@@ -44,6 +48,53 @@ def check_class_names(names: Sequence[str], allow_equal: bool = False) -> None:
                 f"classes {seen[plain]} and {k} are both named {name!r}{but}; text cannot tell them apart: rename one"
             )
         seen[plain] = k
+
+
+class SameEmbeddingError(InputError):
+    """Class names that the text tower cannot tell apart."""
+
+    pairs: Sequence[str] = ()
+    """All of them, "Bar / Bär"."""
+
+
+SAME_FIX = (
+    "name them in English with data.class_names=FILE (accents, most scripts but Latin, and what stands after a few "
+    "dozen words are lost on such a tower), or take a multilingual tower, as model.tower=xlm-roberta-base-ViT-B-32"
+)
+
+
+def near_pairs(text_CD: Tensor, above: float) -> list[tuple[int, int, float]]:
+    """Pairs of classes whose embeddings have a cosine above this, the nearest first: (class, class, cosine)."""
+    unit_CD = torch.nn.functional.normalize(text_CD.float(), dim=1)
+    found = []
+    for class_R in torch.arange(len(unit_CD)).split(max(1, BLOCK // len(unit_CD))):
+        cosine_RC = unit_CD[class_R] @ unit_CD.T
+        after_RC = torch.arange(len(unit_CD))[None] > class_R[:, None]
+        for r, k in ((cosine_RC > above) & after_RC).nonzero().tolist():
+            found.append((int(class_R[r]), k, float(cosine_RC[r, k])))
+    return sorted(found, key=lambda pair: -pair[2])
+
+
+def _refuse_same(names: Sequence[str], text_CD: Tensor, tower: str) -> None:
+    """Raises SameEmbeddingError where two names that are not equal have one embedding, but for rounding."""
+    pairs = [
+        (names[i], names[k])
+        for i, k, _ in near_pairs(text_CD, 0.9999)
+        if (text_CD[i] - text_CD[k]).abs().max() <= ROUNDING and _plain(names[i]) != _plain(names[k])
+    ]
+    if not pairs:
+        return
+    (one, other), *more = sorted(pairs)
+    error = SameEmbeddingError(
+        f"classes {one!r} and {other!r} have one and the same embedding in {tower}"
+        f"{f', and so have {len(more):,} more pairs' if more else ''}: no training can tell them apart; {SAME_FIX}"
+    )
+    error.pairs = [f"{a} / {b}" for a, b in sorted(pairs)]
+    raise error
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().split())
 
 
 def minilm_folder() -> Path:
@@ -126,6 +177,7 @@ def embed(
         (C, D) float32.
 
     Raises:
+        SameEmbeddingError: names that the tower cannot tell apart.
         InputError: equal or empty names, bad descriptions, or a missing or altered encoder.
     """
     check_class_names(names, allow_equal)
@@ -135,7 +187,9 @@ def embed(
         unit_ND = embed_minilm(flat, batch)
     else:
         unit_ND = backbones.embed_prompts(_given(backbone), flat, batch)
-    return _class_means(unit_ND, sentences)
+    text_CD = _class_means(unit_ND, sentences)
+    _refuse_same(names, text_CD, "MiniLM" if config.encoder == "minilm" else "the backbone's text tower")
+    return text_CD
 
 
 def _given(backbone: Path | None) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.jobs.prepare import backbone_for, embeddings_for, table_for
-from lfm.jobs.preview import inspect
+from lfm.jobs.preview import ALIKE, ALIKE_FIX, inspect
 from lfm.jobs.step import content
 from lfm.progress import say
 
@@ -35,10 +35,12 @@ def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
     say("data report: duplicates, odd images, names")
     found = audit(table)
     inspected, no_text = None, ""
+    same: list[dict[str, Any]] = []
     try:
         inspected = inspect(config, 1, table, text_for(config, table))
     except InputError as error:
         no_text = str(error)
+        same = _same_names(error)
         say(f"data report: no class embeddings, so nothing on local sampling: {no_text}")
     report = {
         "data": {
@@ -55,7 +57,7 @@ def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
         "inspect": inspected,
         "no_text": no_text,
         "audit": found,
-        "problems": problems_of(found, inspected, config.train.own_label_threshold),
+        "problems": same + problems_of(found, inspected, config.train.own_label_threshold),
     }
     return report, data_page(f"Data report: {config.preset}", report, thumbnails(table, found))
 
@@ -85,6 +87,7 @@ def problems_of(
     """
     exact, near, names = found["exact"], found["near"], found["names"]
     leaked, weak = exact["in_train"], _collapsing(inspected, threshold) if inspected else []
+    alike = inspected["alike"] if inspected else {"pairs": 0, "first": []}
     all_of = [
         (
             "images that cannot be used",
@@ -112,6 +115,12 @@ def problems_of(
             for kind, problem in ((kind, names[kind]) for kind in NAME_FIXES)
         ),
         (
+            f"pairs of class names that are nearly the same to the text tower (cosine above {ALIKE})",
+            alike["pairs"],
+            f"{ALIKE_FIX[0].upper()}{ALIKE_FIX[1:]}.",
+            alike["first"],
+        ),
+        (
             f"classes about to collapse: own-label mass under {threshold:g}",
             len(weak),
             "Lower stage1.alpha (auto finds the largest safe one), raise mixup.tau, or add images.",
@@ -129,6 +138,17 @@ def problems_of(
         for what, count, how, examples in all_of
         if count
     ]
+
+
+def _same_names(error: InputError) -> list[dict[str, Any]]:
+    """The problem that stopped the class embeddings, if it lies in the names."""
+    from lfm.backbones.text_encoders import SAME_FIX, SameEmbeddingError
+
+    if not isinstance(error, SameEmbeddingError):
+        return []
+    what = "pairs of class names that the text tower cannot tell apart"
+    how = f"{SAME_FIX[0].upper()}{SAME_FIX[1:]}."
+    return [{"what": what, "count": len(error.pairs), "how": how, "examples": list(error.pairs[:EXAMPLES])}]
 
 
 def _collapsing(inspected: Mapping[str, Any], threshold: float) -> list[str]:

@@ -9,11 +9,16 @@ from lfm.progress import say
 from lfm.training.model_artifact import read_text
 
 SHOWN_CLASSES = 20
+ALIKE = 0.9
+"""Class names whose embeddings have a higher cosine are nearly the same to the text tower."""
+SHOWN_PAIRS = 50
 
 
 def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:
     """Show what the label shift will do to each class before any training; the alpha to train with."""
     if config.mixup.name != "lfm" or not config.stage(stage).epochs:
+        if stage == 1 and (warning := alike_warning(alike(Path(dataset), Path(text)))):
+            say(warning)
         return 0.0
     found = inspect(config, stage, Path(dataset), Path(text))
     alpha, own = found["alpha"], found["own_label_mass"]
@@ -37,7 +42,7 @@ def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[st
     Returns:
         `classes`, `counts`, `gamma`, `gamma_effective`, `own_label_mass`, `label_mass`, `neighbours` (for each class
         the three nearest in text, with cosines), `prior`, `seen` (p(Y)), `alpha` as used, and `collapsing`: a warning
-        that names the classes whose own-label mass is under the threshold, or nothing.
+        that names the classes whose own-label mass is under the threshold, or nothing; `alike` of `alike`.
     """
     import torch
 
@@ -64,14 +69,43 @@ def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[st
         "prior": pairs.prior_C.tolist(),
         "seen": seen_C.tolist(),
         "alpha": alpha,
+        "alike": alike(dataset, text),
         "collapsing": under
         and f"own-label mass under {threshold} for {', '.join(under)}: these classes are about to collapse. "
         f"Lower stage{stage}.alpha (auto finds the largest safe one) or raise mixup.tau",
     }
 
 
+def alike(dataset: Path, text: Path) -> dict[str, Any]:
+    """Pairs of class names that are nearly the same to the text tower under the prompt, the nearest first.
+
+    Returns:
+        `pairs`: how many; `first`: "left hand / right hand 0.97", at most `SHOWN_PAIRS`.
+    """
+    from lfm.backbones.text_encoders import near_pairs
+    from lfm.data.artifact import read_info
+
+    names = read_info(dataset)["classes"]
+    found = near_pairs(read_text(text), ALIKE)
+    return {"pairs": len(found), "first": [f"{names[i]} / {names[k]} {c:.2f}" for i, k, c in found[:SHOWN_PAIRS]]}
+
+
+def alike_warning(found: Mapping[str, Any]) -> str:
+    """A line about the result of `alike`, or nothing."""
+    if not found["pairs"]:
+        return ""
+    few = ", ".join(found["first"][:5]) + (", ..." if found["pairs"] > 5 else "")
+    return (
+        f"warning: {found['pairs']:,} pairs of class names are nearly the same to the text tower, with a cosine above "
+        f"{ALIKE} ({few}), and are told apart and mixed accordingly: {ALIKE_FIX}"
+    )
+
+
+ALIKE_FIX = "name what differs with data.class_names=FILE, or describe it with text.descriptions=FILE"
+
+
 def describe(found: Mapping[str, Any]) -> str:
-    """The result of `inspect` as a table with a bar a class; the first and last classes of many."""
+    """The result of `inspect` as a table with a bar a class, the first and last of many, and names that are alike."""
     from lfm.report.tables import histogram
 
     columns = {
@@ -80,4 +114,6 @@ def describe(found: Mapping[str, Any]) -> str:
         "own": [f"{v:.2f}" for v in found["own_label_mass"]],
         "M": [f"{v:.3f}" for v in found["label_mass"]],
     }
-    return histogram(found["classes"], columns, found["seen"], SHOWN_CLASSES)
+    table = histogram(found["classes"], columns, found["seen"], SHOWN_CLASSES)
+    warning = alike_warning(found["alike"])
+    return f"{table}\n\n{warning}" if warning else table
