@@ -41,6 +41,8 @@ class Survived:
     code: int
     astray: "subprocess.CompletedProcess[str]"
     synced: str
+    unsent: list[Path]
+    """What the outbox held after that."""
     second: str
     client: MlflowClient
 
@@ -88,10 +90,13 @@ def survived(team: TeamServer, fashion: Fashion, tmp_path_factory: pytest.TempPa
         synced = subprocess.run(
             [*lfm(), "sync"], env=environment, capture_output=True, text=True, timeout=120, check=True
         )
+        unsent = list((home / "outbox").iterdir())
         environment.pop("LFM_MLFLOW_PATIENCE")
         again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert again.returncode == 0, again.stdout + again.stderr
-        yield Survived(home, first, running.returncode, astray, synced.stdout, again.stdout, client)
+        # On a busy machine the server's answer to the last record may come after the step's patience.
+        subprocess.run([*lfm(), "sync"], env=environment, capture_output=True, timeout=120, check=True)
+        yield Survived(home, first, running.returncode, astray, synced.stdout, unsent, again.stdout, client)
 
 
 def wait_for_an_epoch(client: MlflowClient, running: "subprocess.Popen[str]") -> None:
@@ -117,7 +122,7 @@ def test_training_outlives_the_server_and_nothing_is_lost(survived: Survived) ->
     assert survived.astray.returncode == 2, "another server gets nothing"
     assert re.search(wait, survived.astray.stderr), survived.astray.stderr
     assert count > EPOCHS // 2 and survived.synced.endswith("records sent\n")
-    assert not list((survived.home / "outbox").iterdir())
+    assert not survived.unsent and not list((survived.home / "outbox").iterdir())
     died, finished = survived.parents()
     assert died.info.status == "FAILED" and finished.info.status == "FINISHED"
     steps = survived.children(died)
