@@ -93,7 +93,7 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def image_folder(root: Path, transform: Callable[[Image.Image], object], most: int) -> float:
-    """Images a second of ImageFolder in a DataLoader, with as many workers as cores."""
+    """Images per second of ImageFolder in a DataLoader, with as many workers as cores."""
     folder = ImageFolder(str(root), transform=transform)
     chosen = torch.utils.data.Subset(folder, range(0, len(folder), max(1, len(folder) // most)))
     workers = len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Rows about the input: mixed images a second, ready for the tower.
+"""Rows about the input: mixed images per second, ready for the tower.
 
 Letters in the names give shapes: N images, B images of a batch.
 """
@@ -43,7 +43,7 @@ def reference_input(image_of: ImageOf, pairs: Sequence[tuple[int, int, float]]) 
 
 
 def input_row(part: str, images: Images, image_of: ImageOf, goal: float, at_least: float, theirs: Any = None) -> Row:
-    """Mixed images a second in the paper's batches of 32; pairs are drawn before, for both.
+    """Mixed images per second in the paper's batches of 32; pairs are drawn before, for both.
 
     Args:
         part: name of the row.

@@ -166,7 +166,7 @@ def form(files: Sequence[bytes]) -> bytes:
 
 
 def load(port: int, body: bytes, batch: int, clients: int, seconds: float) -> tuple[float, list[float], list[str]]:
-    """Images a second, latencies and the labels of one answer, of clients that ask again once they are answered."""
+    """Images per second, latencies and the labels of one answer, of clients that ask again once they are answered."""
     stop, taken, labels = time.perf_counter() + seconds, [], [""]
     lock = threading.Lock()
 
@@ -187,7 +187,7 @@ def load(port: int, body: bytes, batch: int, clients: int, seconds: float) -> tu
 
 
 def plain_rate(classify: Callable[[list[bytes]], list[int]], files: list[bytes], seconds: float) -> float:
-    """Images a second."""
+    """Images per second."""
     began, done = finished(), 0
     while done == 0 or finished() - began < seconds:
         classify(files)

@@ -62,7 +62,7 @@ def stepper(model: LFM, stage: int, fast: bool) -> Callable[[], None]:
 
 
 def step_row(stage: int, goal: float, device: torch.device, at_least: float, name: str) -> Row:
-    """Images a second of a training step on a fixed batch of 32."""
+    """Images per second of a training step on a fixed batch of 32."""
     reference = seconds(stepper(tower(device, name), stage, False), at_least)
     step = stepper(tower(device, name), stage, use_bf16("auto", device))
     ours = seconds(step, at_least)
@@ -71,7 +71,7 @@ def step_row(stage: int, goal: float, device: torch.device, at_least: float, nam
 
 
 def loop_row(stage: int, goal: float, images: Images, epochs: int, name: str) -> Row:
-    """Images a second of `Stage.run`, beside the bare model: a step of the one, a step of the other, in turns.
+    """Images per second of `Stage.run`, beside the bare model: a step of the one, a step of the other, in turns.
 
     What the loop does between steps, at the end of epochs too, counts as the loop's.
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from lfm.serving.admission import BUSY
 from lfm.serving.predictor import Predictor
 from tests.conftest import REPOSITORY, Fashion
 from tests.serving import LFM_COMMAND, Server, png, serving, write_conv4, write_vit
@@ -258,7 +259,7 @@ def test_a_full_server_says_come_again_and_sigterm_lets_it_finish(vit: Path, slo
         assert len(slow_body) < 1.5e6
         thread, answer = ask_aside(server, slow_body)
         status, refused, headers = server.ask("/invocations", b"{}", "application/json")
-        assert (status, refused, headers["Retry-After"]) == (503, {"error": "all places are taken; come again"}, "1")
+        assert (status, refused, headers["Retry-After"]) == (503, {"error": BUSY}, "1")
         assert server.ask("/ping")[0] == 200, "it is alive all the same"
         thread.join(60)
         assert answer[0][0] == 200 and len(answer[0][1]["predictions"]) == 64

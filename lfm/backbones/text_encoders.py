@@ -28,7 +28,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 
 def check_class_names(names: Sequence[str], allow_equal: bool = False) -> None:
-    """Names must be there, and be told apart by the text tower.
+    """Every class needs a name, and the text tower must tell the names apart.
 
     Args:
         names: of all classes.
@@ -121,8 +121,8 @@ def text_inputs(config: TextConfig, names: Sequence[str]) -> list[list[str]]:
     Raises:
         InputError: descriptions that cannot be read, name no class, or are no sentences.
     """
-    told = _descriptions(config.descriptions, names) if config.descriptions else {}
-    return [[prompt.replace("{}", name) for prompt in config.prompts] + told.get(name, []) for name in names]
+    sentences = _descriptions(config.descriptions, names) if config.descriptions else {}
+    return [[prompt.replace("{}", name) for prompt in config.prompts] + sentences.get(name, []) for name in names]
 
 
 def _descriptions(path: str, names: Sequence[str]) -> dict[str, list[str]]:

@@ -258,8 +258,8 @@ def _fill(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         both = {"missing": missing, "unknown": extra}
-        told = " and ".join(f"{len(keys)} {word} ({', '.join(keys[:3])})" for word, keys in both.items() if keys)
-        raise InputError(f"{what} holds another model's weights: {told}; set model.tower to that model")
+        differences = " and ".join(f"{len(keys)} {word} ({', '.join(keys[:3])})" for word, keys in both.items() if keys)
+        raise InputError(f"{what} holds another model's weights: {differences}; set model.tower to that model")
     grown = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
     for key, value in own.items():
         first = 1 if key in grown else 0  # their first size may differ

@@ -15,7 +15,7 @@ EXAMPLES = 5
 
 
 def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
-    """Build the data set's Arrow files if need be and look at all of them; bad images are told, they stop nothing.
+    """Build the data set's Arrow files if need be and look at all of them; bad images are listed, they stop nothing.
 
     Returns:
         The JSON-like report and the same as an HTML page. The report: `data` (which data, shot groups), `inspect`

@@ -163,9 +163,9 @@ def others(past: "Past", beside: Sequence["Past"]) -> list["Other"]:
 
 
 def _differences(run: "Past", fields: set[str]) -> str:
-    told = [f"{field}={run.params[field]}" for field in sorted(fields)]
-    more = f", {len(told) - SHOWN_DIFFERENCES} more" if len(told) > SHOWN_DIFFERENCES else ""
-    return f" · {', '.join(told[:SHOWN_DIFFERENCES])}{more}" if told else ""
+    shown = [f"{field}={run.params[field]}" for field in sorted(fields)]
+    more = f", {len(shown) - SHOWN_DIFFERENCES} more" if len(shown) > SHOWN_DIFFERENCES else ""
+    return f" · {', '.join(shown[:SHOWN_DIFFERENCES])}{more}" if shown else ""
 
 
 def sweeps(past: "Past", beside: Sequence["Past"]) -> list["Sweep"]:

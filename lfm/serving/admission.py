@@ -14,7 +14,7 @@ from lfm.serving.settings import Settings
 
 PATHS = ("/invocations", "/predict", "/ping", "/ready", "/version", "/metrics", "/openapi.json")
 DRAIN_BYTES, DRAIN_SECONDS = 100_000_000, 5.0
-BUSY = "all places are taken; come again"
+BUSY = "the server is at its limit of requests; retry after the time in Retry-After"
 
 
 def refusal(status: int, message: str) -> JSONResponse:
@@ -23,7 +23,7 @@ def refusal(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": " ".join(message.split())}, status, headers)
 
 
-class Door:
+class Admission:
     """Lets as many requests in as there are places, and none that is too large or too slow.
 
     Args:
@@ -75,8 +75,8 @@ class Door:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """All of it, or an error as soon as it is known to be too large."""
         most = int(self.settings.body_mb * 1e6)
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        parts, size, more = [], 0, not told.isdigit() or int(told) <= most
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        parts, size, more = [], 0, not length.isdigit() or int(length) <= most
         while more and size <= most:
             message = await receive()
             if message["type"] == "http.disconnect":

@@ -25,7 +25,7 @@ from lfm import __version__
 from lfm.errors import InputError
 from lfm.revision import commit
 from lfm.serving import server_metrics
-from lfm.serving.admission import Door, refusal
+from lfm.serving.admission import Admission, refusal
 from lfm.serving.batching import Batches
 from lfm.serving.predictor import BATCH, Predictor
 from lfm.serving.request import FORMATS, MOST_TOP, TOP, RequestError, of_json, params_of, pixels_of
@@ -40,7 +40,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for code, about in {
         400: "The body has another form.", 408: "The body came too slowly.", 413: "Too many or too large images.",
         415: "No image, or another type of content.", 422: "An image or a value that cannot be used.",
-        503: "All places are taken: come again.",
+        503: "The server is at its limit of requests: retry after the time in Retry-After.",
     }.items()
 }  # fmt: skip
 JSON_BODY = {
@@ -117,19 +117,19 @@ def create(settings: Settings | None = None) -> FastAPI:
     Args:
         settings: of the server; those of the environment if None.
     """
-    told = settings or from_environment()
+    used = settings or from_environment()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = service = await asyncio.to_thread(Service, told)
-        watch = asyncio.create_task(_end_with(told.supervisor))
+        app.state.service = service = await asyncio.to_thread(Service, used)
+        watch = asyncio.create_task(_end_with(used.supervisor))
         async with service.batches:
             yield
         watch.cancel()
         service.decoders.shutdown()
 
     app = FastAPI(title="LFM", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Door, settings=told)
+    app.add_middleware(Admission, settings=used)
     app.add_exception_handler(InputError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_value)
     app.add_exception_handler(HTTPException, _refuse_http)

@@ -1,4 +1,4 @@
-"""What a server is told, handed to its worker processes through the environment."""
+"""Settings of a server, passed to its worker processes through the environment."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ class Settings(BaseModel):
     folder: Path
     """The artifact."""
     model: str
-    """As it was asked for; told at /version."""
+    """URI of the model as it was given; shown at /version."""
     workers: int = Field(1, ge=1, le=256)
     """Processes."""
     threads: int = Field(0, ge=0)
@@ -34,7 +34,7 @@ class Settings(BaseModel):
     total_megapixels: float = Field(200.0, gt=0)
     """Most millions of pixels of a request."""
     requests: int = Field(32, ge=1)
-    """Most requests that a worker works on or keeps waiting; more are told to come again."""
+    """Most requests that a worker works on or keeps waiting; further ones get 503 and Retry-After."""
     read_seconds: float = Field(30.0, gt=0)
     """For a client to send its request."""
     stop_seconds: int = Field(30, ge=1)

@@ -1,8 +1,4 @@
-"""How records reach MLflow: runs found or made, each record once, refusals told from servers that are down.
-
-A server may be down for a while: training neither dies nor waits for it. Which pipeline run a process belongs to comes
-from the environment, see `lfm.tracking.pipeline_run`.
-"""
+"""A connection to MLflow, and searches that read every page."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -94,7 +94,7 @@ def end_pipeline_run(status: str | None) -> None:
     """Give the parent run its final status, if it ever began, and the runs below it that are still open theirs.
 
     A server that is down gets it later, from the record that stays on disk or at LFM_STORE; where nothing can be
-    written to disk, the server is told directly.
+    written to disk, the status goes to the server directly.
 
     Args:
         status: FINISHED, FAILED or KILLED; None: the one that it has, or as its steps ended.

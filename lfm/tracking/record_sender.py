@@ -1,4 +1,4 @@
-"""How records reach MLflow: runs found or made, each record once, refusals told from servers that are down.
+"""How records reach MLflow: runs found or made, each record once; a refusal is not a server that is down.
 
 A server may be down for a while: training neither dies nor waits for it. Which pipeline run a process belongs to comes
 from the environment, see `lfm.tracking.membership`.

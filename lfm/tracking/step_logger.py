@@ -71,7 +71,7 @@ class StepLogger:
         """Make the step's run.
 
         Raises:
-            NotBegunError: the step belongs to no pipeline run. Unless a server is to be told: then it is said later.
+            NotBegunError: The step belongs to no pipeline run. With a server this is found when the record is sent.
         """
         self._put("begin", [])
 
