@@ -1,6 +1,6 @@
 """Pipelines as YAML for a cluster."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from lfm.pipelines.sweep import sweep_pipeline
 from lfm.pipelines.training import training_pipeline
 
 
-def _sweep(config: RunConfig, settings: ClusterSettings) -> Any:
-    # The list of configurations is a parameter: the run form, or `lfm sweep`, can give another.
-    return sweep_pipeline(config, variants_of("baselines", first_seed=config.seed), settings)
+def _sweep(config: RunConfig, settings: ClusterSettings, variants: Sequence[Mapping[str, Any]] = ()) -> Any:
+    # The list of configurations is a parameter: the run form can give another.
+    return sweep_pipeline(config, variants or variants_of("baselines", first_seed=config.seed), settings)
 
 
 KINDS: dict[str, Callable[..., Any]] = {

@@ -70,6 +70,7 @@ class Cluster:
         settings: ClusterSettings,
         experiment: str = "",
         kind: str = "train",
+        part: str = "",
         **options: Any,
     ) -> str:
         """Start a run of this configuration: the run's id.
@@ -79,13 +80,14 @@ class Cluster:
             settings: Settings of the cluster.
             experiment: Experiment in KFP; empty: the preset's name.
             kind: Kind of pipeline.
-            options: Further arguments of the function that makes the pipeline, as `registers`.
+            part: Which part of a large sweep this is, for the run's name.
+            options: Further arguments of the function that makes the pipeline, as `registers` or `variants`.
         """
         with _compiled(kind, config, settings, **options) as path, self._one_line_errors():
             run = self.client.create_run_from_pipeline_package(
                 str(path),
                 arguments=pipeline_arguments(config),
-                run_name=run_name(kind, config),
+                run_name=run_name(f"{kind}{part}", config),
                 experiment_name=experiment or config.preset,
                 namespace=self.namespace,
                 service_account=settings.service_account or None,

@@ -1,5 +1,6 @@
 """The sweep pipeline: many configurations of one preset, then their comparison."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from kfp import dsl
 
 from lfm.components import begin, control
 from lfm.config.schema import RunConfig
+from lfm.errors import InputError
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.task_settings import TaskFactory
 from lfm.pipelines.training import Parameter, about, build, train
@@ -14,6 +16,10 @@ from lfm.pipelines.training import Parameter, about, build, train
 ITEMS = list[dict]  # type: ignore[type-arg]
 """Type of the list that is looped over. KFP reads the type of the items from it: of a plain list they are text, which a
 backend then refuses where a dictionary is wanted (KFP 2.17.0, driver/resolve.go:199)."""
+MOST = 30
+"""Configurations of one pipeline run on a cluster. Argo keeps a run's state in one object of at most 1 MiB (Argo 4.0.5,
+workflow/packer/packer.go:15): some 50 KB for the pipeline, 5.5 KB for each of the four steps of a configuration and
+2.4 KB for its fields, so about 40 fit. What the last step is told, 2.9 KB for each, has to stay below 128 KiB."""
 VARIANTS = "Configurations to compare, each with a name, a label that its seeds share, and overrides."
 
 
@@ -33,7 +39,15 @@ def sweep_pipeline(
         variants: Default of the parameter `variants`, as `lfm.config.sweeps.variants_of` makes it.
         settings: Settings of a cluster; None: a local run.
         parallelism: Configurations that run at the same time in a local run; a cluster's settings have their own.
+
+    Raises:
+        InputError: There are more than one pipeline run on a cluster holds.
     """
+    if settings and len(variants) > MOST:
+        raise InputError(
+            f"a sweep of {len(variants)} configurations is too large for one run on a cluster, which holds {MOST}; "
+            f"start it with lfm sweep {config.preset} --runner kfp, which makes several runs"
+        )
     limit = settings.parallelism if settings else parallelism
 
     def body(tasks: TaskFactory, parameters: dict[str, Any]) -> None:
@@ -45,3 +59,10 @@ def sweep_pipeline(
 
     own = {"variants": Parameter(ITEMS, [dict(variant) for variant in variants], VARIANTS)}
     return build(f"{config.preset}-sweep", f"Sweep over {about(config.preset)}", config, settings, body, own)
+
+
+def parts(variants: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:
+    """The configurations of a large sweep, in as few lists of nearly the same length as pipeline runs take."""
+    count = -(-len(variants) // MOST)
+    ends = [len(variants) * k // count for k in range(count + 1)]
+    return [variants[first:last] for first, last in itertools.pairwise(ends)]

@@ -95,7 +95,6 @@ def test_the_number_of_gpus_is_said_by_one_option(kfp: Kfp, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({}, "lfm + ce, seed 0"),
         ({"seed": 3, "loss.name": "mms", "mixup.name": "none"}, "mms, seed 3"),
         ({"stage1.lr": 0.001, "data.imbalance": 50}, "lfm + ce, data.imbalance 50.0, stage1.lr 0.001, seed 0"),
         (
@@ -281,6 +280,19 @@ def test_mistakes_are_found_before_a_cluster_is_asked(kfp: Kfp, arguments: tuple
 
 
 @pytest.mark.slow
+def test_a_large_sweep_becomes_runs_one_after_the_other(kfp: Kfp) -> None:
+    kfp.states = ["PENDING", "RUNNING", "FAILED", "SUCCEEDED"]
+    done = cli("sweep", PRESET, "--grid", "alpha", "--seeds", "7", "--runner", "kfp", "--host", kfp.host)
+    assert done.exit_code == 0, done.output
+    order = [(one.method, one.path.split("/")[-1]) for one in kfp.asked if "/runs" in one.path]
+    assert order == [("POST", "runs"), *[("GET", "r0")] * 3, ("POST", "runs"), ("GET", "r1"), ("POST", "runs")]
+    roots = [run["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"] for run in kfp.runs]
+    variants = [root["parameters"]["variants"]["defaultValue"] for root in roots]
+    assert [len(part) for part in variants] == [21, 21, 21]
+    assert len({one["name"] for part in variants for one in part}) == 63
+    assert "(sweep 2 of 3, 20" in kfp.runs[1]["display_name"]
+
+
 def test_run_with_the_kfp_runner_submits_each_method(kfp: Kfp) -> None:
     done = cli("run", PRESET, "--baseline", "--runner", "kfp", "--host", kfp.host)
     assert done.exit_code == 0, done.output

@@ -10,10 +10,15 @@ from mlflow import MlflowClient
 
 from lfm.config.presets import load
 from lfm.config.run_parameters import pipeline_arguments
+from lfm.config.sweeps import variants_of
+from lfm.errors import InputError
 from lfm.jobs.pipeline_run import configure, configure_variant
 from lfm.jobs.sweep import plan_sweep
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.compile import KINDS, write
+from lfm.pipelines.sweep import MOST, parts, sweep_pipeline
+from tests.backend.rules import fits
+from tests.backend.spec import Spec
 
 GPUS = ClusterSettings(image="lfm:test", accelerator="nvidia.com/gpu", shared_memory="1Gi")
 
@@ -123,6 +128,19 @@ def test_the_configurations_of_a_sweep_are_dictionaries_for_the_backend(tmp_path
     }
     taken = spec["components"]["comp-prepare-variant"]["inputDefinitions"]["parameters"]["variant"]
     assert taken["parameterType"] == "STRUCT"
+
+
+def test_a_sweep_of_sixty_fits_into_the_runs_that_it_becomes(tmp_path: Path) -> None:
+    config, variants = load("custom"), variants_of("stage1.lr=" + ",".join(f"{k}e-4" for k in range(1, 61)))
+    with pytest.raises(InputError, match=r"a sweep of 60 configurations is too large .*lfm sweep custom --runner kfp"):
+        sweep_pipeline(config, variants, GPUS)
+    made = parts(variants)
+    assert [len(part) for part in made] == [30, 30] and [*made[0], *made[1]] == variants
+    many = parts([*variants * 8, *variants[:20]])
+    assert sum(map(len, many)) == 500 and len(many) == 17 and max(map(len, many)) <= MOST
+    for part in made:
+        write(sweep_pipeline(config, part, GPUS), tmp_path / "sweep.yaml")
+        assert fits(Spec.read(tmp_path / "sweep.yaml")) == []
 
 
 @pytest.mark.slow

@@ -79,6 +79,21 @@ def submit_run(config: "RunConfig", host: str, image: str, registers: bool) -> N
     typer.echo(f"{config.preset}: run {run}\n{cluster.run_page(run)}")
 
 
+def submit_sweep(config: "RunConfig", variants: list[Any], host: str, cluster: Path | None, image: str) -> None:
+    """Start a sweep on a cluster, a large one as runs one after the other, so that `parallelism` holds for them all."""
+    from lfm.pipelines.cluster_settings import read_settings
+    from lfm.pipelines.kfp_client import Cluster
+    from lfm.pipelines.sweep import parts
+
+    settings, lists = read_settings(cluster, image), parts(variants)
+    kfp, run = Cluster(host), ""
+    for k, part in enumerate(lists, 1):
+        if run and (state := kfp.wait(run)) == "CANCELED":
+            raise InputError(f"part {k - 1} was ended as {state}; the same command starts all parts again")
+        run = kfp.submit(config, settings, kind="sweep", variants=part, part=f" {k} of {len(lists)}" * (len(lists) > 1))
+        typer.echo(f"{config.preset}: {len(part)} configurations, run {run}\n{kfp.run_page(run)}")
+
+
 def _configs(presets: list[str] | None, all_: bool, set_: list[str] | None) -> dict[str, "RunConfig"]:
     """The configuration of each preset that is named, or of all."""
     from lfm.config.presets import PRESETS

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lfm.cli.cluster import ClusterOption, HostOption, ImageOption, runner_for, submit_sweep
 from lfm.cli.options import HomeOption, PresetArgument, SetOption, debugging, examples, read_config, use_home
 from lfm.storage.artifact import check_writable, home
 
@@ -37,10 +38,15 @@ def sweep(
         typer.Option("--out", help="Folder for table, figure and page. Default: in sweeps/ of the home folder."),
     ] = None,
     home_: HomeOption = None,
+    runner: Annotated[str, typer.Option("--runner", help="local, docker, or kfp for a cluster.")] = "local",
+    host: HostOption = "",
+    cluster: ClusterOption = None,
+    image: ImageOption = "",
 ) -> None:
-    """Train a list of configurations on this machine and compare their scores.
+    """Train a list of configurations and compare their scores.
 
-    Data and text that several share are made once; what an earlier run trained is not trained again.
+    Data and text that several share are made once; what an earlier run trained is not trained again. On a cluster a
+    large list becomes several pipeline runs, one after the other, each with a comparison of its own.
 
     Examples:
       lfm sweep fashion-mnist-lt
@@ -48,6 +54,8 @@ def sweep(
       lfm sweep fashion-mnist-lt --grid alpha --values 0,0.5,1 --seeds 3
 
       lfm sweep fashion-mnist-lt --grid loss.temperature=0.02,0.05,0.1 --out sweep
+
+      lfm sweep fashion-mnist-lt --seeds 5 --runner kfp --host http://localhost:8080
     """
     config = read_config(preset, set_)
     from lfm.config import sweeps
@@ -56,6 +64,9 @@ def sweep(
     chosen = [parse_overrides([f"value={value}"])["value"] for value in values.split(",")] if values else []
     variants = sweeps.variants_of(grid, chosen, seeds, config.seed)
     configs = sweeps.check(config, variants)
+    if runner == "kfp":
+        return submit_sweep(config, variants, host, cluster, image)
+    chosen_runner = runner_for(runner, image)
     use_home(home_)
     if out:
         check_writable(out)
@@ -65,7 +76,7 @@ def sweep(
 
     for one in configs:
         check(one)
-    result = run_sweep(config, variants, parallel, debugging())
+    result = run_sweep(config, variants, parallel, debugging(), chosen_runner)
     rows = json.loads((result.output("table") / "table.json").read_text())
     width = max(len(row["label"]) for row in rows) + 2
     typer.echo("\n" + " " * width + "".join(f"{name:>9}" for name in ("many", "medium", "few", "all")))
