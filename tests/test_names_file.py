@@ -145,6 +145,18 @@ def test_names_by_number_that_the_folders_contradict_are_refused(tmp_path: Path)
     assert names_of_folders(load(root / "all.txt", class_names=str(tmp_path / "n")))["dog"] == "dog"
 
 
+def test_what_lines_were_taken_for_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folders(tmp_path / "root", PETS)
+    for text, said in (
+        ("2 hound\n0 hen\n1 tabby\n", "read as label and name: 2 = hound, 0 = hen, 1 = tabby"),
+        ("hen\ntabby\nhound\n", "names the labels by place: bird = hen, cat = tabby, dog = hound"),
+        ("dog\nbird\ncat\n", "names the labels in another order: matched by name"),
+    ):
+        (tmp_path / "n").write_text(text)
+        load(root, class_names=str(tmp_path / "n"))
+        assert said in capsys.readouterr().out
+
+
 def test_published_names_in_another_order_are_matched_too(tmp_path: Path) -> None:
     (tmp_path / "n").write_text("Sneaker\nT-shirts/Top\nankle boot\n")
     config = DataConfig(class_names=str(tmp_path / "n"))

@@ -39,7 +39,10 @@ def parse_names(file: str, raw: bytes) -> Names:
     except ValueError as error:
         raise InputError(f"data.class_names: {file} cannot be read: not UTF-8 or not JSON ({error}); {RULE}") from error
     if not json_like:
-        return _of_lines([line.strip() for line in text.rstrip().splitlines()])
+        found = _of_lines([line.strip() for line in text.rstrip().splitlines()])
+        if isinstance(found, dict):
+            say(f"{file}: its lines are read as label and name: {first_few([f'{k} = {v}' for k, v in found.items()])}")
+        return found
     if isinstance(table, dict):
         table = next((table[key] for key in ("id2label", "label2id") if isinstance(table.get(key), dict)), table)
         numbers = {name: _id(value) for name, value in table.items()}
