@@ -247,9 +247,9 @@ def test_no_memory_in_training_and_retry(trained: Trained, other: Path) -> None:
     assert (run.state, run.told) == ("FAILED", ["FAILED"])
     assert site.end(run) == "FAILED"
     pods = len(run.pods)
-    run.retry([Accident("train-stage1", "deleted", site.in_training())])
+    run.retry([Accident("train-stage1", "lost", site.in_training())])
     assert run.state == "SUCCEEDED", run.logs
-    assert ran(run).count("train-stage1") >= 3, "a pod that was deleted is tried again"
+    assert ran(run).count("train-stage1") >= 3, "a pod that was lost is tried again"
     assert "finish" not in str(run.pods[pods:]), "the exit handler keeps its first end"
     assert re.search("stage 1 .* from step [1-9]", run.log("train-stage1")), "from its checkpoint"
     assert site.end(run) == "FINISHED"

@@ -245,6 +245,7 @@ def test_a_group_that_ends_with_the_cache_is_not_counted(cluster: Cluster) -> No
         ("killed", "OnError", "FAILED", "FAILED", 1),
         ("killed", "Always", "SUCCEEDED", "COMPLETE", 2),
         ("deleted", "OnError", "SUCCEEDED", "COMPLETE", 2),
+        ("lost", "OnError", "SUCCEEDED", "COMPLETE", 2),
         ("deadline", "OnError", "FAILED", "RUNNING", 1),
         ("terminated", "Always", "FAILED", "RUNNING", 1),
     ],

@@ -125,9 +125,12 @@ def in_variant() -> bool:
 
 
 def end_well() -> None:
-    """Close the parent run (inside a sweep that of the variant): its last step is done."""
+    """Close the parent run (inside a sweep that of the variant): its last step is done.
+
+    A try of a step that was lost with its node is still open below it; after Retry no `finish` comes to close that.
+    """
     tracker = StepLogger("")
-    tracker.end("FINISHED", "parent")
+    tracker.end_pipeline("FINISHED")
     _close(tracker)
 
 

@@ -177,7 +177,9 @@ def _program(
 
 def _befall(process: Any, accident: Accident) -> None:
     """SIGTERM to the whole group (emissary), SIGKILL a second later; or the kernel's signal to the program."""
-    if accident.kind != "killed":
+    if accident.kind == "lost":
+        _kill(process.pid)
+    elif accident.kind != "killed":
         os.killpg(process.pid, signal.SIGTERM)
         process.join(SECONDS_AFTER_TERM)
         _kill(process.pid)

@@ -248,7 +248,7 @@ class Run:
             self.accidents.remove(ended.befell)
             self.terminated = ended.befell.kind == "terminated"
             if ended.befell.kind != "killed":  # the launcher died with it and told nobody
-                return ERROR if ended.befell.kind == "deleted" else FAILED
+                return ERROR if ended.befell.kind in ("deleted", "lost") else FAILED
         return self._told(execution, ended)
 
     def _told(self, execution: Execution, ended: Ended) -> str:
