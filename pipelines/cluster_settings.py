@@ -84,6 +84,9 @@ class ClusterSettings(Section):
     home: Volume | None = None
     """Volume for LFM_HOME: data, finished steps and checkpoints then outlive a pod, and steps share them. Without it
     a retried step starts from the beginning."""
+    mlflow_plugin: bool = False
+    """Whether KFP's own MLflow plugin gives the steps their MLFLOW_ variables (`injectUserEnvVars`). Then none may be
+    named here: a variable that is given twice makes every pod invalid, and the run hangs."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Further environment variables of every step."""
     labels: dict[str, str] = Field(default_factory=dict)
@@ -123,6 +126,16 @@ def read_settings(path: Path | None, image: str = "") -> ClusterSettings:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise InputError(f"--cluster {path}: {field}: {first['msg']}; docs/pipelines.md lists the fields") from error
+    named = [
+        *settings.environment,
+        *(v for one in (*settings.secrets, *settings.config_maps) for v in one.keys.values()),
+    ]
+    ours = [variable for variable in named if variable.startswith("MLFLOW_")]
+    if settings.mlflow_plugin and ours:
+        raise InputError(
+            f"--cluster {path}: mlflow_plugin is on, so KFP gives the steps their MLflow variables, and {ours[0]} is "
+            f"named here too, which makes every pod invalid; leave out one of the two"
+        )
     unknown = settings.steps.keys() - RESOURCES
     if unknown:
         raise InputError(f"--cluster {path}: steps: no component {min(unknown)!r}; known: {', '.join(RESOURCES)}")

@@ -1,6 +1,7 @@
 """Submit, upload and schedule pipelines on Kubeflow Pipelines."""
 
 import contextlib
+import json
 import os
 import tempfile
 import time
@@ -61,8 +62,7 @@ class Cluster:
 
     def __init__(self, host: str = "", namespace: str = "") -> None:
         self.host = host or os.environ.get("KF_PIPELINES_ENDPOINT", "")
-        self.namespace = namespace or None
-        self.client = connect(self.host)
+        self.client, self.namespace = connect(self.host, namespace)
 
     def submit(
         self,
@@ -120,7 +120,7 @@ class Cluster:
         """Upload a pipeline, as a new version if its name exists: ids of pipeline and version."""
         name = pipeline_name(kind, config.preset)
         with _compiled(kind, config, settings) as path, self._one_line_errors():
-            pipeline = self.client.get_pipeline_id(name)
+            pipeline = self._pipeline_id(name)
             if pipeline is None:
                 pipeline = self.client.upload_pipeline(
                     str(path), pipeline_name=name, namespace=self.namespace
@@ -130,6 +130,12 @@ class Cluster:
             version = f"{commit()} {time.strftime('%Y-%m-%d %H:%M:%S')}"
             made = self.client.upload_pipeline_version(str(path), pipeline_version_name=version, pipeline_id=pipeline)
         return str(pipeline), str(made.pipeline_version_id)
+
+    def _pipeline_id(self, name: str) -> str | None:
+        """The id of a pipeline by its name. The SDK's function looks in no namespace, so it finds none of a user's."""
+        wanted = {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
+        found = self.client.list_pipelines(namespace=self.namespace or "", filter=json.dumps(wanted)).pipelines
+        return str(found[0].pipeline_id) if found else None
 
     def schedule(self, config: RunConfig, cron: str, settings: ClusterSettings, experiment: str = "") -> Schedule:
         """Retrain at these times: one run at a time; missed runs are not made up for.

@@ -23,14 +23,15 @@ LOG_IN = (
 )
 
 
-def connect(host: str) -> Any:
-    """A `kfp.Client` for a server that has answered as KFP.
+def connect(host: str, namespace: str = "") -> tuple[Any, str | None]:
+    """A `kfp.Client` for a server that has answered as KFP, and the namespace of what is done there.
 
     Args:
         host: Address of the API; empty: the cluster that this runs in, or that kubectl knows.
+        namespace: Namespace in a multi-user installation; empty: that of ~/.config/kfp/context.json.
 
     Raises:
-        InputError: Nothing answers there, it refuses, or it is not KFP.
+        InputError: Nothing answers there, it refuses, it is not KFP, or it wants to know a namespace.
     """
     import kfp
 
@@ -45,8 +46,11 @@ def connect(host: str) -> Any:
         raise InputError("no KFP to talk to; name it with --host https://... or KF_PIPELINES_ENDPOINT")
     with one_line_errors(host, first=True):
         client = Client(host=host or None, credentials=_credentials())
-        client.get_kfp_healthz()
-    return client
+        multi_user = client.get_kfp_healthz().multi_user
+        namespace = namespace or client.get_user_namespace()
+    if multi_user and not namespace:
+        raise InputError(f"{host or 'this KFP'} has several users: name your namespace with --namespace")
+    return client, namespace or None
 
 
 def run_page(host: str, run: str) -> str:

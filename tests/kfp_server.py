@@ -34,6 +34,7 @@ class Kfp:
     runs: list[dict[str, Any]] = field(default_factory=list)
     states: list[str] = field(default_factory=lambda: ["PENDING", "RUNNING", "SUCCEEDED"])
     """Of a run, each time it is asked for."""
+    multi_user: bool = False
     refuse: tuple[int, Any] | None = None
     """Status and body of every answer instead."""
 
@@ -48,7 +49,7 @@ def answer(kfp: Kfp, asked: Asked) -> tuple[int, Any]:  # noqa: C901  one branch
         return kfp.refuse
     what = asked.path.removeprefix("/apis/v2beta1/")
     if what == "healthz":
-        return 200, {"multi_user": False, "pipeline_store": "database"}
+        return 200, {"multi_user": kfp.multi_user, "pipeline_store": "database"}
     if what == "pipelines/upload":
         pipeline = {"pipeline_id": f"p{len(kfp.pipelines)}", "display_name": asked.query["name"]}
         kfp.pipelines.append(pipeline)

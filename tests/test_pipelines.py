@@ -249,6 +249,10 @@ def test_the_image_carries_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
         ("imag: x", "imag: Extra inputs are not permitted"),
         ("parallelism: 0", "parallelism: Input should be greater than or equal to 1"),
         ("- a", "has no settings"),
+        (
+            "{mlflow_plugin: true, secrets: [{name: a, keys: {b: MLFLOW_TRACKING_PASSWORD}}]}",
+            "mlflow_plugin is on, so KFP gives the steps their MLflow variables, and MLFLOW_TRACKING_PASSWORD is named",
+        ),
         ("a: [", "it is not valid YAML"),
         ("steps: {train: {cpu: '1'}}", "no component 'train'; known: plan-sweep, prepare, "),
         (None, "No such file"),
