@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from lfm.components.resources import LAUNCHER, RESOURCES, Resources
+from lfm.components.resources import LAUNCHER, RESOURCES, SMALL, Resources, at_most
 from lfm.errors import InputError
 from lfm.pipelines.cluster_settings import ClusterSettings, StepResources
 
@@ -19,10 +19,11 @@ class TaskFactory:
         settings: Settings of a cluster; None: a local run, which ignores resources and retries.
         gpus: Parameter of the pipeline with the number of GPUs of a training step, as text.
         nodes: Machines that share a batch; with several the step only starts and watches them.
+        small: Whether the model is the small encoder, for which the steps request little.
     """
 
-    def __init__(self, settings: ClusterSettings | None, gpus: Any = None, nodes: int = 1) -> None:
-        self.settings, self.gpus, self.nodes = settings, gpus, nodes
+    def __init__(self, settings: ClusterSettings | None, gpus: Any = None, nodes: int = 1, small: bool = False) -> None:
+        self.settings, self.gpus, self.nodes, self.small = settings, gpus, nodes, small
 
     def add(self, component: Any, **inputs: Any) -> Any:
         """Add a task to the pipeline that is being defined.
@@ -37,7 +38,9 @@ class TaskFactory:
         task, resources = component(**inputs), RESOURCES[component.name]
         task.set_caching_options(False)
         if resources.trains and self.nodes > 1:
-            resources = replace(resources, cpu=LAUNCHER.cpu, memory=LAUNCHER.memory, gpu=False)
+            resources = replace(at_most(resources, LAUNCHER), gpu=False)
+        if self.small:
+            resources = at_most(resources, SMALL)
         if self.settings:
             changes = self.settings.steps.get(component.name, StepResources())
             _set_resources(task, resources, changes, self.settings)

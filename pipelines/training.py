@@ -79,7 +79,7 @@ def build(
 
     def pipeline(*arguments: Any) -> None:
         values = dict(zip(parameters, arguments, strict=True))
-        tasks = TaskFactory(settings, values["gpus"], config.train.nodes)
+        tasks = TaskFactory(settings, values["gpus"], config.train.nodes, small=config.model.tower == "conv4")
         with dsl.ExitHandler(tasks.add(control.finish), name="steps"):
             body(tasks, {"preset": config.preset, **values})
 

@@ -17,6 +17,7 @@ from lfm.jobs.sweep import plan_sweep
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.compile import KINDS, write
 from lfm.pipelines.sweep import MOST, parts, sweep_pipeline
+from lfm.pipelines.training import training_pipeline
 from tests.backend.rules import fits
 from tests.backend.spec import Spec
 
@@ -74,6 +75,16 @@ def test_the_time_for_all_attempts_holds_each_of_them(kind: str, tmp_path: Path)
         retries = int(retry["maxRetryCount"])
         waits = sum(60 * 2**k for k in range(retries))
         assert float(retry["backoffMaxDuration"].rstrip("s")) == (retries + 1) * limit + waits, name
+
+
+@pytest.mark.parametrize(("preset", "cpu", "memory"), [("custom-small", "1", "4Gi"), ("places-lt", "8", "32Gi")])
+def test_a_small_model_asks_for_what_a_small_node_has(preset: str, cpu: str, memory: str, tmp_path: Path) -> None:
+    write(training_pipeline(load(preset), GPUS), tmp_path / "pipeline.yaml")
+    spec, _ = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
+    asked = {name: one["container"]["resources"] for name, one in spec["deploymentSpec"]["executors"].items()}
+    assert asked["exec-train-stage1"]["resourceCpuRequest"] == cpu
+    assert asked["exec-train-stage1"]["resourceMemoryLimit"] == memory
+    assert asked["exec-finish"]["resourceMemoryLimit"] == "2Gi"
 
 
 @pytest.mark.parametrize("kind", KINDS)
