@@ -227,6 +227,5 @@ RULES: tuple[Callable[[Spec], list[str]], ...] = (
     deadlines_cover_retries,
     one_source_for_each_variable,
     runs_as_non_root,
-    ends_with_a_launcher,
     fits,
 )
