@@ -79,12 +79,12 @@ FIRST = {
     ),
     "prepare_retraining": First(
         "Check the configuration and prepare the data; if they are new to the champion, all else that training needs.",
-        ARTIFACTS, {}, 'NamedTuple("Begun", config=dict, run=str, news=str)',
+        ARTIFACTS, {}, 'NamedTuple("Begun", config=dict, run=str, Output=str)',
         {
             "dataset": DATA,
             "embeddings": f"{EMBEDDINGS[:-1]}; empty where the data are unchanged.",
             "backbone": f"{TOWERS[:-1]}; empty where the data are unchanged.",
-            **RESOLVED, "news": "changed, or unchanged.",
+            **RESOLVED, "Output": "changed, or unchanged.",
         },
         "from lfm.jobs.training_inputs import prepare_retraining",
         f"return config, run, prepare_retraining(config, {PATHS})",

@@ -56,7 +56,7 @@ class Result:
     @property
     def news(self) -> str:
         """What a retraining found the data to be: changed or unchanged."""
-        return self._value("prepare-retraining", "news")
+        return self._value("prepare-retraining")
 
     @property
     def outcome(self) -> str:
@@ -72,9 +72,9 @@ class Result:
     def _output(self, step: str, name: str) -> Path:
         return next(self.folder.rglob(f"{step}/{name}"))
 
-    def _value(self, step: str, name: str = "Output") -> str:
+    def _value(self, step: str) -> str:
         output = json.loads(self._output(step, "executor_output.json").read_text())
-        return str(output["parameterValues"][name])
+        return str(output["parameterValues"]["Output"])
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def test_a_retraining_trains_only_on_new_data_and_a_sweep_has_a_limit(tmp_path: 
     retrain = compiled(tmp_path, "retrain", "custom", ClusterSettings())
     inside = retrain.spec.components["comp-exit-handler-1"].dag.tasks
     condition = inside["condition-2"].trigger_policy.condition
-    assert condition == "inputs.parameter_values['pipelinechannel--prepare-retraining-news'] == 'changed'"
+    assert condition == "inputs.parameter_values['pipelinechannel--prepare-retraining-Output'] == 'changed'"
     assert "train-stage1" in retrain.spec.components["comp-condition-2"].dag.tasks
     sweep = compiled(tmp_path, "sweep", "cifar100-lt", ClusterSettings(parallelism=3))
     loop = sweep.spec.components["comp-exit-handler-1"].dag.tasks["for-loop-2"]

@@ -40,7 +40,9 @@ def run(
     set_: SetOption = None,
     baseline: Annotated[
         bool,
-        typer.Option("--baseline", help="First run the same without mixup and with CE, and show both scores."),
+        typer.Option(
+            "--baseline", help="First run the same without mixup and with CE, which is not registered; show both."
+        ),
     ] = False,
     json_: Annotated[Path | None, typer.Option("--json", help="Also write the table to this file.")] = None,
     runner: Annotated[
