@@ -11,7 +11,7 @@ import pandas as pd
 if __name__ == "__main__":
     mlflow.set_tracking_uri(sys.argv[1])
     data = Path(sys.argv[2])
-    model = mlflow.pyfunc.load_model("models:/fashion-mnist-lt/2")
+    model = mlflow.pyfunc.load_model("models:/fashion-mnist-lt/1")
     images = np.load(data / "test_images.npy")[:200]
     answer = model.predict(pd.DataFrame({"image": list(images)}), params={"top": 2})
     assert list(answer.columns) == ["label", "probability", "shot_group", "zero_shot", "calibrated", "top"]
