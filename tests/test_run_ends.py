@@ -136,6 +136,16 @@ def test_sigterm_closes_a_step_as_killed(client: MlflowClient, home: Path) -> No
     assert statuses(client)["a run"] == "KILLED"
 
 
+def test_sigterm_closes_a_step_as_killed_though_nobody_reads_its_output_any_more(client: MlflowClient) -> None:
+    with pytest.raises(BrokenPipeError), pipeline_run.step_run("stage 1"):
+        try:
+            raise SystemExit(pipeline_run.SIGTERM_EXIT)
+        finally:
+            raise BrokenPipeError
+    finish("RUNNING")
+    assert statuses(client) == {"a run": "KILLED", "stage 1": "KILLED"}
+
+
 def test_a_leftover_run_of_other_work_is_left_alone(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = client.create_run(client.create_experiment("theirs"), run_name="theirs")
     client.set_terminated(theirs.info.run_id)

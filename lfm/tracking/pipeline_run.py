@@ -148,15 +148,27 @@ def step_run(step: str) -> Iterator[StepLogger]:
         yield tracker
     except BaseException as error:
         sampler.stop()
-        killed = isinstance(error, KeyboardInterrupt) or getattr(error, "exit_code", None) == SIGTERM_EXIT
-        killed = killed or (isinstance(error, SystemExit) and error.code == SIGTERM_EXIT)
         with suppress(Exception):  # a store that is down or full takes no status; the step's own error is what matters
-            tracker.end("KILLED" if killed else "FAILED")
+            tracker.end("KILLED" if _killed(error) else "FAILED")
             tracker.close(ENDING)
         raise
     sampler.stop()
     tracker.end("FINISHED")
     _close(tracker)
+
+
+def _killed(error: BaseException | None) -> bool:
+    """Whether Ctrl-C or SIGTERM ended the step: this error, or one that it came from.
+
+    KFP's launcher dies of the same SIGTERM, and our output goes to its pipe: a line that is printed on the way out can
+    fail with BrokenPipeError in place of the exit. (A stage that was terminated on KFP 2.17.0 was FAILED in MLflow.)
+    """
+    while error is not None:
+        code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", None)
+        if isinstance(error, KeyboardInterrupt) or code == SIGTERM_EXIT:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _close(tracker: StepLogger) -> None:
