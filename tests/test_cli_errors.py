@@ -220,7 +220,7 @@ def test_a_dead_mlflow_server_is_said_in_one_line_without_its_password(tmp_path:
         timeout=120,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the MLflow server at 127.0.0.1:9 does not answer")
+    assert done.stderr.startswith("error: the MLflow server at http://127.0.0.1:9 does not answer")
     assert "secret" not in done.stdout + done.stderr and done.stderr.count("\n") == 1
 
 

@@ -176,7 +176,7 @@ def test_a_wrong_password_is_refused_before_any_work(survived: Survived, team: T
     done = subprocess.run(
         [*lfm(), "models", "--home", str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 2 and done.stderr.startswith("error: the MLflow server at 127.0.0.1"), done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: the MLflow server at http://127.0.0.1:"), done.stderr
     with pytest.raises(MlflowException), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-one-indeed")
         MlflowClient(team.uri).search_experiments()
