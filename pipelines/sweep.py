@@ -16,10 +16,14 @@ from lfm.pipelines.training import Parameter, about, build, train
 ITEMS = list[dict]  # type: ignore[type-arg]
 """Type of the list that is looped over. KFP reads the type of the items from it: of a plain list they are text, which a
 backend then refuses where a dictionary is wanted (KFP 2.17.0, driver/resolve.go:199)."""
-MOST = 30
-"""Configurations of one pipeline run on a cluster. Argo keeps a run's state in one object of at most 1 MiB (Argo 4.0.5,
-workflow/packer/packer.go:15): some 50 KB for the pipeline, 5.5 KB for each of the four steps of a configuration and
-2.4 KB for its fields, so about 40 fit. What the last step is told, 2.9 KB for each, has to stay below 128 KiB."""
+MOST = 25
+"""Configurations of one pipeline run on a cluster.
+
+Argo keeps a run's state in one object of at most 1 MiB, and packs the nodes' part with gzip before it gives up (Argo
+4.0.5, workflow/packer/packer.go:15). Seen with KFP 2.17.0, a sweep of 3: 85 KB for the pipeline and, packed, 45 KB
+for the nodes beside the loop, 23 KB for those of a configuration. So 39 would fit; further attempts are further nodes.
+What the last step is told, 2.9 KB for each configuration, has to stay below 128 KiB.
+"""
 VARIANTS = "Configurations to compare, each with a name, a label that its seeds share, and overrides."
 
 
