@@ -108,6 +108,15 @@ def test_a_run_that_is_retried_runs_again_and_its_last_step_closes_it(client: Ml
     assert statuses(client)["a run"] == "FINISHED"
 
 
+def test_a_retry_that_fails_or_is_terminated_closes_the_run_itself(client: MlflowClient) -> None:
+    """Seen on KFP 2.17.0: a run that was terminated after its Retry stayed RUNNING in MLflow for good."""
+    for error, status in ((RuntimeError(), "FAILED"), (SystemExit(143), "KILLED")):
+        with pytest.raises(type(error)), pipeline_run.step_run("stage 1"):
+            assert statuses(client)["a run"] == "RUNNING"
+            raise error
+        assert statuses(client)["a run"] == status
+
+
 def test_variants_that_are_open_are_closed_with_their_steps(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +140,7 @@ def test_sigterm_closes_a_step_as_killed(client: MlflowClient, home: Path) -> No
     assert process.stdout and process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
-    assert statuses(client) == {"a run": "RUNNING", "stage 1": "KILLED"}
+    assert statuses(client) == {"a run": "KILLED", "stage 1": "KILLED"}
     finish("RUNNING")
     assert statuses(client)["a run"] == "KILLED"
 

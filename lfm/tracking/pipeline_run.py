@@ -136,7 +136,9 @@ def end_well() -> None:
 
 @contextmanager
 def step_run(step: str) -> Iterator[StepLogger]:
-    """A child run for a step; FAILED if the body raises.
+    """A child run for a step; FAILED if the body raises, KILLED if it was ended, and the pipeline run with it.
+
+    The next attempt opens the pipeline run again. Nobody else may close it: after Retry, KFP runs no exit handler.
 
     Raises:
         InputError: the pipeline run has not begun.
@@ -149,7 +151,9 @@ def step_run(step: str) -> Iterator[StepLogger]:
     except BaseException as error:
         sampler.stop()
         with suppress(Exception):  # a store that is down or full takes no status; the step's own error is what matters
-            tracker.end("KILLED" if _killed(error) else "FAILED")
+            status = "KILLED" if _killed(error) else "FAILED"
+            tracker.end(status)
+            tracker.end(status, "parent")
             tracker.close(ENDING)
         raise
     sampler.stop()
