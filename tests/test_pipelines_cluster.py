@@ -65,6 +65,7 @@ def test_submit_creates_the_experiment_and_a_run_with_the_compiled_pipeline(kfp:
     assert [one["display_name"] for one in kfp.experiments] == [PRESET, "mine"], "an experiment is made once"
 
 
+@pytest.mark.slow
 def test_runs_and_schedules_are_the_service_account_of_the_cluster_file(kfp: Kfp, tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text("service_account: lfm-steps")
     where = ("--host", kfp.host, "--cluster", str(tmp_path / "cluster.yaml"))
@@ -76,6 +77,7 @@ def test_runs_and_schedules_are_the_service_account_of_the_cluster_file(kfp: Kfp
     assert kubeflows is None
 
 
+@pytest.mark.slow
 def test_the_number_of_gpus_is_said_by_one_option(kfp: Kfp, tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text("accelerator: nvidia.com/gpu")
     where = ("--host", kfp.host, "--gpus", "8", "--cluster", str(tmp_path / "cluster.yaml"))

@@ -21,6 +21,8 @@ from lfm.pipelines.training import training_pipeline
 from tests.backend.rules import fits
 from tests.backend.spec import Spec
 
+pytestmark = pytest.mark.slow
+
 GPUS = ClusterSettings(image="lfm:test", accelerator="nvidia.com/gpu", shared_memory="1Gi")
 
 
@@ -154,7 +156,6 @@ def test_a_sweep_of_sixty_fits_into_the_runs_that_it_becomes(tmp_path: Path) -> 
         assert fits(Spec.read(tmp_path / "sweep.yaml")) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", [dict, json.dumps], ids=["dictionary", "text"])
 def test_a_configuration_begins_whether_it_comes_as_a_dictionary_or_as_text(
     form: Any, home: Path, monkeypatch: pytest.MonkeyPatch

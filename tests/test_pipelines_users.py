@@ -13,6 +13,7 @@ from tests.kfp_server import serve_kfp
 SETTINGS = ClusterSettings(image="lfm:test")
 
 
+@pytest.mark.slow
 def test_everything_is_looked_for_and_made_in_the_namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with serve_kfp() as kfp:
