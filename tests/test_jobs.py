@@ -69,7 +69,7 @@ def test_places_has_an_alpha_for_each_stage_and_training_uses_it(tmp_path: Path)
     auto = load("places-lt", {"stage1.alpha": "auto", "train.own_label_threshold": 0.7})
     chosen = preview(auto, 1, str(tmp_path), str(tmp_path))
     assert 0 < chosen < 1.25 and preview(auto, 2, str(tmp_path), str(tmp_path)) == 1.5
-    assert preview(load("places-lt", {"mixup.name": "none"}), 1, "", "") == 0.0
+    assert preview(load("places-lt", {"mixup.name": "none"}), 1, str(tmp_path), str(tmp_path)) == 0.0
 
 
 @pytest.mark.slow
