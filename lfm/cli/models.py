@@ -3,13 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lfm.cli.cluster import ClusterOption, HostOption, ImageOption, runner_for, submit_sweep
 from lfm.cli.options import HomeOption, PresetArgument, SetOption, debugging, examples, read_config, use_home
 from lfm.storage.artifact import check_writable, home
+
+if TYPE_CHECKING:
+    from lfm.pipelines.local_run import Result
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the registered model, which is the preset's.")]
 
@@ -72,11 +75,17 @@ def sweep(
         check_writable(out)
     from lfm.jobs.prepare import check
     from lfm.pipelines.local_run import run_sweep
-    from lfm.report.tables import percent
 
     for one in configs:
         check(one)
     result = run_sweep(config, variants, parallel, debugging(), chosen_runner)
+    _show_comparison(result, out)
+
+
+def _show_comparison(result: "Result", out: Path | None) -> None:
+    """Print a sweep's table and copy table, figure and page to a folder."""
+    from lfm.report.tables import percent
+
     rows = json.loads((result.output("table") / "table.json").read_text())
     width = max(len(row["label"]) for row in rows) + 2
     typer.echo("\n" + " " * width + "".join(f"{name:>9}" for name in ("many", "medium", "few", "all")))

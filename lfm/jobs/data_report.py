@@ -72,23 +72,13 @@ def text_for(config: RunConfig, table: Path) -> Path:
     return embeddings_for(config.text, table, backbone)[0]
 
 
-def problems_of(
-    found: Mapping[str, Any], inspected: Mapping[str, Any] | None, threshold: float
-) -> list[dict[str, Any]]:
-    """What to correct in the data, the worst first.
+Problem = tuple[str, int, str, Sequence[str]]
+"""What is wrong, the count of such things, how to correct it, examples."""
 
-    Args:
-        found: Result of `lfm.data.audit`.
-        inspected: Result of `inspect`, if there are class embeddings.
-        threshold: Own-label mass under which a class is about to collapse.
 
-    Returns:
-        For each: `what` is wrong, the `count` of such things, `how` to correct it, a few `examples`.
-    """
-    exact, near, names = found["exact"], found["near"], found["names"]
-    leaked, weak = exact["in_train"], _collapsing(inspected, threshold) if inspected else []
-    alike = inspected["alike"] if inspected else {"pairs": 0, "first": []}
-    all_of = [
+def _problems_of_images(found: Mapping[str, Any]) -> list[Problem]:
+    exact, leaked = found["exact"], found["exact"]["in_train"]
+    return [
         (
             "images that cannot be used",
             found["bad"]["images"],
@@ -110,6 +100,27 @@ def problems_of(
             "Keep each image under its right label.",
             _files(exact, "across_labels"),
         ),
+    ]
+
+
+def problems_of(
+    found: Mapping[str, Any], inspected: Mapping[str, Any] | None, threshold: float
+) -> list[dict[str, Any]]:
+    """What to correct in the data, the worst first.
+
+    Args:
+        found: Result of `lfm.data.audit`.
+        inspected: Result of `inspect`, if there are class embeddings.
+        threshold: Own-label mass under which a class is about to collapse.
+
+    Returns:
+        For each: `what` is wrong, the `count` of such things, `how` to correct it, a few `examples`.
+    """
+    near, names = found["near"], found["names"]
+    weak = _collapsing(inspected, threshold) if inspected else []
+    alike: Mapping[str, Any] = inspected["alike"] if inspected else {"pairs": 0, "first": []}
+    all_of: list[Problem] = [
+        *_problems_of_images(found),
         *(
             (f"class names: {problem['meaning']}", problem["classes"], NAME_FIXES[kind], _names(problem["first"]))
             for kind, problem in ((kind, names[kind]) for kind in NAME_FIXES)

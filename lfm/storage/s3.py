@@ -26,10 +26,7 @@ OWN = {
 }
 """Variable of our own -> the one that boto3 reads, which it wins over."""
 ENDPOINTS = ("LFM_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 60.0
-ATTEMPTS = 5
-CONNECTIONS = 64
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, CONNECTIONS = 10.0, 60.0, 5, 64
 SMALL = 8 << 20
 """Files up to this size go in one request. boto3's transfers, for larger ones, start ten threads for every file."""
 
