@@ -122,7 +122,7 @@ def serving(folder: Path, precision: str) -> Iterator[int]:
     command = [
         sys.executable,
         "-m",
-        "lfm.cli.main",
+        "lfm.cli",
         "serve",
         "--model",
         str(folder),

@@ -120,7 +120,7 @@ def home(built: Built, fashion_folder: Path, tmp_path_factory: pytest.TempPathFa
     command = [
         sys.executable,
         "-m",
-        "lfm.cli.main",
+        "lfm.cli",
         "run",
         "fashion-mnist-lt",
         "--runner",

@@ -295,10 +295,10 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 """)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
-    with serving(vit, program=(sys.executable, "-m", "lfm.cli.main")) as server:
+    with serving(vit, program=(sys.executable, "-m", "lfm.cli")) as server:
         status, answer = server.invoke({"inputs": [[[0, 255]]], "params": {"new_classes": ["owl"], "top": 4}})
         assert status == 200 and [one["zero_shot"] for one in answer["predictions"][0]["top"]].count(True) == 1
-    done = subprocess.run([sys.executable, "-m", "lfm.cli.main", "serve", "--model", str(tmp_path / "none")],
+    done = subprocess.run([sys.executable, "-m", "lfm.cli", "serve", "--model", str(tmp_path / "none")],
                           capture_output=True, text=True, timeout=60)  # fmt: skip
     assert done.returncode == 2 and re.fullmatch(r"error: --model \S+ holds no model; give .*\n", done.stderr)
 
