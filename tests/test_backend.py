@@ -213,7 +213,8 @@ def test_a_mistake_of_the_user(trained: Trained, other: Path) -> None:
     run = trained.site.start(other)
     assert (run.state, run.told) == ("FAILED", ["FAILED"])
     logs = preparing(run)
-    assert len(logs) == (len(SWEEP_OF_3) if trained.site.kind == "sweep" else 1)
+    # A sweep stops at the first configuration that fails: how many had begun by then depends on the order of pods.
+    assert 1 <= len(logs) <= (len(SWEEP_OF_3) if trained.site.kind == "sweep" else 1)
     assert all("error: " in log and "0.png" in log for log in logs)
     assert trained.site.end(run) == "FAILED"
 
@@ -228,7 +229,8 @@ def test_a_mistake_is_not_made_again_where_failures_are_retried(trained: Trained
         cluster.policy = "OnError"
     logs = preparing(run)
     errors = [next(line for line in log.splitlines() if line.startswith("error: ")) for log in logs]
-    begun = len(SWEEP_OF_3) if trained.site.kind == "sweep" else 1
+    begun = len(errors) // 3
+    assert 1 <= begun <= (len(SWEEP_OF_3) if trained.site.kind == "sweep" else 1)
     assert len(errors) == 3 * begun and len(set(errors)) == 1
     assert sum("│" in log for log in logs) <= begun, "nothing was begun again"
     assert (run.state, trained.site.end(run)) == ("FAILED", "FAILED")
