@@ -351,3 +351,15 @@ def test_a_volume_of_another_user_is_named_with_both_users_and_the_job_that_mend
     for line in of_step:
         assert "/dev is of user 0 and group 0, this is user " in line and "Job lfm-volume" in line
     assert "set LFM_HOME" in of_step[0] and "Permission denied" in of_step[1]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_of_an_artifact_are_readable_as_the_umask_allows(tmp_path: Path, mask: int, mode: int) -> None:
+    """safetensors writes files for their user alone; a container that serves runs as another."""
+    before = os.umask(mask)
+    try:
+        with publishing(tmp_path / "model", "model", {}) as aside:
+            (aside / "weights").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "weights").stat().st_mode & 0o777 == mode

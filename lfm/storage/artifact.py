@@ -96,7 +96,11 @@ def publishing(folder: Path, kind: str, made_by: dict[str, Any]) -> Iterator[Pat
     aside.mkdir()
     try:
         yield aside
-        files = {str(path.relative_to(aside)): sha256_file(path) for path in sorted(aside.rglob("*")) if path.is_file()}
+        paths = [path for path in sorted(aside.rglob("*")) if path.is_file()]
+        readable = 0o444 & ~_umask()  # safetensors writes for its user alone; a server runs as another
+        for path in paths:
+            path.chmod(path.stat().st_mode | readable)
+        files = {str(path.relative_to(aside)): sha256_file(path) for path in paths}
         manifest = {
             "schema": SCHEMA,
             "kind": kind,
@@ -115,6 +119,12 @@ def publishing(folder: Path, kind: str, made_by: dict[str, Any]) -> Iterator[Pat
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def link(source: str | Path, target: str | Path) -> None:
