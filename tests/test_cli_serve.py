@@ -68,7 +68,7 @@ def test_what_is_wrong_is_named(folder: Path, photos: Path, home: Path) -> None:
     for arguments, message in (
         ((photos / "torn.png", "--model", folder), r"torn.png is truncated or damaged"),
         ((photos / "notes.txt", "--model", folder), r"notes.txt is no image"),
-        ((photos / "empty", "--model", folder), r"empty holds no image; one ends in .bmp"),
+        ((photos / "empty", "--model", folder), r"empty holds no image; one ends in .apng"),
         ((photos / "absent.png", "--model", folder), r"absent.png does not exist; give files or folders"),
         ((photos / "a.png", "--model", photos), r"photos holds no model; give models:/NAME@champion"),
         ((photos / "a.png", "--model", folder, "--new-class", "bag"), r"'bag' is named twice, or a class of the model"),
