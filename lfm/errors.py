@@ -7,6 +7,10 @@ ERROR_MARK = "error: "
 """Begins the line on stderr with which a process tells the user of an `InputError`."""
 
 
+SIGTERM_EXIT = 143
+"""Exit code of a process that SIGTERM ended."""
+
+
 class InputError(ValueError):
     """Something the user gave is wrong; the message names the item, the rule and the fix."""
 

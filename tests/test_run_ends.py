@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from lfm.errors import InputError
+from lfm.errors import SIGTERM_EXIT, InputError
 from lfm.jobs.pipeline_run import finish
 from lfm.jobs.step import Mistake, step
 from lfm.tracking import pipeline_run
@@ -148,7 +148,7 @@ def test_sigterm_closes_a_step_as_killed(client: MlflowClient, home: Path) -> No
 def test_sigterm_closes_a_step_as_killed_though_nobody_reads_its_output_any_more(client: MlflowClient) -> None:
     with pytest.raises(BrokenPipeError), pipeline_run.step_run("stage 1"):
         try:
-            raise SystemExit(pipeline_run.SIGTERM_EXIT)
+            raise SystemExit(SIGTERM_EXIT)
         finally:
             raise BrokenPipeError
     finish("RUNNING")

@@ -9,8 +9,10 @@ import typer
 from lfm import __version__
 from lfm.cli import cluster, data, models, report, run, serve
 from lfm.cli.options import debugging
+from lfm.errors import SIGTERM_EXIT
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 app = typer.Typer(
     add_completion=False,
@@ -46,13 +48,13 @@ def main() -> None:
     """The `lfm` command. Exit code 2: an error the user can correct; 1: another error; 130: Ctrl-C; 143: SIGTERM."""
 
     def terminate(number: int, frame: object) -> None:
-        raise SystemExit(TERMINATED)  # runs every `finally`, so the running step writes a checkpoint
+        raise SystemExit(SIGTERM_EXIT)  # runs every `finally`, so the running step writes a checkpoint
 
     signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except SystemExit as end:  # typer turns Ctrl-C into this
-        if end.code in (INTERRUPTED, TERMINATED):
+        if end.code in (INTERRUPTED, SIGTERM_EXIT):
             typer.echo("\nstopped; the same command continues from here", err=True)
         raise
     except Exception as error:

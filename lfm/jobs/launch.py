@@ -5,9 +5,8 @@ import sys
 import uuid
 
 from lfm.config.schema import TrainConfig
-from lfm.errors import InputError
+from lfm.errors import SIGTERM_EXIT, InputError
 from lfm.jobs.multinode import train_on_nodes
-from lfm.jobs.step import SIGTERM_EXIT
 from lfm.training.curves import Curves, following
 from lfm.training.task import WorkerTask
 

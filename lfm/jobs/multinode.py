@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lfm.errors import ERROR_MARK, InputError
-from lfm.jobs.step import SIGTERM_EXIT, unwound_by_sigterm
+from lfm.errors import ERROR_MARK, SIGTERM_EXIT, InputError
+from lfm.jobs.step import unwound_by_sigterm
 from lfm.jobs.train_job import NO_ANSWER, Backend, Cluster, reason
 from lfm.progress import say
 from lfm.storage.artifact import copy_to

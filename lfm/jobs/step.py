@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from lfm.errors import ERROR_MARK, InputError
+from lfm.errors import ERROR_MARK, SIGTERM_EXIT, InputError
 from lfm.progress import no_other_bars, say
 from lfm.storage.artifact import home, read_manifest, whose_volume
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SIGTERM_EXIT = 143
-"""Exit code of a process that SIGTERM ended."""
 SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 """Errors of the operating system that the user can correct."""
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-from lfm.errors import InputError
+from lfm.errors import SIGTERM_EXIT, InputError
 from lfm.progress import say
 from lfm.revision import commit
 from lfm.storage.artifact import home
@@ -25,9 +25,6 @@ from lfm.tracking.step_logger import ENDING, StepLogger
 from lfm.tracking.sync import sync
 from lfm.tracking.system_metrics import SystemSampler
 from lfm.tracking.uri import is_server, tracking_uri
-
-SIGTERM_EXIT = 143
-"""Exit code of a process that SIGTERM ended."""
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

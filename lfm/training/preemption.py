@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from lfm.config.schema import TrainConfig
-from lfm.errors import InputError
+from lfm.errors import SIGTERM_EXIT, InputError
 from lfm.training.processes import Processes
 
 VOTE_EVERY = 20
@@ -19,7 +19,7 @@ VOTE_EVERY = 20
 class PreemptedError(InputError):
     """Training was asked to stop; it can be resumed from its last checkpoint."""
 
-    exit_code = 143  # as of a process that SIGTERM ended
+    exit_code = SIGTERM_EXIT
 
 
 class CheckpointTimer:
