@@ -8,7 +8,9 @@ from lfm.config.presets import PRESETS
 from lfm.config.schema import RunConfig
 from lfm.config.sweeps import variants_of
 from lfm.errors import InputError
+from lfm.pipelines.backend_rules import check
 from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.compiled import Spec
 from lfm.pipelines.retrain import retraining_pipeline
 from lfm.pipelines.sweep import sweep_pipeline
 from lfm.pipelines.training import training_pipeline
@@ -33,10 +35,20 @@ def pipeline_name(kind: str, preset: str) -> str:
 
 
 def write(pipeline: Any, path: Path) -> None:
-    """Compile into a file."""
+    """Compile into a file.
+
+    Raises:
+        InputError: A backend would refuse it, or run it otherwise than meant (`lfm.pipelines.backend_rules`).
+    """
     from kfp import compiler
 
-    compiler.Compiler().compile(pipeline, str(path))
+    aside = path.with_name(f".{path.stem}.tmp.yaml")  # KFP writes to names that end so
+    try:
+        compiler.Compiler().compile(pipeline, str(aside))
+        check(Spec.read(aside))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def all_pipelines() -> Iterator[tuple[str, str]]:

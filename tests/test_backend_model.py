@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from kfp import compiler, dsl, kubernetes
 
+from lfm.pipelines.compiled import Spec, as_json, as_value, kinds_of
 from tests.backend import argo
-from tests.backend.driver import DriverError, as_text, holds, kinds_of, select
+from tests.backend.driver import DriverError, as_text, holds, select
 from tests.backend.launcher import Accident
 from tests.backend.pod import HangsError, pod_of
 from tests.backend.run import Cluster, Run
-from tests.backend.spec import Spec, as_json, as_value
 
 pytestmark = pytest.mark.slow
 

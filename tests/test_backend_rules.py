@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from lfm.config.presets import load
+from lfm.pipelines import backend_rules as rules
 from lfm.pipelines.cluster_settings import ClusterSettings, read_settings
 from lfm.pipelines.compile import KINDS, all_pipelines, write
-from tests.backend import rules
-from tests.backend.spec import Spec
+from lfm.pipelines.compiled import Spec
+from tests.backend.rules import ends_with_a_launcher
 from tests.conftest import REPOSITORY
 
 SETTINGS = {
@@ -46,7 +47,7 @@ def test_every_compiled_pipeline_keeps(
 def test_only_a_retraining_may_end_without_a_launcher(compiled: dict[tuple[str, str, str], Spec]) -> None:
     """Then `finish` is given RUNNING. A `dsl.Else` with a step of its own would cost three pods every unchanged night;
     the step that finds the data unchanged closes the run in MLflow instead (test_backend.py looks at its end)."""
-    assert {kind for (kind, *_), spec in compiled.items() if rules.ends_with_a_launcher(spec)} == {"retrain"}
+    assert {kind for (kind, *_), spec in compiled.items() if ends_with_a_launcher(spec)} == {"retrain"}
 
 
 @pytest.mark.slow
@@ -155,9 +156,9 @@ def tell_too_much(spec: Spec) -> None:
         (rules.deadlines_cover_retries, wait_too_briefly, "take: 899s for 3 attempts of 300 s"),
         (rules.one_source_for_each_variable, say_a_variable_twice, "ONE is set more than once"),
         (rules.runs_as_non_root, run_as_root, "ask"),
-        (rules.ends_with_a_launcher, end_with_a_branch, "take-2 may not be taken"),
-        (rules.ends_with_a_launcher, end_with_the_cache, "take-2 may come from the cache"),
-        (rules.fits, loop_too_often, "the workflow has some 1,1"),
+        (ends_with_a_launcher, end_with_a_branch, "take-2 may not be taken"),
+        (ends_with_a_launcher, end_with_the_cache, "take-2 may come from the cache"),
+        (rules.fits, loop_too_often, "the workflow has some 1,2"),
         (rules.fits, tell_too_much, "ask is told some 13"),
     ],
 )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tests.backend.spec import Json, Spec
+from lfm.pipelines.compiled import Json, Spec
 
 SUCCEEDED, FAILED, ERROR = "Succeeded", "Failed", "Error"
 

@@ -6,10 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from lfm.pipelines.compiled import Json, Spec, artifacts, as_json, as_value, kinds_of, parameters
 from tests.backend.metadata import Artifact, Execution, Metadata
-from tests.backend.spec import Json, Spec, artifacts, as_json, as_value, parameters
 
-STRUCTS = ("STRUCT", "TASK_FINAL_STATUS", "TASK_CONFIG")
 SELECTOR = re.compile(r'parseJson\(string_value\)((?:\["[^"]+"\])+)')
 
 
@@ -178,17 +177,6 @@ class Driver:
             if (task, None) in there and there[task, None].state != "CANCELED":
                 return self._of(there[task, None], key, kind)
         raise DriverError(f"no task of {group.task} has made {candidates[0][1]}")
-
-
-def kinds_of(value: Any) -> tuple[str, ...]:
-    """The types of a parameter that take a value."""
-    if isinstance(value, bool):
-        return ("BOOLEAN",)
-    if isinstance(value, float):
-        return ("NUMBER_DOUBLE", "NUMBER_INTEGER")
-    if isinstance(value, str):
-        return ("STRING",)
-    return ("LIST",) if isinstance(value, list) else STRUCTS
 
 
 def as_text(value: Any) -> str:

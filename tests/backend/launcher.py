@@ -14,11 +14,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from lfm.pipelines.backend_rules import LONGEST_ARGUMENT
+from lfm.pipelines.compiled import Json, as_json, as_value, parameters
 from lfm.pipelines.fork_server import PRELOAD
 from tests.backend.driver import Inputs
 from tests.backend.metadata import Artifact, Metadata
-from tests.backend.pod import LONGEST_ARGUMENT, Pod
-from tests.backend.spec import Json, as_json, as_value, parameters
+from tests.backend.pod import Pod
 
 SCHEME = "minio://"
 ROOT = f"{SCHEME}mlpipeline/v2/artifacts"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.backend.spec import Json
+from lfm.pipelines.compiled import Json
 
 DONE = ("COMPLETE", "CACHED", "CANCELED")
 

@@ -5,11 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lfm.pipelines.compiled import CHANNEL, Json
 from tests.backend.driver import DriverError
-from tests.backend.spec import CHANNEL, Json
-
-LONGEST_ARGUMENT = 128 * 1024
-"""Bytes of one argument of a program on Linux (MAX_ARG_STRLEN); the executor input is one (driver/driver.go:297)."""
 
 
 class HangsError(Exception):

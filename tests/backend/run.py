@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lfm.pipelines.compiled import Json, Spec, as_value, parameters
 from tests.backend.argo import ERROR, FAILED, SUCCEEDED, Attempt, strategy_of, wait_before_next
 from tests.backend.driver import Driver, DriverError, Inputs, fingerprint, holds, items_of
 from tests.backend.launcher import Accident, Ended, Launcher
 from tests.backend.metadata import Execution, Metadata
 from tests.backend.pod import Pod, pod_of
-from tests.backend.spec import Json, Spec, as_value, parameters
 
 SKIPPED, DRIVEN = "Skipped", "driven"
 PASSED = ("COVERAGE_", "LD_LIBRARY_PATH", "LFM_COMMIT", "OMP_NUM_THREADS", "PATH", "PYTHON", "SSL_", "TMPDIR")

@@ -12,6 +12,9 @@ Json = dict[str, Any]
 CHANNEL = re.compile(r"\$\.inputs\.parameters\['(.+?)'\]")
 """A parameter inside a setting of a pod (driver/util.go:41)."""
 
+STRUCTS = ("STRUCT", "TASK_FINAL_STATUS", "TASK_CONFIG")
+"""The types of a parameter that are dictionaries."""
+
 
 class Place(NamedTuple):
     """A task in the file."""
@@ -38,7 +41,7 @@ class Spec:
     @classmethod
     def parse(cls, text: str) -> "Spec":
         """The text of a compiled file; the second document is absent if no task has a setting of Kubernetes."""
-        documents = list(yaml.safe_load_all(text))
+        documents = list(yaml.load_all(text, yaml.CSafeLoader))
         return cls(documents[0], documents[1] if len(documents) > 1 else {})
 
     @property
@@ -110,3 +113,14 @@ def as_json(value: Any) -> Any:
     if isinstance(value, list):
         return [as_json(one) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e21 else value
+
+
+def kinds_of(value: Any) -> tuple[str, ...]:
+    """The types of a parameter that take a value."""
+    if isinstance(value, bool):
+        return ("BOOLEAN",)
+    if isinstance(value, float):
+        return ("NUMBER_DOUBLE", "NUMBER_INTEGER")
+    if isinstance(value, str):
+        return ("STRING",)
+    return ("LIST",) if isinstance(value, list) else STRUCTS
