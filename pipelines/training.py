@@ -8,7 +8,7 @@ from kfp import dsl
 
 from lfm.components import begin, control, steps
 from lfm.config.presets import PRESETS
-from lfm.config.run_parameters import OVERRIDES, RUN_PARAMETERS, pipeline_arguments
+from lfm.config.run_parameters import OVERRIDES, RUN_PARAMETERS, choices, pipeline_arguments
 from lfm.config.schema import RunConfig
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.task_settings import TaskFactory
@@ -92,7 +92,20 @@ def build(
     )
     lines = [f"    {key}: {parameter.description}\n" for key, parameter in parameters.items()]
     pipeline.__doc__ = f"{description}\n\nArgs:\n{''.join(lines)}"
-    return dsl.pipeline(name=name, description=description)(pipeline)
+    return _with_choices(dsl.pipeline(name=name, description=description)(pipeline))
+
+
+def _with_choices(pipeline: Any) -> Any:
+    """The pipeline, with the values that a parameter may have where these are a closed list.
+
+    The run form offers them, and the API server refuses others before a pod is started (KFP 2.17.0, `literals` of
+    api/v2alpha1/pipeline_spec.proto:230; backend/src/apiserver/template/v2_template.go:513). The SDK cannot write them.
+    """
+    parameters = pipeline.pipeline_spec.root.input_definitions.parameters
+    for name in RUN_PARAMETERS:
+        for value in choices(name):
+            parameters[name].literals.add().string_value = value
+    return pipeline
 
 
 def about(preset: str) -> str:

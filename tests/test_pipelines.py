@@ -18,6 +18,8 @@ from lfm.components.resources import RESOURCES
 from lfm.config.presets import PRESETS, load
 from lfm.config.run_parameters import OVERRIDES, RUN_PARAMETERS, parameter_values, pipeline_arguments, to_overrides
 from lfm.errors import InputError
+from lfm.method.losses import LOSSES
+from lfm.method.mixup import MIXUPS
 from lfm.pipelines.cluster_settings import ClusterSettings, read_settings
 from lfm.pipelines.compile import KINDS, all_pipelines, pipeline_name, targets, write
 from lfm.pipelines.training import training_pipeline
@@ -181,10 +183,20 @@ def test_the_run_form_has_the_values_of_the_preset_and_describes_each(preset: st
         assert parameter.is_optional
         default = json_format.MessageToDict(parameter.default_value)
         assert default == ({} if name == "overrides" else values[name])
+        closed = {"loss_name": [*LOSSES], "mixup_name": [*MIXUPS]}.get(name, [])
+        assert [one.string_value for one in parameter.literals] == closed, "a list to choose from where it is closed"
     # What KFP passes if nobody touches the form is the preset itself; numbers arrive as floats.
     passed = {name: json_format.MessageToDict(parameters[name].default_value) for name in RUN_PARAMETERS}
     assert load(preset, to_overrides(passed)) == load(preset)
     assert (PRESETS[preset].__doc__ or "").startswith(spec.pipeline_info.description)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_of_every_kind_says_what_it_is(kind: str) -> None:
+    spec = KINDS[kind](load("custom-small"), ClusterSettings()).pipeline_spec
+    for name, parameter in spec.root.input_definitions.parameters.items():
+        assert parameter.description[0].isupper() and parameter.description.endswith("."), name
 
 
 @pytest.mark.parametrize("name", RUN_PARAMETERS)

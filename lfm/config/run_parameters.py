@@ -6,7 +6,7 @@ parameter `overrides`, which wins.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from lfm.config.overrides import code_values, flatten
 from lfm.config.presets import PRESETS
@@ -58,6 +58,18 @@ RUN_PARAMETERS = {
 }  # fmt: skip
 OVERRIDES = 'Any other field of the configuration, as in {"stage1.warmup": 0.1}; wins over the other parameters.'
 """Description of the parameter `overrides`."""
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The values that a run parameter may have, where its field has a closed list of them; else none.
+
+    Args:
+        name: Name of the run parameter.
+    """
+    section, _, field = RUN_PARAMETERS[name].fields[0].rpartition(".")
+    kind: Any = RunConfig.model_fields[section].annotation if section else RunConfig
+    annotation = kind.model_fields[field].annotation
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def parameter_values(config: RunConfig) -> dict[str, Any]:

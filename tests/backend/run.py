@@ -101,6 +101,8 @@ class Run:
         assert not unknown, f"unknown parameters {unknown}"
         for name, one in parameters(self.spec.root).items():
             Driver.check("the run", name, one, values)
+            allowed = as_value(one.get("literals", []))
+            assert not allowed or values[name] in allowed, f"{name}: {values[name]!r} is none of {allowed}"
         self.pods.append("driver of the root")
         self.root = self.cluster.metadata.begin(
             task="", parent=None, inputs=values, artifacts={}, dag=self.spec.root["dag"]
