@@ -68,6 +68,7 @@ RESOLVED = {"config": "The complete configuration.", "run": "Key by which later 
 DATA = "Training, validation and test images as Arrow files, and their pixels as memory-mapped arrays."
 TOWERS = "Both towers as safetensors, their architecture, tokenizer and preprocessing."
 EMBEDDINGS = "Class embeddings of unit length, as safetensors."
+PART = "Which part of a larger sweep it is, as lfm sweep writes it; empty: a whole one."
 VARIANTS = "Name of each configuration and the fields that it changes."
 FIRST = {
     "prepare": First(
@@ -91,10 +92,10 @@ FIRST = {
     ),
     "plan_sweep": First(
         "Check every configuration of a sweep before any of them is trained.",
-        "variants: List[dict],", {"variants": VARIANTS}, "List[dict]",
+        "variants: List[dict],\npart: str,", {"variants": VARIANTS, "part": PART}, "List[dict]",
         {"Output": "The same list, each entry with its complete configuration."},
         "from lfm.jobs.sweep import plan_sweep",
-        "return plan_sweep(config, variants)",
+        "return plan_sweep(config, variants, part)",
         "config, _",
     ),
 }  # fmt: skip

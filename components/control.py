@@ -54,6 +54,7 @@ def prepare_variant(
 def compare(
     variants: List[dict],  # type: ignore[type-arg]  # noqa: UP006
     metrics: Input[List[Metrics]],  # noqa: UP006
+    part: str,
     table: Output[Artifact],
     figure: Output[Artifact],
     report: Output[HTML],
@@ -64,6 +65,7 @@ def compare(
     Args:
         variants: Names of the configurations and what they changed.
         metrics: Scores of each configuration, in the same order.
+        part: Which part of a larger sweep they are, as lfm sweep writes it; empty: a whole one.
 
     Returns:
         table: All scores as CSV and JSON.
@@ -73,7 +75,7 @@ def compare(
     """
     from lfm.jobs.sweep import compare
 
-    best = compare(variants, [one.path for one in metrics], table.path, figure.path, report.path)
+    best = compare(variants, [one.path for one in metrics], part, table.path, figure.path, report.path)
     for name, value in best.items():
         scores.log_metric(name, value)
 

@@ -16,12 +16,13 @@ LARGEST_WORKFLOW = 1024 * 1024
 """Bytes of a workflow with the state of its nodes (workflow/packer/packer.go:15)."""
 LONGEST_ARGUMENT = 128 * 1024
 """Bytes of one argument of a program on Linux (MAX_ARG_STRLEN); the executor input is one (driver/driver.go:297)."""
-A_STEP, BESIDE_STEPS = 5_750, 28_000
-"""Bytes of a step in the packed state of a workflow, and of what is there besides.
+A_WORKFLOW, A_STEP, BESIDE_STEPS = 1.75, 5_750, 28_000
+"""Bytes of a workflow without its state for each byte of the compiled pipeline; of a step in the packed state; of what
+is there besides.
 
-A workflow above the limit has the state of its nodes packed with gzip and base64, and is refused if that is above it
-still. Seen: 564 KB for the nodes of a training, so every sweep of two is packed; then 23 KB for the four
-steps of a configuration, and 45 KB for the three steps beside the loop, groups and root.
+A workflow above the limit has the state of its nodes packed with gzip and base64, and is refused if it is above it
+still. Seen: 564 KB for the nodes of a training, so every sweep of two is packed; then 23 KB for the four steps of a
+configuration, 45 KB for the three steps beside the loop, groups and root, and 85 KB for the rest, of a file of 49 KB.
 """
 A_CONFIGURATION, AN_ARTIFACT = 2_380, 500
 """Bytes of a configuration in a list and of an artifact in the executor input: 128 KiB at about 55 (seen)."""
@@ -162,7 +163,8 @@ def fits(spec: Spec) -> list[str]:
     """
     items = max((_leaves(one.get("defaultValue")) for one in parameters(spec.root).values()), default=0)
     steps = sum(items if "for-loop" in place.dag else 1 for place, _ in _containers(spec))
-    whole = len(json.dumps(spec.pipeline)) + len(json.dumps(spec.platform)) + BESIDE_STEPS + steps * A_STEP
+    file = len(json.dumps(spec.pipeline)) + len(json.dumps(spec.platform))
+    whole = round(A_WORKFLOW * file) + BESIDE_STEPS + steps * A_STEP
     found = [f"the workflow has some {whole:,} bytes of {LARGEST_WORKFLOW:,}"] if whole > LARGEST_WORKFLOW else []
     for place, container in _containers(spec):
         component = spec.component(place.task)

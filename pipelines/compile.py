@@ -6,7 +6,7 @@ from typing import Any
 
 from lfm.config.presets import PRESETS
 from lfm.config.schema import RunConfig
-from lfm.config.sweeps import variants_of
+from lfm.config.sweeps import Part, variants_of
 from lfm.errors import InputError
 from lfm.pipelines.backend_rules import check
 from lfm.pipelines.cluster_settings import ClusterSettings
@@ -16,9 +16,14 @@ from lfm.pipelines.sweep import sweep_pipeline
 from lfm.pipelines.training import training_pipeline
 
 
-def _sweep(config: RunConfig, settings: ClusterSettings, variants: Sequence[Mapping[str, Any]] = ()) -> Any:
+def _sweep(
+    config: RunConfig,
+    settings: ClusterSettings,
+    variants: Sequence[Mapping[str, Any]] = (),
+    part: Part | None = None,
+) -> Any:
     # The list of configurations is a parameter: the run form can give another.
-    return sweep_pipeline(config, variants or variants_of("baselines", first_seed=config.seed), settings)
+    return sweep_pipeline(config, variants or variants_of("baselines", first_seed=config.seed), settings, part=part)
 
 
 KINDS: dict[str, Callable[..., Any]] = {

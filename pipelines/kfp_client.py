@@ -15,11 +15,13 @@ from lfm.config.overrides import flatten
 from lfm.config.presets import PRESETS
 from lfm.config.run_parameters import pipeline_arguments
 from lfm.config.schema import RunConfig
+from lfm.config.sweeps import Part
 from lfm.errors import InputError
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.compile import KINDS, pipeline_name, write
 from lfm.pipelines.cron import check_cron
 from lfm.pipelines.kfp_connection import connect, one_line_errors, run_page
+from lfm.pipelines.kfp_requests import plugins_input, start_run, start_schedule
 from lfm.revision import commit
 
 POLL = 5.0
@@ -70,7 +72,6 @@ class Cluster:
         settings: ClusterSettings,
         experiment: str = "",
         kind: str = "train",
-        part: str = "",
         **options: Any,
     ) -> str:
         """Start a run of this configuration: the run's id.
@@ -80,19 +81,27 @@ class Cluster:
             settings: Settings of the cluster.
             experiment: Experiment in KFP; empty: the preset's name.
             kind: Kind of pipeline.
-            part: Which part of a large sweep this is, for the run's name.
-            options: Further arguments of the function that makes the pipeline, as `registers` or `variants`.
+            options: Further arguments of the function that makes the pipeline, as `registers`, `variants` or `part`.
         """
+        part: Part | None = options.get("part")
+        shown = f"{kind} {part.number} of {part.of}" if part else kind
         with _compiled(kind, config, settings, **options) as path, self._one_line_errors():
-            run = self.client.create_run_from_pipeline_package(
-                str(path),
-                arguments=pipeline_arguments(config),
-                run_name=run_name(f"{kind}{part}", config),
-                experiment_name=experiment or config.preset,
-                namespace=self.namespace,
-                service_account=settings.service_account or None,
+            return start_run(
+                self.client,
+                path,
+                parameters=pipeline_arguments(config),
+                display_name=run_name(shown, config),
+                **self._fields(config, settings, experiment),
             )
-        return str(run.run_id)
+
+    def _fields(self, config: RunConfig, settings: ClusterSettings, experiment: str) -> dict[str, Any]:
+        """What runs and recurring runs have in common: experiments in KFP and in MLflow, service account."""
+        where = self.client.create_experiment(experiment or config.preset, namespace=self.namespace)
+        return {
+            "experiment_id": where.experiment_id,
+            "service_account": settings.service_account or None,
+            "plugins_input": plugins_input(settings, config.preset),
+        }
 
     def wait(self, run: str, on_state: Callable[[str], None] = lambda state: None) -> str:
         """Wait until a run has ended: its last state in KFP. Unlike in the SDK, a cancelled run ends too.
@@ -144,29 +153,24 @@ class Cluster:
             InputError: KFP would read the cron expression otherwise than meant, or the preset has a schedule already.
         """
         cron = check_cron(cron)
-        preset, name = config.preset, pipeline_name("retrain", config.preset)
+        preset = config.preset
         for known in self.schedules():
-            if known.name == name:
+            if known.name in _names(preset):
                 raise InputError(f"{preset} has a schedule, {known.cron}; change it with lfm schedule replace {preset}")
         return self._create(config, cron, settings, experiment)
 
     def _create(self, config: RunConfig, cron: str, settings: ClusterSettings, experiment: str) -> Schedule:
         pipeline, version = self.upload("retrain", config, settings)
         with self._one_line_errors():
-            where = self.client.create_experiment(experiment or config.preset, namespace=self.namespace).experiment_id
-            # Unset, no_catchup would start every run that was missed while the schedule was paused. Caching is not
-            # named here: with a pipeline version KFP ignores it, so it is compiled in.
-            made = self.client.create_recurring_run(
-                experiment_id=where,
-                job_name=pipeline_name("retrain", config.preset),
-                cron_expression=cron,
-                max_concurrency=1,
-                no_catchup=True,
-                params=pipeline_arguments(config),
-                pipeline_id=pipeline,
-                version_id=version,
-                enabled=True,
-                service_account=settings.service_account or None,
+            # Caching is not named here: with a pipeline version KFP ignores it, so it is compiled in.
+            made = start_schedule(
+                self.client,
+                pipeline,
+                version,
+                cron,
+                display_name=schedule_name(config.preset),
+                parameters=pipeline_arguments(config),
+                **self._fields(config, settings, experiment),
             )
         return _schedule(made)
 
@@ -188,8 +192,7 @@ class Cluster:
         Raises:
             InputError: There is none, or there are several.
         """
-        names = (preset, pipeline_name("retrain", preset))
-        found = [one for one in self.schedules() if one.id == preset or one.name in names]
+        found = [one for one in self.schedules() if one.id == preset or one.name in (preset, *_names(preset))]
         if not found:
             raise InputError(f"there is no schedule for {preset}; lfm schedule list shows what there is")
         if len(found) > 1:
@@ -236,6 +239,20 @@ def run_name(kind: str, config: RunConfig) -> str:
             changed.append(f"{field} {value}")
     shown = ", ".join([config.method, *changed[:SHOWN_FIELDS], *(["..."] if len(changed) > SHOWN_FIELDS else [])])
     return f"{shown}, seed {config.seed} ({kind}, {time.strftime('%Y-%m-%d %H:%M:%S')})"
+
+
+def schedule_name(preset: str) -> str:
+    """Name of a schedule. KFP names its runs after it, and takes no other name for them.
+
+    It keeps the first 25 of its letters, digits and hyphens, and puts five letters right behind, then count and hash
+    (KFP 2.17.0, apiserver/template/template.go:325): hence the hyphen at the end.
+    """
+    return f"{pipeline_name('retrain', preset)}-"
+
+
+def _names(preset: str) -> tuple[str, str]:
+    """Names that the schedule of a preset may have: that of now, and that of versions before."""
+    return schedule_name(preset), pipeline_name("retrain", preset)
 
 
 def _schedule(run: Any) -> Schedule:

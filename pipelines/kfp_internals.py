@@ -75,6 +75,26 @@ def check(internal: Internal) -> None:
         raise _changed(f"{internal.module}.{internal.caller}.run", f"it does not call {internal.function}")
 
 
+def model(name: str, **fields: Any) -> Any:
+    """A model of KFP's API, of the package kfp-server-api.
+
+    Args:
+        name: Name of the model.
+        fields: Its fields; those that are None are left out of the request.
+
+    Raises:
+        InputError: The installed package has no such model, or the model no such field.
+    """
+    import kfp_server_api
+
+    kind = getattr(kfp_server_api, name, None)
+    known = getattr(kind, "openapi_types", {})
+    if kind is None or (missing := fields.keys() - known.keys()):
+        lost = f"it has no field {min(missing)}" if kind else "it is gone"
+        raise _changed(f"kfp_server_api.{name}", lost)
+    return kind(**fields)
+
+
 def split_command(full_command: Sequence[str]) -> tuple[str, list[str]]:
     """The component's source and the executor's arguments, from KFP's `sh -ec SCRIPT SOURCE ARGUMENTS`.
 

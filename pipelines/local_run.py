@@ -23,6 +23,7 @@ from lfm.pipelines.step_output import StepOutput
 from lfm.pipelines.sweep import sweep_pipeline
 from lfm.pipelines.training import training_pipeline
 from lfm.storage.artifact import home
+from lfm.storage.store import NO_CACHE
 
 
 class StepFailedError(RuntimeError):
@@ -105,7 +106,11 @@ def in_processes(config: RunConfig) -> Iterator[Any]:
 
 
 def run_local(
-    config: RunConfig, verbose: bool = False, runner: Runner = in_processes, registers: bool = True
+    config: RunConfig,
+    verbose: bool = False,
+    runner: Runner = in_processes,
+    registers: bool = True,
+    no_cache: bool = False,
 ) -> Result:
     """Run the training pipeline of this configuration.
 
@@ -114,12 +119,13 @@ def run_local(
         verbose: Show everything, also the output of libraries.
         runner: Runner of the steps; entered once LFM_HOME and LFM_PIPELINE_RUN are set.
         registers: Register the model; False for a baseline.
+        no_cache: Make every result again (`lfm.storage.store.own_inputs`).
 
     Raises:
         InputError: A step met an error that the user can correct.
         StepFailedError: A step failed otherwise.
     """
-    return run_pipeline(training_pipeline(config, registers=registers), config, verbose, runner)
+    return run_pipeline(training_pipeline(config, registers=registers), config, verbose, runner, no_cache)
 
 
 def run_sweep(
@@ -128,17 +134,22 @@ def run_sweep(
     parallelism: int = 1,
     verbose: bool = False,
     runner: Runner = in_processes,
+    no_cache: bool = False,
 ) -> Result:
     """Run the sweep pipeline; arguments and errors as for `run_local` and `lfm.pipelines.sweep.sweep_pipeline`."""
-    return run_pipeline(sweep_pipeline(config, variants, parallelism=parallelism), config, verbose, runner)
+    return run_pipeline(sweep_pipeline(config, variants, parallelism=parallelism), config, verbose, runner, no_cache)
 
 
-def run_retraining(config: RunConfig, verbose: bool = False, runner: Runner = in_processes) -> Result:
+def run_retraining(
+    config: RunConfig, verbose: bool = False, runner: Runner = in_processes, no_cache: bool = False
+) -> Result:
     """Run the retraining pipeline; arguments and errors as for `run_local`."""
-    return run_pipeline(retraining_pipeline(config), config, verbose, runner)
+    return run_pipeline(retraining_pipeline(config), config, verbose, runner, no_cache)
 
 
-def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner: Runner = in_processes) -> Result:
+def run_pipeline(
+    pipeline: Any, config: RunConfig, verbose: bool = False, runner: Runner = in_processes, no_cache: bool = False
+) -> Result:
     """Run any pipeline with its default parameters; arguments and errors as for `run_local`."""
     from kfp import local
 
@@ -151,6 +162,7 @@ def run_pipeline(pipeline: Any, config: RunConfig, verbose: bool = False, runner
         "LFM_HOME": str(home()),
         "LFM_SHARED_HOME": "1",  # every step is on this machine
         "LFM_PIPELINE_RUN": key,
+        NO_CACHE: "1" if no_cache else os.environ.get(NO_CACHE, ""),
         "LFM_BARS": "1" if sys.stdout.isatty() else "",
         "PYTHONUNBUFFERED": "1",
     }

@@ -1,6 +1,7 @@
 """The sweep pipeline: many configurations of one preset, then their comparison."""
 
 import itertools
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from kfp import dsl
 
 from lfm.components import begin, control
 from lfm.config.schema import RunConfig
+from lfm.config.sweeps import Part
 from lfm.errors import InputError
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.task_settings import TaskFactory
@@ -25,6 +27,7 @@ for the nodes beside the loop, 23 KB for those of a configuration. So 39 would f
 What the last step is told, 2.9 KB for each configuration, has to stay below 128 KiB.
 """
 VARIANTS = "Configurations to compare, each with a name, a label that its seeds share, and overrides."
+PART = "Which part of a larger sweep the list is, as lfm sweep --runner kfp writes it; empty: it is the whole."
 
 
 def sweep_pipeline(
@@ -32,6 +35,7 @@ def sweep_pipeline(
     variants: Sequence[Mapping[str, Any]],
     settings: ClusterSettings | None = None,
     parallelism: int = 1,
+    part: Part | None = None,
 ) -> Any:
     """Plan -> for each configuration: prepare, two stages, evaluate -> compare.
 
@@ -43,6 +47,7 @@ def sweep_pipeline(
         variants: Default of the parameter `variants`, as `lfm.config.sweeps.variants_of` makes it.
         settings: Settings of a cluster; None: a local run.
         parallelism: Configurations that run at the same time in a local run; a cluster's settings have their own.
+        part: Which part of a larger sweep the variants are.
 
     Raises:
         InputError: There are more than one pipeline run on a cluster holds.
@@ -59,14 +64,26 @@ def sweep_pipeline(
         with dsl.ParallelFor(planned, parallelism=limit, name="configurations") as variant:
             # The item has its complete configuration: kfp.local gives a loop's steps no output of an earlier task.
             trained = train(tasks, tasks.add(control.prepare_variant, variant=variant))
-        tasks.add(control.compare, variants=planned, metrics=dsl.Collected(trained.metrics))
+        collected = dsl.Collected(trained.metrics)
+        tasks.add(control.compare, variants=planned, metrics=collected, part=parameters["part"])
 
-    own = {"variants": Parameter(ITEMS, [dict(variant) for variant in variants], VARIANTS)}
+    own = {
+        "variants": Parameter(ITEMS, [dict(variant) for variant in variants], VARIANTS),
+        "part": Parameter(str, str(part or ""), PART),
+    }
     return build(f"{config.preset}-sweep", f"Sweep over {about(config.preset)}", config, settings, body, own)
 
 
-def parts(variants: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:
-    """The configurations of a large sweep, in as few lists of nearly the same length as pipeline runs take."""
+def parts(variants: Sequence[Mapping[str, Any]]) -> list[tuple[Part | None, Sequence[Mapping[str, Any]]]]:
+    """The configurations of a large sweep, in as few lists of nearly the same length as pipeline runs take.
+
+    Returns:
+        Which part each list is, and the list; a single list is no part.
+    """
     count = -(-len(variants) // MOST)
     ends = [len(variants) * k // count for k in range(count + 1)]
-    return [variants[first:last] for first, last in itertools.pairwise(ends)]
+    lists = [variants[first:last] for first, last in itertools.pairwise(ends)]
+    if count == 1:
+        return [(None, lists[0])]
+    name = uuid.uuid4().hex[:12]
+    return [(Part(name, k, count, len(variants)), one) for k, one in enumerate(lists, 1)]

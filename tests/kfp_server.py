@@ -70,6 +70,8 @@ def answer(kfp: Kfp, asked: Asked) -> tuple[int, Any]:  # noqa: C901  one branch
         return 404, {"error": "Not Found", "code": 5, "message": "Not Found"}
     things, key = held[kind]
     if asked.method == "POST" and not rest:
+        if why := _refused(asked.body):
+            return 400, {"code": 3, "message": f"Invalid input error: {why}"}
         made = {**asked.body, key: f"{kind[0]}{len(things)}", "status": "ENABLED"}
         things.append(made)
         return 200, made
@@ -94,6 +96,25 @@ def answer(kfp: Kfp, asked: Asked) -> tuple[int, Any]:  # noqa: C901  one branch
     if kind == "runs":
         thing["state"] = kfp.states.pop(0) if kfp.states else thing.get("state")
     return 200, thing
+
+
+def _refused(body: dict[str, Any]) -> str:
+    """Why the API server would not take a run (KFP 2.17.0, backend/src/apiserver).
+
+    plugins/mlflow/config.go:339 decodes with DisallowUnknownFields; template/v2_template.go:513 looks at the literals.
+    """
+    unknown = set(body.get("plugins_input", {}).get("mlflow", {})) - {"experiment_name", "experiment_id", "disabled"}
+    if unknown:
+        return f"plugins_input.mlflow must follow schema, not {unknown}"
+    root = body.get("pipeline_spec", {}).get("pipeline_spec", {}).get("root", {})
+    parameters = root.get("inputDefinitions", {}).get("parameters", {})
+    for name, value in body.get("runtime_config", {}).get("parameters", {}).items():
+        if name not in (parameters or {name: ""}):
+            return f"parameter(s) provided are not required by pipeline: {name}"
+        literals = parameters[name].get("literals", []) if parameters else []
+        if literals and value not in literals:
+            return f"input parameter {name} value {value} does not match any of the allowed literal values"
+    return ""
 
 
 def _predicates(asked: Asked) -> list[dict[str, Any]]:

@@ -64,5 +64,5 @@ def test_the_first_step_gives_each_value_to_its_field(home: Path, monkeypatch: p
     home.mkdir()
     monkeypatch.setenv("LFM_PIPELINE_RUN", "a-run")
     variants = [{"name": "only", "label": "only", "overrides": {}}]
-    (planned,) = begin.plan_sweep.python_func("places-lt", **pipeline_arguments(wanted), variants=variants)
+    (planned,) = begin.plan_sweep.python_func("places-lt", **pipeline_arguments(wanted), variants=variants, part="")
     assert RunConfig.model_validate(planned["config"]) == wanted

@@ -10,7 +10,7 @@ import pytest
 from kfp import dsl
 
 from lfm.errors import InputError
-from lfm.pipelines.kfp_internals import COMMAND, DOCKER, SUBPROCESS, Internal, check, replaced, split_command
+from lfm.pipelines.kfp_internals import COMMAND, DOCKER, SUBPROCESS, Internal, check, model, replaced, split_command
 
 INTERNALS = pytest.mark.parametrize("internal", [SUBPROCESS, DOCKER], ids=lambda internal: internal.function)
 REMEDY = r"; install the version that LFM's pyproject.toml pins, or adapt pipelines/kfp_internals.py$"
@@ -74,6 +74,22 @@ def test_the_sdks_client_asks_for_health_through_what_our_own_overrides() -> Non
     assert "get_kfp_healthz" in kfp.Client.__init__.__code__.co_names, f"kfp {kfp.__version__}: adapt kfp_connection.py"
     client = kfp.Client(host="http://127.0.0.1:9", namespace="any")
     assert callable(client.healthzs.healthz_service_get_healthz), f"kfp {kfp.__version__}: adapt kfp_connection.py"
+
+
+def test_a_model_of_the_api_that_has_changed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK's functions do not take `plugins_input`, so the bodies are made of the models."""
+    assert model("V2beta1Run", plugins_input={"mlflow": {}}).plugins_input == {"mlflow": {}}
+    assert model("V2beta1RecurringRun", plugins_input=None).plugins_input is None
+    with pytest.raises(
+        InputError, match=rf"kfp {kfp.__version__} differs .*V2beta1Run: it has no field colour" + REMEDY
+    ):
+        model("V2beta1Run", colour="red")
+    monkeypatch.delattr("kfp_server_api.V2beta1Run")
+    with pytest.raises(InputError, match=r"kfp_server_api.V2beta1Run: it is gone" + REMEDY):
+        model("V2beta1Run")
+    client = kfp.Client(host="http://127.0.0.1:9", namespace="any")
+    assert callable(client.runs.run_service_create_run)
+    assert callable(client.recurring_runs.recurring_run_service_create_recurring_run)
 
 
 def test_no_other_private_part_of_kfp_is_used() -> None:

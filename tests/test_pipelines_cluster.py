@@ -4,16 +4,20 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from lfm.cli.cluster_options import OnCluster
 from lfm.cli.main import app
-from lfm.config.presets import load
+from lfm.config.presets import PRESETS, load
 from lfm.config.run_parameters import parameter_values
+from lfm.config.sweeps import Part
 from lfm.errors import InputError
 from lfm.pipelines import kfp_client as cluster_module
 from lfm.pipelines.cluster_settings import ClusterSettings
@@ -94,6 +98,67 @@ def test_the_number_of_gpus_is_said_by_one_option(kfp: Kfp, tmp_path: Path) -> N
     assert not kfp.asked
 
 
+@pytest.mark.slow
+def test_kfps_mlflow_plugin_is_given_the_preset_as_the_experiment(kfp: Kfp) -> None:
+    """Else its runs are all in the experiment "KFP-Default"."""
+    where = ("--host", kfp.host, "--cluster", "infra/cluster-mlflow-plugin.yaml", "--experiment", "mine")
+    assert cli("submit", PRESET, *where).exit_code == 0
+    assert cli("schedule", PRESET, "--cron", NIGHTLY, "--set", "data.imbalance=50", *where).exit_code == 0
+    kfp.states = ["SUCCEEDED"] * 2
+    swept = cli("sweep", PRESET, "--grid", "alpha", "--seeds", "3", "--runner", "kfp", *where[:4])
+    assert swept.exit_code == 0, swept.output
+    asked = [*kfp.of("POST", "/runs"), *kfp.of("POST", "/recurringruns")]
+    assert len(asked) == 4
+    assert [one.body["plugins_input"] for one in asked] == [{"mlflow": {"experiment_name": PRESET}}] * 4
+    kfp.asked.clear()
+    assert cli("submit", PRESET, "--host", kfp.host).exit_code == 0
+    assert "plugins_input" not in kfp.of("POST", "/runs")[0].body
+
+
+@pytest.mark.slow
+def test_a_schedule_with_a_plugin_needs_no_parameters_but_its_versions_defaults(kfp: Kfp) -> None:
+    """KFP drops those of a recurring run with plugins_input that names a version (resource_manager.go:1314)."""
+    where = ("--host", kfp.host, "--cluster", "infra/cluster-mlflow-plugin.yaml")
+    assert cli("schedule", PRESET, "--cron", NIGHTLY, "--set", "data.imbalance=50", *where).exit_code == 0
+    sent = kfp.of("POST", "/pipelines/upload")[0].body.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
+    parameters = next(yaml.load_all(sent, yaml.CSafeLoader))["root"]["inputDefinitions"]["parameters"]
+    given = kfp.recurring[0]["runtime_config"]["parameters"]
+    assert {name: one["defaultValue"] for name, one in parameters.items()} == given
+    assert given["data_imbalance"] == 50
+
+
+@pytest.mark.slow
+def test_every_step_is_told_to_make_its_result_again(kfp: Kfp) -> None:
+    assert cli("submit", PRESET, "--host", kfp.host, "--no-cache").exit_code == 0
+    assert cli("submit", PRESET, "--host", kfp.host).exit_code == 0
+    told = []
+    for run in kfp.runs:
+        executors = run["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"].values()
+        told.append([{"name": "LFM_NO_CACHE", "value": "1"} in one["container"].get("env", []) for one in executors])
+    assert all(told[0]) and not any(told[1])
+
+
+@pytest.mark.slow
+def test_a_variable_that_is_given_twice_is_found_before_a_cluster_is_asked(kfp: Kfp, tmp_path: Path) -> None:
+    """The API server refuses such a pod each time, and the run hangs (seen)."""
+    file = tmp_path / "cluster.yaml"
+    file.write_text("{environment: {HF_TOKEN: a}, secrets: [{name: hub, keys: {token: HF_TOKEN}}]}")
+    for command in (["compile", PRESET, "-o", str(tmp_path / "x.yaml")], ["submit", PRESET, "--host", kfp.host]):
+        done = cli(*command, "--cluster", str(file))
+        assert re.search(r"HF_TOKEN is set more than once, and \d+ more; name each variable once", str(done.exception))
+    assert not kfp.of("POST", "/runs") and not (tmp_path / "x.yaml").exists()
+
+
+@pytest.mark.parametrize("command", ["submit", "upload", "schedule"])
+def test_every_command_for_a_cluster_has_the_same_options(command: str) -> None:
+    parameters = {one.name: one for one in get_command(app).commands[command].params}  # type: ignore[attr-defined]
+    shared = [parameters[one.name] for one in fields(OnCluster)]
+    assert {option for one in shared for option in one.opts} >= {
+        "--host", "--namespace", "--image", "--cluster", "--gpus"
+    }  # fmt: skip
+    assert all(one.help for one in shared), "each says what it is"
+
+
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
@@ -162,20 +227,27 @@ def test_a_schedule_retrains_one_at_a_time_without_making_up_for_missed_runs(kfp
     assert body["trigger"] == {"cron_schedule": {"cron": NIGHTLY}}
     assert body["pipeline_version_reference"] == {"pipeline_id": "p0", "pipeline_version_id": "v0"}
     assert body["runtime_config"]["parameters"] == form_of(PRESET, data_imbalance=50.0)
-    assert body["display_name"] == f"{PRESET}-retrain" and body["experiment_id"] == "e0"
+    assert body["display_name"] == f"{PRESET}-retrain-" and body["experiment_id"] == "e0"
     assert "pipeline_spec" not in body, "the version says it, and its compiled caching options with it"
     again = cli("schedule", PRESET, "--cron", NIGHTLY, "--host", kfp.host)
     assert f"{PRESET} has a schedule, {NIGHTLY}; change it with lfm schedule replace {PRESET}" in str(again.exception)
     assert len(kfp.recurring) == 1
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_runs_of_a_schedule_have_names_that_can_be_read(preset: str) -> None:
+    """KFP 2.17.0, template.go:325: 25 letters, digits and hyphens of the schedule's name, then five of its own."""
+    kept = re.sub("[^a-z0-9-]+", "", cluster_module.schedule_name(preset).lower())[:25]
+    assert kept == f"{preset}-retrain-"
+
+
 def test_schedules_are_listed_over_pages_paused_resumed_and_deleted(kfp: Kfp) -> None:
     cron = {"cron_schedule": {"cron": NIGHTLY}}
-    for k, name in enumerate((f"{PRESET}-retrain", "somebody-else", "custom-retrain")):
+    for k, name in enumerate((f"{PRESET}-retrain", "somebody-else", "custom-retrain-")):
         kfp.recurring.append({"recurring_run_id": f"id{k}", "display_name": name, "status": "ENABLED", "trigger": cron})
     shown = cli("schedule", "list", "--host", kfp.host).output.splitlines()
-    assert [line.split() for line in shown][2] == ["custom-retrain", *NIGHTLY.split(), "on", "id2"]
-    assert cli("schedule", "pause", "custom", "--host", kfp.host).output == f"paused custom-retrain ({NIGHTLY}), id2\n"
+    assert [line.split() for line in shown][2] == ["custom-retrain-", *NIGHTLY.split(), "on", "id2"]
+    assert cli("schedule", "pause", "custom", "--host", kfp.host).output == f"paused custom-retrain- ({NIGHTLY}), id2\n"
     assert kfp.of("POST", "/recurringruns/id2:disable") and kfp.recurring[2]["status"] == "DISABLED"
     assert "paused   id2" in cli("schedule", "list", "--host", kfp.host).output
     assert cli("schedule", "resume", "id2", "--host", kfp.host).exit_code == 0
@@ -271,6 +343,10 @@ def test_who_we_are_is_the_sdks_own_environment_to_say(
         (("compile", PRESET, "--set", "stage1.epoch=1"), "did you mean stage1.epochs"),
         (("run", PRESET, "--runner", "dokker"), "unknown runner 'dokker'; did you mean docker"),
         (("run", PRESET, "--image", "x"), "--image is for --runner docker and kfp"),
+        (
+            ("sweep", PRESET, "--cluster", "infra/cluster.yaml"),
+            "--host, --namespace and --cluster are for --runner kfp",
+        ),
         (("run", PRESET, "--runner", "kfp", "--json", "x"), "--json and --home are for runs on this machine"),
     ],
 )
@@ -293,6 +369,9 @@ def test_a_large_sweep_becomes_runs_one_after_the_other(kfp: Kfp) -> None:
     assert [len(part) for part in variants] == [21, 21, 21]
     assert len({one["name"] for part in variants for one in part}) == 63
     assert "(sweep 2 of 3, 20" in kfp.runs[1]["display_name"]
+    told = [Part.parse(root["parameters"]["part"]["defaultValue"]) for root in roots]
+    assert [(part.number, part.of, part.configurations) for part in told if part] == [(k, 3, 63) for k in (1, 2, 3)]
+    assert len({part.sweep for part in told if part}) == 1, "so that they are compared as one"
 
 
 def test_run_with_the_kfp_runner_submits_each_method(kfp: Kfp) -> None:

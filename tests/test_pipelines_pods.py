@@ -10,16 +10,16 @@ from mlflow import MlflowClient
 
 from lfm.config.presets import load
 from lfm.config.run_parameters import pipeline_arguments
-from lfm.config.sweeps import variants_of
+from lfm.config.sweeps import Part, variants_of
 from lfm.errors import InputError
 from lfm.jobs.pipeline_run import configure, configure_variant
 from lfm.jobs.sweep import plan_sweep
+from lfm.pipelines.backend_rules import fits
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.compile import KINDS, write
+from lfm.pipelines.compiled import Spec
 from lfm.pipelines.sweep import MOST, parts, sweep_pipeline
 from lfm.pipelines.training import training_pipeline
-from tests.backend.rules import fits
-from tests.backend.spec import Spec
 
 pytestmark = pytest.mark.slow
 
@@ -148,12 +148,29 @@ def test_a_sweep_of_sixty_fits_into_the_runs_that_it_becomes(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"a sweep of 60 configurations is too large .*lfm sweep custom --runner kfp"):
         sweep_pipeline(config, variants, GPUS)
     made = parts(variants)
-    assert [len(part) for part in made] == [20, 20, 20] and [one for part in made for one in part] == variants
-    many = parts([*variants * 8, *variants[:20]])
+    assert [len(one) for _, one in made] == [20, 20, 20] and [one for _, some in made for one in some] == variants
+    assert len({part.sweep for part, _ in made if part}) == 1, "one sweep"
+    many = [one for _, one in parts([*variants * 8, *variants[:20]])]
     assert sum(map(len, many)) == 500 and len(many) == 20 and max(map(len, many)) <= MOST
-    for part in made:
-        write(sweep_pipeline(config, part, GPUS), tmp_path / "sweep.yaml")
-        assert fits(Spec.read(tmp_path / "sweep.yaml")) == []
+    assert parts(variants[:MOST]) == [(None, variants[:MOST])]
+    for part, one in made:
+        write(sweep_pipeline(config, one, GPUS, part=part), tmp_path / "sweep.yaml")
+        spec = Spec.read(tmp_path / "sweep.yaml")
+        assert (
+            fits(spec) == [] and Part.parse(spec.root["inputDefinitions"]["parameters"]["part"]["defaultValue"]) == part
+        )
+
+
+def test_a_sweep_that_argo_would_not_keep_is_refused_when_it_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: 23 KB packed for each configuration, beside 130 KB: some 40 fit into 1 MiB."""
+    monkeypatch.setattr("lfm.pipelines.sweep.MOST", 500)
+    variants = variants_of("stage1.lr=" + ",".join(f"{k}e-4" for k in range(1, 61)))
+    write(sweep_pipeline(load("custom"), variants[:35], GPUS), tmp_path / "sweep.yaml")
+    with pytest.raises(InputError, match=r"custom-sweep would not run on KFP: the workflow has some 1,.*give fewer"):
+        write(sweep_pipeline(load("custom"), variants[:45], GPUS), tmp_path / "more.yaml")
+    assert not (tmp_path / "more.yaml").exists()
 
 
 @pytest.mark.parametrize("form", [dict, json.dumps], ids=["dictionary", "text"])

@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from lfm.cli.main import app
 from lfm.config.presets import load
 from lfm.errors import InputError
 from lfm.pipelines.cluster_settings import ClusterSettings, read_settings
 from lfm.pipelines.kfp_client import Cluster
 from tests.kfp_server import serve_kfp
 
+PLACE = ("--namespace", "team-a", "--set", "data.source=s3://bucket/photos")
 SETTINGS = ClusterSettings(image="lfm:test")
 
 
@@ -25,10 +28,16 @@ def test_everything_is_looked_for_and_made_in_the_namespace(monkeypatch: pytest.
         cluster.submit(load("custom-small"), SETTINGS)
         cluster.upload("train", load("custom-small"), SETTINGS)
         cluster.schedule(load("custom-small"), "0 0 3 * * *", SETTINGS)
+        for kind in ("run", "sweep"):
+            done = CliRunner().invoke(app, [kind, "custom-small", "--runner", "kfp", "--host", kfp.host, *PLACE])
+            assert done.exit_code == 0, done.exception
         looked = [
             one for one in kfp.asked if one.method == "GET" and one.path.endswith(("/pipelines", "/recurringruns"))
         ]
         assert looked and {one.query.get("namespace") for one in looked} == {"team-a"}
+        assert {run["experiment_id"] for run in kfp.runs} == {kfp.experiments[0]["experiment_id"]} and len(
+            kfp.runs
+        ) == 3
         assert {one.body["namespace"] for one in kfp.of("POST", "/experiments")} == {"team-a"}
         assert {one.query["namespace"] for one in kfp.of("POST", "/pipelines/upload")} == {"team-a"}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lfm.config.presets import load
-from lfm.config.sweeps import BASELINES, check, variants_of
+from lfm.config.sweeps import BASELINES, Part, check, variants_of
 from lfm.errors import InputError
 
 BASE = load("fashion-mnist-lt")
@@ -67,3 +67,11 @@ def test_mistakes_are_named_before_anything_is_trained(grid: str, values: list[f
 def test_an_empty_sweep_is_refused() -> None:
     with pytest.raises(InputError, match="the sweep has no configurations"):
         check(BASE, [])
+
+
+def test_a_part_of_a_sweep_is_text_that_is_read_back() -> None:
+    part = Part("a1b2c3", 2, 3, 60)
+    assert Part.parse(str(part)) == part and Part.parse("") is None
+    for wrong in ("2 of 3", "a, part 4 of 3, 60 configurations", "a, part 0 of 3, 60 configurations"):
+        with pytest.raises(InputError, match="is not written as a1b2c3, part 2 of 3, 60 configurations"):
+            Part.parse(wrong)

@@ -8,27 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lfm.cli.cluster_options import ClusterOption, ImageOption, OnCluster, on_cluster
 from lfm.cli.options import PresetArgument, SetOption, check_file, examples, read_config
 from lfm.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from lfm.config.schema import RunConfig
-    from lfm.pipelines.cluster_settings import ClusterSettings
 
 RUNNERS = ("local", "docker", "kfp")
 ACTIONS = ("list", "pause", "resume", "delete", "replace")
 
-HostOption = Annotated[
-    str, typer.Option("--host", help="Address of KFP (https://kfp.example/pipeline). Default: KF_PIPELINES_ENDPOINT.")
-]  # fmt: skip
-NamespaceOption = Annotated[str, typer.Option("--namespace", help="Your namespace in a multi-user installation.")]
-ImageOption = Annotated[
-    str, typer.Option("--image", help="Container image of the steps. Default: LFM_IMAGE, else lfm:COMMIT.")
-]
-ClusterOption = Annotated[Path | None, typer.Option("--cluster", help="YAML file with the settings of your cluster.")]
-GpusOption = Annotated[
-    int, typer.Option("--gpus", min=0, help="GPUs for training and evaluation, one process each. 0: as configured.")
-]
 ExperimentOption = Annotated[str, typer.Option("--experiment", help="Experiment in KFP. Default: the preset's name.")]
 KindOption = Annotated[str, typer.Option("--kind", help="Kind of pipeline: train, retrain or sweep.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every preset and every kind.")]
@@ -39,7 +28,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command(name="compile")(examples(compile_))
     for command in (submit, upload, schedule):
-        app.command()(examples(command))
+        app.command()(examples(on_cluster(command)))
 
 
 def runner_for(name: str, image: str) -> Callable[["RunConfig"], AbstractContextManager[Any]]:
@@ -68,30 +57,25 @@ def runner_for(name: str, image: str) -> Callable[["RunConfig"], AbstractContext
     return lambda config: docker_steps(revision.image(), config)
 
 
-def submit_run(config: "RunConfig", host: str, image: str, registers: bool) -> None:
+def submit_run(config: "RunConfig", on: OnCluster, registers: bool) -> None:
     """Start a training run on a cluster and print where to see it."""
-    from lfm.pipelines.cluster_settings import read_settings
-    from lfm.pipelines.kfp_client import Cluster
-
-    settings = read_settings(None, image)
-    cluster = Cluster(host)
-    run = cluster.submit(config, settings, registers=registers)
-    typer.echo(f"{config.preset}: run {run}\n{cluster.run_page(run)}")
+    settings = on.settings()
+    kfp = on.connect()
+    run = kfp.submit(config, settings, registers=registers)
+    typer.echo(f"{config.preset}: run {run}\n{kfp.run_page(run)}")
 
 
-def submit_sweep(config: "RunConfig", variants: list[Any], host: str, cluster: Path | None, image: str) -> None:
+def submit_sweep(config: "RunConfig", variants: list[Any], on: OnCluster) -> None:
     """Start a sweep on a cluster, a large one as runs one after the other, so that `parallelism` holds for them all."""
-    from lfm.pipelines.cluster_settings import read_settings
-    from lfm.pipelines.kfp_client import Cluster
     from lfm.pipelines.sweep import parts
 
-    settings, lists = read_settings(cluster, image), parts(variants)
-    kfp, run = Cluster(host), ""
-    for k, part in enumerate(lists, 1):
-        if run and (state := kfp.wait(run)) == "CANCELED":
-            raise InputError(f"part {k - 1} was ended as {state}; the same command starts all parts again")
-        run = kfp.submit(config, settings, kind="sweep", variants=part, part=f" {k} of {len(lists)}" * (len(lists) > 1))
-        typer.echo(f"{config.preset}: {len(part)} configurations, run {run}\n{kfp.run_page(run)}")
+    settings = on.settings()
+    kfp, run = on.connect(), ""
+    for part, listed in parts(variants):
+        if run and part and (state := kfp.wait(run)) == "CANCELED":
+            raise InputError(f"part {part.number - 1} was ended as {state}; the same command starts all parts again")
+        run = kfp.submit(config, settings, kind="sweep", variants=listed, part=part)
+        typer.echo(f"{config.preset}: {len(listed)} configurations, run {run}\n{kfp.run_page(run)}")
 
 
 def _configs(presets: list[str] | None, all_: bool, set_: list[str] | None) -> dict[str, "RunConfig"]:
@@ -99,24 +83,6 @@ def _configs(presets: list[str] | None, all_: bool, set_: list[str] | None) -> d
     from lfm.config.presets import PRESETS
 
     return {preset: read_config(preset, set_) for preset in presets or (PRESETS if all_ else ())}
-
-
-def _with_gpus(set_: list[str] | None, gpus: int) -> list[str] | None:
-    """The changes of --set, and the one that --gpus stands for."""
-    return [*(set_ or []), f"train.processes={gpus}"] if gpus else set_
-
-
-def _settings(cluster: Path | None, image: str, gpus: int) -> "ClusterSettings":
-    """Settings of the cluster that can give GPUs where some are asked for."""
-    from lfm.pipelines.cluster_settings import read_settings
-
-    settings = read_settings(cluster, image)
-    if gpus and not settings.accelerator:
-        raise InputError(
-            f"--gpus {gpus}: the cluster's settings name no GPUs, so none would be asked for; write accelerator: "
-            f"nvidia.com/gpu into {cluster or 'a file, and name it with --cluster FILE'}"
-        )
-    return settings
 
 
 def _wanted(presets: list[str] | None, all_: bool, kind: str) -> list[tuple[str, str]]:
@@ -170,16 +136,13 @@ def compile_(
 def submit(
     preset: PresetArgument,
     set_: SetOption = None,
-    host: HostOption = "",
-    namespace: NamespaceOption = "",
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until the run has ended; exit code 1 if it failed.")
     ] = False,
     experiment: ExperimentOption = "",
     kind: KindOption = "train",
-    image: ImageOption = "",
-    cluster: ClusterOption = None,
-    gpus: GpusOption = 0,
+    *,
+    on: OnCluster,
 ) -> None:
     """Start a run on a Kubeflow cluster.
 
@@ -190,12 +153,10 @@ def submit(
 
       lfm submit imagenet-lt --gpus 8 --cluster cluster.yaml
     """
-    config = read_config(preset, _with_gpus(set_, gpus))
-    from lfm.pipelines.kfp_client import Cluster
-
+    config = read_config(preset, on.changes(set_))
     _wanted([preset], False, kind)
-    settings = _settings(cluster, image, gpus)
-    kfp = Cluster(host, namespace)
+    settings = on.settings()
+    kfp = on.connect()
     run = kfp.submit(config, settings, experiment, kind)
     typer.echo(f"{preset}: run {run}\n{kfp.run_page(run)}")
     if wait and (state := kfp.wait(run, lambda state: typer.echo(f"  {state}"))) != "SUCCEEDED":
@@ -207,11 +168,8 @@ def upload(
     all_: AllOption = False,
     kind: KindOption = "train",
     set_: SetOption = None,
-    host: HostOption = "",
-    namespace: NamespaceOption = "",
-    image: ImageOption = "",
-    cluster: ClusterOption = None,
-    gpus: GpusOption = 0,
+    *,
+    on: OnCluster,
 ) -> None:
     """Upload pipelines to a Kubeflow cluster; a name that is there gets a new version.
 
@@ -220,12 +178,11 @@ def upload(
 
       lfm upload --all
     """
-    configs = _configs(presets, all_, _with_gpus(set_, gpus))
+    configs = _configs(presets, all_, on.changes(set_))
     from lfm.pipelines.compile import pipeline_name
-    from lfm.pipelines.kfp_client import Cluster
 
-    wanted, settings = _wanted(presets, all_, kind), _settings(cluster, image, gpus)
-    kfp = Cluster(host, namespace)
+    wanted, settings = _wanted(presets, all_, kind), on.settings()
+    kfp = on.connect()
     for one, preset in wanted:
         pipeline, version = kfp.upload(one, configs[preset], settings)
         typer.echo(f"{pipeline_name(one, preset)}: pipeline {pipeline}, version {version}")
@@ -238,16 +195,15 @@ def schedule(
         str, typer.Option("--cron", help='Six fields, the second first: "0 0 3 * * *" is three every night.')
     ] = "",
     set_: SetOption = None,
-    host: HostOption = "",
-    namespace: NamespaceOption = "",
     experiment: ExperimentOption = "",
-    image: ImageOption = "",
-    cluster: ClusterOption = None,
-    gpus: GpusOption = 0,
+    *,
+    on: OnCluster,
 ) -> None:
     """Retrain a preset at set times: trains only on new data, promotes only what is better than the champion.
 
-    One run at a time, and runs that were missed are not made up for.
+    One run at a time. Of runs that were missed, as while a schedule was paused, KFP starts the latest one at once, and
+    no other; it ends within its first step if champion or challenger was trained on these very files, or if another
+    retraining of the same configuration goes on.
 
     Examples:
       lfm schedule custom --cron "0 0 3 * * *" --set data.source=s3://bucket/photos
@@ -258,11 +214,9 @@ def schedule(
 
       lfm schedule replace custom --cron "0 0 3 * * SUN" --set data.source=s3://bucket/photos
     """
-    config = _check_schedule(what, name, cron, _with_gpus(set_, gpus))
-    from lfm.pipelines.kfp_client import Cluster
-
-    settings = _settings(cluster, image, gpus)
-    kfp = Cluster(host, namespace)
+    config = _check_schedule(what, name, cron, on.changes(set_))
+    settings = on.settings()
+    kfp = on.connect()
     if what == "list":
         schedules = kfp.schedules()
         for one in schedules:

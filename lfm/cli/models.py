@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lfm.cli.cluster import ClusterOption, HostOption, ImageOption, runner_for, submit_sweep
-from lfm.cli.options import HomeOption, PresetArgument, SetOption, debugging, examples, read_config, use_home
+from lfm.cli.cluster import runner_for, submit_sweep
+from lfm.cli.cluster_options import ClusterOption, HostOption, ImageOption, NamespaceOption, OnCluster
+from lfm.cli.options import (
+    HomeOption,
+    NoCacheOption,
+    PresetArgument,
+    SetOption,
+    debugging,
+    examples,
+    read_config,
+    use_home,
+)
 from lfm.storage.artifact import check_writable, home
 
 if TYPE_CHECKING:
@@ -43,8 +53,10 @@ def sweep(
     home_: HomeOption = None,
     runner: Annotated[str, typer.Option("--runner", help="local, docker, or kfp for a cluster.")] = "local",
     host: HostOption = "",
+    namespace: NamespaceOption = "",
     cluster: ClusterOption = None,
     image: ImageOption = "",
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Train a list of configurations and compare their scores.
 
@@ -67,9 +79,11 @@ def sweep(
     chosen = [parse_overrides([f"value={value}"])["value"] for value in values.split(",")] if values else []
     variants = sweeps.variants_of(grid, chosen, seeds, config.seed)
     configs = sweeps.check(config, variants)
+    on = OnCluster(host, namespace, image, cluster, no_cache=no_cache)
     if runner == "kfp":
-        return submit_sweep(config, variants, host, cluster, image)
+        return submit_sweep(config, variants, on)
     chosen_runner = runner_for(runner, image)
+    on.refuse_here()
     use_home(home_)
     if out:
         check_writable(out)
@@ -78,7 +92,7 @@ def sweep(
 
     for one in configs:
         check(one)
-    result = run_sweep(config, variants, parallel, debugging(), chosen_runner)
+    result = run_sweep(config, variants, parallel, debugging(), chosen_runner, no_cache)
     _show_comparison(result, out)
 
 
@@ -99,7 +113,9 @@ def _show_comparison(result: "Result", out: Path | None) -> None:
     typer.echo(f"\nTable, figure and page: {folder}")
 
 
-def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = None) -> None:
+def retrain(
+    preset: PresetArgument, set_: SetOption = None, no_cache: NoCacheOption = False, home_: HomeOption = None
+) -> None:
     """Train again if the data are new, and promote the model if it is better than the champion.
 
     Ends early where the champion or challenger was trained on these very data. Else the new model becomes champion
@@ -119,7 +135,7 @@ def retrain(preset: PresetArgument, set_: SetOption = None, home_: HomeOption = 
 
     check(config)
     check_device(config.train.device)
-    result = run_retraining(config, debugging())
+    result = run_retraining(config, debugging(), no_cache=no_cache)
     if result.news == "unchanged":
         typer.echo("nothing to do: the data are unchanged")
     else:

@@ -23,6 +23,12 @@ HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Folder for data, models and runs. Default: LFM_HOME, else .lfm here."),
 ]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache", help="Make every result again, from data to scores. What earlier runs made is kept, and not used."
+    ),
+]
 
 
 def examples(command: Callable[..., None]) -> Callable[..., None]:

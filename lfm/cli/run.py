@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lfm.cli.cluster import HostOption, runner_for, submit_run
+from lfm.cli.cluster import runner_for, submit_run
+from lfm.cli.cluster_options import ClusterOption, HostOption, NamespaceOption, OnCluster
 from lfm.cli.options import (
     HomeOption,
+    NoCacheOption,
     PresetArgument,
     SetOption,
     check_file,
@@ -55,13 +57,16 @@ def run(
         str, typer.Option("--image", help="Container image of the steps, for docker and kfp. Default: LFM_IMAGE.")
     ] = "",
     host: HostOption = "",
+    namespace: NamespaceOption = "",
+    cluster: ClusterOption = None,
+    no_cache: NoCacheOption = False,
     home_: HomeOption = None,
 ) -> None:
     """Train, evaluate and register a preset on this machine.
 
     Runs the whole pipeline (data, text embeddings, two stages, evaluation, registration), each step in a process
-    of its own. What has not changed since an earlier run is reused. A killed run goes on where it stopped when
-    the same command is given again.
+    of its own. What has not changed since an earlier run is reused, unless --no-cache is given. A killed run goes on
+    where it stopped when the same command is given again; one with --no-cache begins again.
 
     Examples:
       lfm run fashion-mnist-lt
@@ -70,23 +75,25 @@ def run(
 
       lfm run fashion-mnist-lt --baseline --set loss.name=mms
 
-      lfm run fashion-mnist-lt --runner kfp --host http://localhost:8080
+      lfm run fashion-mnist-lt --runner kfp --host http://localhost:8080 --cluster infra/cluster.yaml
     """
     configs = [read_config(preset, set_)]
     if baseline:
         configs.insert(0, read_config(preset, set_, mixup__name="none", loss__name="ce"))
+    on = OnCluster(host, namespace, image, cluster, no_cache=no_cache)
     if runner == "kfp":
         if json_ or home_:
             raise InputError("--json and --home are for runs on this machine; leave them out with --runner kfp")
         for config in configs:
-            submit_run(config, host, image, registers=config is configs[-1])
+            submit_run(config, on, registers=config is configs[-1])
         return
     make_runner = runner_for(runner, image)
+    on.refuse_here()
     use_home(home_)
     if json_:
         check_file(json_)
     began = time.monotonic()
-    methods, results, provenance = _train(configs, make_runner)
+    methods, results, provenance = _train(configs, make_runner, no_cache)
     seconds = time.monotonic() - began
     result = results[-1]
     _print_results(methods, provenance, result, seconds)
@@ -95,7 +102,9 @@ def run(
         _write_json(json_, methods, provenance, result.model_uri, seconds)
 
 
-def _train(configs: list["RunConfig"], runner: "Runner") -> tuple[dict[str, Any], list["Result"], dict[str, Any]]:
+def _train(
+    configs: list["RunConfig"], runner: "Runner", no_cache: bool
+) -> tuple[dict[str, Any], list["Result"], dict[str, Any]]:
     """Check all configurations, then train each: scores by method, results, and where the last one's data came from.
 
     The last model alone is registered: a baseline is no version of the model that it is the baseline of.
@@ -112,7 +121,7 @@ def _train(configs: list["RunConfig"], runner: "Runner") -> tuple[dict[str, Any]
     results: list[Result] = []
     for number, config in enumerate(configs, 1):
         typer.echo(f"[{number}/{len(configs)}] {config.preset}: {config.method}, seed {config.seed}")
-        results.append(run_local(config, debugging(), runner, registers=config is configs[-1]))
+        results.append(run_local(config, debugging(), runner, config is configs[-1], no_cache))
         found = json.loads((results[-1].metrics / "metrics.json").read_text())
         methods |= {untrained(config): found["untrained"], config.method: found["test"]}
     return methods, results, found["provenance"]

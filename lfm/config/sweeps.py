@@ -1,7 +1,8 @@
 """Grids of configurations to compare: the paper's baselines, imbalance factors, alpha and tau, or any field."""
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lfm.config.overrides import apply_overrides, parse_overrides
 from lfm.config.schema import RunConfig
@@ -28,6 +29,36 @@ CURVES: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "tau": (("mixup.tau",), (0.002, 0.01, 0.05, 0.25, 1.25, 31.25)),
 }
 Variant = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """What one of several pipeline runs has of a large sweep. It goes to them as text: a parameter of the pipeline."""
+
+    sweep: str
+    """Names the sweep."""
+    number: int
+    """Of this part, from 1."""
+    of: int
+    """Number of parts."""
+    configurations: int
+    """Of the whole sweep."""
+
+    def __str__(self) -> str:
+        return f"{self.sweep}, part {self.number} of {self.of}, {self.configurations} configurations"
+
+    @classmethod
+    def parse(cls, text: str) -> "Part | None":
+        """What `str` made; None of an empty text.
+
+        Raises:
+            InputError: It is neither.
+        """
+        if not text:
+            return None
+        match = re.fullmatch(r"(\w+), part (\d+) of (\d+), (\d+) configurations", text)
+        if not match or not 1 <= int(match[2]) <= int(match[3]):
+            raise InputError(f"part {text!r} is not written as {cls('a1b2c3', 2, 3, 60)}; empty is a whole sweep")
+        return cls(match[1], int(match[2]), int(match[3]), int(match[4]))
 
 
 def variants_of(grid: str, values: Sequence[Any] = (), seeds: int = 1, first_seed: int = 0) -> list[Variant]:

@@ -17,7 +17,7 @@ from lfm.storage import s3
 from lfm.storage.artifact import NOTES, content_key, home
 from lfm.storage.handover import hand_over, resolve
 from lfm.storage.import_closure import source_hash
-from lfm.storage.store import build_once, fetch_checkpoints, shared
+from lfm.storage.store import build_once, fetch_checkpoints, own_inputs, shared
 from lfm.training.curves import Curves
 from lfm.training.task import METHOD, WorkerTask
 
@@ -42,13 +42,13 @@ def train_stage(
         alpha = preview(run_config, stage, dataset, text)
         inputs = stage_inputs(run_config, stage, alpha, dataset, text, backbone, before)
         run.params({f"stage{stage}.alpha_used": alpha}, on_parent=True)
-        work = home() / "work" / content_key(inputs)
+        work = home() / "work" / content_key(own_inputs(inputs))
         remote = shared("work", work.name)
 
         def build(aside: Path) -> None:
             if remote:
                 fetch_checkpoints(remote, work / "checkpoints", [work / "curves.jsonl"])
-            note_inputs(work, inputs)
+            note_inputs(work, own_inputs(inputs))
             curves = Curves(work / "curves.jsonl", run.log)
             curves.replay()
             per_node = processes_per_node(run_config.train)

@@ -19,8 +19,10 @@ from filelock import FileLock
 from lfm.errors import InputError
 from lfm.progress import say
 from lfm.storage import s3
-from lfm.storage.artifact import MANIFEST, content_key, home, publishing, read_manifest, verify
+from lfm.storage.artifact import MANIFEST, content_key, copy_to, home, publishing, read_manifest, verify
 
+NO_CACHE = "LFM_NO_CACHE"
+"""Environment variable: the pipeline run makes every result again, and takes only what it made itself."""
 PATIENCE = 60.0
 """Seconds to wait at the end of a stage, or at SIGTERM, for the last upload."""
 
@@ -39,17 +41,40 @@ def shared(*path: str) -> str | None:
     return "/".join([root, *path])
 
 
+def own_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that name a result: where `NO_CACHE` is set, the pipeline run is one of them.
+
+    So nothing that other runs made is taken or replaced, while a step of this run that is tried again goes on from what
+    the run itself has made.
+    """
+    run = os.environ.get("LFM_PIPELINE_RUN", "").partition("/")[0]
+    return {**inputs, "made_again_by": run} if run and makes_again() else inputs
+
+
+def makes_again() -> bool:
+    """Whether this pipeline run takes nothing that another made."""
+    return bool(os.environ.get(NO_CACHE))
+
+
 def build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
     """The artifact for these inputs, from the store if an intact one is there, else built.
 
     Args:
         kind: folder of the store, and the artifact's kind.
-        inputs: everything the result depends on, JSON-like; its hash names the artifact.
+        inputs: everything the result depends on, JSON-like; its hash, as `own_inputs` has them, names the artifact.
         build: fills the empty folder it is given.
 
     Returns:
         The artifact's folder in the store, and whether it was there already.
     """
+    own = own_inputs(inputs)
+    folder, reused = _build_once(kind, own, build)
+    if own != inputs and not reused:
+        _beside(folder, folder.with_name(content_key(inputs)))
+    return folder, reused
+
+
+def _build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> tuple[Path, bool]:
     key = content_key(inputs)
     folder, remote = home() / "store" / kind / key, shared(kind, key)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +99,35 @@ def build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None])
             except InputError as error:  # made is made: this machine goes on with its own
                 say(f"warning: not in the shared store: {error}")
         return folder, False
+
+
+def _beside(again: Path, usual: Path) -> None:
+    """Put a result that was made again beside the one of other runs.
+
+    The same bytes lie on the disk once, and the usual result has them where it was missing or damaged. Other bytes
+    replace nothing: runs that go on may have pointers to what is there.
+    """
+    content = read_manifest(again)["content"]
+    with FileLock(usual.with_suffix(".lock")), FileLock(again.with_suffix(".lock")):
+        try:
+            found = verify(usual)["content"]
+        except InputError:
+            _replace(usual, again)
+            return
+        if found == content:
+            _replace(again, usual)
+        else:
+            say(f"made again, other bytes than before: {content[:12]}, not {found[:12]}; both are kept")
+
+
+def _replace(folder: Path, other: Path) -> None:
+    """Give an artifact the files of another with the same content, by links where the file system allows them."""
+    aside, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
+    copy_to(other, aside)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def push(folder: Path, remote: str) -> None:

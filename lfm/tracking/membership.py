@@ -11,6 +11,7 @@ from lfm.errors import InputError
 from lfm.tracking.client import find_run
 
 KEY, ATTEMPT = "lfm.pipeline_run", "lfm.attempt"
+PARENT = "mlflow.parentRunId"
 KEY_VARIABLE = "LFM_PIPELINE_RUN"
 PLUGIN_TAG = "kfp.pipeline_run_id"
 """On the run that KFP's MLflow plugin makes for a pipeline (KFP 2.17.0, apiserver/plugins/mlflow/util.go:34)."""
@@ -41,17 +42,17 @@ class Membership(NamedTuple):
         """Run ids from the one that KFP's plugin made for the step up to the pipeline's; empty without the plugin.
 
         MLFLOW_RUN_ID may also be left over from other work of the same shell: only a run below one that carries the
-        plugin's tag is the plugin's.
+        plugin's tag is the plugin's. Above that one there may be a run of ours, of a sweep in several parts.
         """
         line: list[str] = []
         above: str | None = self.mlflow_run
-        tags: dict[str, str] = {}
         while above:
             run = client.get_run(above)
             line.append(above)
-            tags = run.data.tags
-            above = tags.get("mlflow.parentRunId")
-        return line if PLUGIN_TAG in tags else []
+            if PLUGIN_TAG in run.data.tags:
+                return line
+            above = run.data.tags.get(PARENT)
+        return []
 
     def parent(self, client: MlflowClient) -> str | None:
         """Run id of the pipeline run (of a sweep's variant, inside one), if it has begun."""

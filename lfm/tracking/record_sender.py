@@ -16,7 +16,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from lfm.tracking.client import connect, every, find_run
-from lfm.tracking.membership import ATTEMPT, KEY, Membership, NotBegunError
+from lfm.tracking.membership import ATTEMPT, KEY, PARENT, Membership, NotBegunError
 from lfm.tracking.outbox import Record, RefusedError
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
@@ -84,7 +84,7 @@ class RecordSender:
             return str(found.info.run_id)
         where = self.client.get_run(self.parent).info.experiment_id
         self.fresh = False  # if no answer comes to what follows, it may be made all the same
-        tags = {"mlflow.parentRunId": self.parent, ATTEMPT: attempt}
+        tags = {PARENT: self.parent, ATTEMPT: attempt}
         return str(self.client.create_run(where, start_time=at, tags=tags, run_name=step).info.run_id)
 
     def __call__(self, record: Record) -> None:
@@ -109,8 +109,11 @@ class RecordSender:
     def _begin(self, record: Record) -> None:
         """Make the step's run. A pipeline run that had ended runs again: someone pressed Retry."""
         assert self.child
-        if not self.by_plugin and self.client.get_run(self.parent).info.status != "RUNNING":
+        run = self.client.get_run(self.parent)
+        if not self.by_plugin and run.info.status != "RUNNING":
             self.client.update_run(self.parent, status="RUNNING")
+            if (above := run.data.tags.get(PARENT)) and "/" not in self.header["key"]:
+                self.client.update_run(above, status="RUNNING")
 
     def _params(self, record: Record) -> None:
         params = [Param(k, v) for k, v in record["values"].items()]
@@ -164,6 +167,8 @@ class RecordSender:
         for name in record["on"]:
             if name != "parent" or not self.by_plugin:
                 self.client.set_terminated(getattr(self, name), record["status"], end_time=record["at"])
+            if name == "parent":
+                self._settle_above(record["status"], record["at"])
 
     def _end_pipeline(self, record: Record) -> None:
         """Close the pipeline run, and the runs below it that are still open: those of variants and of killed steps."""
@@ -181,10 +186,32 @@ class RecordSender:
                 self.client.set_terminated(run.info.run_id, left, end_time=record["at"])
         if not self.by_plugin and status != info.status:
             self.client.set_terminated(parent, status, end_time=record["at"])
+        self._settle_above(status, record["at"])
+
+    def _settle_above(self, status: str, at: int) -> None:
+        """Give a sweep in several parts, of which this pipeline run is one, the end that its parts came to.
+
+        Args:
+            status: That this part ended with.
+            at: Milliseconds since 1970.
+        """
+        if "/" in self.header["key"]:  # a configuration's run is below its part's, which ends by itself
+            return
+        run = self.client.get_run(self.parent)
+        if not (above := run.data.tags.get(PARENT)):
+            return
+        of = f"tags.`{PARENT}` = '{above}'"
+        parts = {
+            one.info.run_id: one.info.status for one in every(self.client.search_runs, [run.info.experiment_id], of)
+        }
+        ends = {**parts, self.parent: status}.values()
+        if set(ends) <= set(ENDED):
+            bad = [end for end in ends if end != "FINISHED"]
+            self.client.set_terminated(above, bad[0] if bad else "FINISHED", end_time=at)
 
     def _below(self, parent: str, experiment: str) -> list[Run]:
         """The runs of its steps and variants, and of the steps of variants that are open; the first begun first."""
-        of = f"tags.`mlflow.parentRunId` = '{parent}'"
+        of = f"tags.`{PARENT}` = '{parent}'"
         runs = list(every(self.client.search_runs, [experiment], of, order_by=["attributes.start_time ASC"]))
         open_variants = (run.info.run_id for run in runs if KEY in run.data.tags and run.info.status not in ENDED)
         return [*chain.from_iterable(self._below(variant, experiment) for variant in open_variants), *runs]
