@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -88,6 +89,49 @@ def test_a_year_of_schedules(home: Path, small_fashion: Path, capsys: pytest.Cap
     assert "the test images are not those of champion 2" in challenger.tags["lfm.decision"]
     champion = registry.with_alias(PRESET, "champion")
     assert champion and champion.number == "2"
+
+
+@pytest.mark.slow
+def test_files_that_the_champion_was_trained_on_are_not_read_again(
+    home: Path, small_fashion: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the volume was emptied, or none is shared: a night without news lists the files, and no more."""
+    retrain(small_fashion)
+    shutil.rmtree(home / "store")
+    capsys.readouterr()
+    assert retrain(small_fashion, stage1__epochs=9).news == "unchanged"
+    assert "champion 1 of fashion-mnist-lt was trained on these very files" in capsys.readouterr().out
+    assert not (home / "store").exists()
+    assert newest_run(home).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_retraining_that_goes_on_is_not_begun_twice(
+    home: Path, small_fashion: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A schedule that catches up starts at once what a person may have started already."""
+    retrain(small_fashion)
+    client, first = MlflowClient(f"sqlite:///{home / 'mlflow.db'}"), newest_run(home)
+    change(small_fashion, "train", 0)
+    minute = 60_000
+    now = time.time_ns() // 1_000_000
+
+    def goes_on(began: int, **other: str) -> str:
+        tags = {"lfm.kind": "retraining", "lfm.pipeline_run": f"of-{began}"}
+        run = client.create_run(first.info.experiment_id, began, tags, "a person's")
+        for name, value in {**first.data.params, **other}.items():
+            client.log_param(run.info.run_id, name, value)
+        return str(run.info.run_id)
+
+    goes_on(now - minute, seed="7")  # another configuration
+    goes_on(now - 3 * 24 * 60 * minute)  # never closed, and not heard of for days
+    other = goes_on(now - minute)
+    capsys.readouterr()
+    assert retrain(small_fashion).news == "unchanged"
+    assert 'left to "a person\'s" of' in (shown := capsys.readouterr().out) and other[:12] in shown
+    assert newest_run(home).data.tags["lfm.outcome"] == "unchanged"
+    client.set_terminated(other)
+    assert retrain(small_fashion).news == "changed"
 
 
 def check_predictions(result: Result, found: dict[str, Any]) -> None:

@@ -14,11 +14,13 @@ from lfm.storage.artifact import content_key, home, read_manifest
 from lfm.storage.handover import hand_over, resolve
 from lfm.storage.import_closure import source_hash
 from lfm.storage.s3 import is_remote
-from lfm.storage.store import build_once
+from lfm.storage.store import build_once, own_inputs
 
 if TYPE_CHECKING:
     from lfm.tracking.record_sender import DatasetUsed
 
+Load = Callable[[], Any]
+"""Gives where each image is, its class and its split (`lfm.data.sources.base.Source`)."""
 DECODING = "lfm.data.artifact"
 """The module that takes subsets and decodes; its import closure is in the key of a data set."""
 
@@ -75,25 +77,54 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def table_for(config: DataConfig, seed: int) -> Path:
+def loading(config: DataConfig) -> Load:
+    """A function that lists the images of a data set, once."""
+    from lfm.data.sources import registry
+
+    return functools.cache(lambda: registry.load(config))
+
+
+def table_for(config: DataConfig, seed: int, load: Load | None = None) -> Path:
     """The data set's Arrow files in the store, without pixels, built if need be; bad images are left out and listed.
+
+    Args:
+        config: Of the data set.
+        seed: Of the subset.
+        load: `loading(config)`, where the caller has it.
 
     Raises:
         InputError: unknown data set, or its files are missing or wrong.
     """
     from lfm.data.artifact import write
+
+    load = load or loading(config)
+    inputs = _table_inputs(config, seed, load)
+    return _built("table", inputs, lambda aside, work: write(aside, load(), config, seed, work))[0]
+
+
+def _table_inputs(config: DataConfig, seed: int, load: Load) -> dict[str, Any]:
     from lfm.data.sources import registry
 
-    loader, load = registry.loader_of(config.name), functools.cache(lambda: registry.load(config))
+    loader = registry.loader_of(config.name)
     # Where the files lie, and how they are decoded later, does not change what they hold.
     chosen = config.model_dump(exclude=ELSEWHERE)
     known = config.verify and loader.published_only and not config.class_names
     what = "as published" if known else [load().checksum, list(load().classes)]
-    inputs = {"data": chosen, "seed": seed, "source": what, "code": source_hash(DECODING, loader.module)}
-    return _built("table", inputs, lambda aside, work: write(aside, load(), config, seed, work))[0]
+    return {"data": chosen, "seed": seed, "source": what, "code": source_hash(DECODING, loader.module)}
 
 
-def dataset_for(config: DataConfig, model: ModelConfig, seed: int) -> tuple[Path, bool]:
+def data_key(config: RunConfig, load: Load) -> str:
+    """Names a data set before its images are read: by its configuration, its list of files, and our code.
+
+    Data sets with one key are equal; equal ones may have several keys, as after a change of the code.
+
+    Raises:
+        InputError: as `table_for`.
+    """
+    return content_key([_table_inputs(config.data, config.seed, load), repr(preprocess_for(config.model))])
+
+
+def dataset_for(config: DataConfig, model: ModelConfig, seed: int, load: Load | None = None) -> tuple[Path, bool]:
     """The data set artifact in the store, with pixels for the model, built if need be; and whether it was there.
 
     Raises:
@@ -101,7 +132,7 @@ def dataset_for(config: DataConfig, model: ModelConfig, seed: int) -> tuple[Path
     """
     from lfm.data.artifact import add_pixels, judge
 
-    base = table_for(config, seed)
+    base = table_for(config, seed, load)
     judge(base, config)
     to = preprocess_for(model)
     inputs = {
@@ -116,7 +147,7 @@ def dataset_for(config: DataConfig, model: ModelConfig, seed: int) -> tuple[Path
 
 def _built(kind: str, inputs: dict[str, Any], build: Callable[[Path, Path], None]) -> tuple[Path, bool]:
     """`build_once` with a folder that keeps the parts a killed build had finished."""
-    work = home() / "work" / content_key([kind, inputs])
+    work = home() / "work" / content_key([kind, own_inputs(inputs)])
     result = build_once(kind, inputs, lambda aside: build(aside, work))
     shutil.rmtree(work, ignore_errors=True)
     return result
@@ -160,13 +191,13 @@ def fetch_backbone(model: dict[str, Any], seed: int, out: str) -> None:
 
 
 @step
-def prepare_data(data: dict[str, Any], model: dict[str, Any], seed: int, out: str) -> None:
+def prepare_data(data: dict[str, Any], model: dict[str, Any], seed: int, out: str, load: Load | None = None) -> None:
     """Fetch, check, subset, decode: the data set artifact."""
     from lfm.tracking import pipeline_run
 
     with pipeline_run.step_run("prepare data") as run:
         config = DataConfig.model_validate(data)
-        folder, reused = dataset_for(config, ModelConfig.model_validate(model), int(seed))
+        folder, reused = dataset_for(config, ModelConfig.model_validate(model), int(seed), load)
         run.tags({"lfm.dataset": content(folder)})
         run.inputs(splits_used(config, folder))
         say_result("data", folder, reused)

@@ -1,15 +1,63 @@
 """The jobs of a retraining: is there anything new, and is the new model better than the champion."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lfm.config.schema import RunConfig
+from lfm.jobs.prepare import data_key
 from lfm.jobs.scoring import CHAMPION_PREDICTIONS, PREDICTIONS
 from lfm.jobs.step import content, step
 from lfm.progress import say
 from lfm.storage.handover import resolve
+from lfm.storage.store import makes_again
+
+if TYPE_CHECKING:
+    from lfm.tracking.registry import Version
 
 CHANGED, UNCHANGED = "changed", "unchanged"
+DATA_KEY = "lfm.data_key"
+"""Tag of a run: `lfm.jobs.prepare.data_key` of its data."""
+
+
+@step
+def nothing_to_do(config: dict[str, Any], load: Callable[[], Any]) -> bool:
+    """Whether a retraining ends before it reads an image.
+
+    So it does if another of the same configuration goes on that began before it, as where a schedule catches up and a
+    person has started one; and if the files are those that champion or challenger was trained on, by their list.
+
+    Args:
+        config: The complete configuration.
+        load: Lists the images.
+    """
+    from lfm.tracking import other_runs, past_runs, pipeline_run
+
+    run_config = RunConfig.model_validate(config)
+    if other := other_runs.going_on(run_config):
+        why = f"left to {other}, which goes on with this very configuration"
+    else:
+        key, known = data_key(run_config, load), _aliased(run_config.preset)
+        pipeline_run.tag({DATA_KEY: key})
+        trained = past_runs.by_id(version.run for version in known)
+        same = next((v for v in known if v.run in trained and trained[v.run].tags.get(DATA_KEY) == key), None)
+        if same is None or makes_again():
+            return False
+        why = f"unchanged: {same.aliases[0]} {same.number} of {same.name} was trained on these very files"
+    with pipeline_run.step_run("data news") as run:
+        say(why)
+        run.tags({"lfm.outcome": UNCHANGED})
+    pipeline_run.end_well()
+    return True
+
+
+def _aliased(name: str) -> "list[Version]":
+    """Champion and challenger; without a champion none, since then everything is new."""
+    from lfm.tracking import registry
+
+    aliased = (registry.with_alias(name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
+    known = [version for version in aliased if version]
+    return known if known and registry.CHAMPION in known[0].aliases else []
 
 
 @step
@@ -23,11 +71,9 @@ def data_news(config: dict[str, Any], dataset: str) -> str:
 
     name = RunConfig.model_validate(config).preset
     with pipeline_run.step_run("data news") as run:
-        found = content(resolve(dataset, "prepare"))
-        aliased = (registry.with_alias(name, alias) for alias in (registry.CHAMPION, registry.CHALLENGER))
-        known = [version for version in aliased if version]
+        found, known = content(resolve(dataset, "prepare")), _aliased(name)
         same = next((version for version in known if version.tags.get(registry.DATASET) == found), None)
-        if same and registry.CHAMPION in known[0].aliases:
+        if same:
             say(f"unchanged: {same.aliases[0]} {same.number} of {name} was trained on these very data ({found[:12]})")
             run.tags({"lfm.outcome": UNCHANGED})
         else:

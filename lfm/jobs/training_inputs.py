@@ -7,8 +7,9 @@ has its own run in MLflow and its own place in the store.
 from pathlib import Path
 from typing import Any
 
-from lfm.jobs.prepare import embed_text, fetch_backbone, prepare_data
-from lfm.jobs.retrain import CHANGED, UNCHANGED, data_news
+from lfm.config.schema import DataConfig
+from lfm.jobs.prepare import embed_text, fetch_backbone, loading, prepare_data
+from lfm.jobs.retrain import CHANGED, UNCHANGED, data_news, nothing_to_do
 
 
 def prepare_inputs(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> None:
@@ -29,13 +30,17 @@ def prepare_retraining(config: dict[str, Any], dataset: str, embeddings: str, ba
 
     Args:
         config: The complete configuration; names the registered model.
-        dataset: Folder for the data set artifact.
+        dataset: Folder for the data set artifact; empty where no image had to be read to know that it is unchanged.
         embeddings: Folder for the class embeddings; empty where the data are unchanged.
         backbone: Folder for the pre-trained towers; empty where the data are unchanged.
     """
-    prepare_data(config["data"], config["model"], config["seed"], dataset)
-    if data_news(config, dataset) == UNCHANGED:
-        for folder in (embeddings, backbone):  # KFP expects every output
+    load = loading(DataConfig.model_validate(config["data"]))
+    unchanged = nothing_to_do(config, load)
+    if not unchanged:
+        prepare_data(config["data"], config["model"], config["seed"], dataset, load)
+        unchanged = data_news(config, dataset) == UNCHANGED
+    if unchanged:
+        for folder in (dataset, embeddings, backbone):  # KFP expects every output
             Path(folder).mkdir(parents=True, exist_ok=True)
         return UNCHANGED
     _beside_data(config, dataset, embeddings, backbone)

@@ -7,7 +7,7 @@ parent is the one above all. A sweep has a run for each variant under the parent
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from mlflow import MlflowClient
@@ -114,6 +114,15 @@ def end_pipeline_run(status: str | None) -> None:
         _close(tracker)
     else:
         tracker.close(0 if is_server() and not _answers() else ENDING)
+
+
+def tag(values: Mapping[str, str]) -> None:
+    """Tag the pipeline run."""
+    client = connect()
+    parent = Membership.here().parent(client)
+    assert parent, "the pipeline run has begun"
+    for name, value in values.items():
+        client.set_tag(parent, name, value)
 
 
 def in_variant() -> bool:
