@@ -1,5 +1,6 @@
 """Other runs of the same retraining, found in MLflow."""
 
+import os
 import time
 
 from mlflow import MlflowClient
@@ -22,7 +23,9 @@ PULSE = "system/cpu_utilization_percentage"
 def going_on(config: RunConfig) -> str:
     """Which other retraining of this configuration goes on that began before this one; empty: none does.
 
-    This run is marked as a retraining first. Of two that begin together the later one sees the earlier.
+    This run is marked as a retraining first. Of two that begin together the later one sees the earlier. Outside a
+    cluster none is looked for: a run that was killed there has no `finish` that closes it, and the same command goes on
+    from where it was; two that go on share what each makes.
 
     Args:
         config: The complete configuration.
@@ -31,6 +34,8 @@ def going_on(config: RunConfig) -> str:
     own_id = Membership.here().parent(client)
     assert own_id, "the pipeline run has begun"
     client.set_tag(own_id, KIND, RETRAINING)
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return ""
     own, wanted = client.get_run(own_id), {name: str(value) for name, value in flatten(config).items()}
     running = f"attributes.status = 'RUNNING' and tags.`{KIND}` = '{RETRAINING}'"
     for run in every(client.search_runs, [own.info.experiment_id], running):
