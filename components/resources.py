@@ -1,61 +1,149 @@
-"""Resources that each step requests on a cluster, its time limit and retries. A local run ignores them."""
+"""Resources that each step requests on a cluster, its time limit and retries. A local run ignores them.
 
-from dataclasses import dataclass, replace
+Cores and memory come from the configuration: the images of the data set, the weights of the tower, the processes and
+the batch. `python -m benchmarks.memory` measures steps beside what is requested here.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from lfm.backbones import towers
+from lfm.config.schema import ModelConfig, RunConfig
+
+SIZES = Path(towers.__file__).with_name("tower_sizes.json")
+"""Tower -> its weights, those of its whole model, and bytes of activations; written by `benchmarks.memory --towers`."""
+PROGRAM = 2.0
+"""GiB of a Python process with PyTorch, open_clip and MLflow, and of what it decodes at a time."""
+SMALLEST = 3.0
+"""GiB that a step requests at least: with that limit Fashion-MNIST-LT was prepared, trained and evaluated in pods."""
+MARGIN = 1.25
+"""What is estimated, times this, is requested: a request is also the limit at which the kernel ends a step."""
+CHECKPOINT, TRAINING = 12, 16
+"""Bytes of a weight in a checkpoint (itself and Adam's two moments), and where it trains (its gradient too)."""
+WATCHING = 0.5, 2.0
+"""Cores and GiB of a step that starts other machines and watches them, or only writes a few lines."""
+AUTO_BATCH = 128
+"""Batch that a request allows for where the batch size is searched; the search keeps within the memory there is."""
+DECODERS = 4
+"""Cores of a training process whose images are JPEGs."""
+SMALL_IMAGES = ("fashion-mnist", "cifar10", "cifar100")
+"""Data sets whose images are kept as pixels, so that nothing is decoded."""
+GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Resources:
-    """Resources of one component.
+class Step:
+    """What a step is, whatever the configuration.
 
     Args:
-        cpu: CPU cores requested, as Kubernetes writes them.
-        memory: Memory requested, which is also its limit.
         hours: Time limit of the step.
         gpu: Whether the step gets the GPUs of the run, and shared memory for the processes that load a batch.
-        trains: Whether the step may start other machines to train on, and then needs little itself.
+        trains: Whether the step trains, and with several machines only starts and watches them.
         retries: Attempts after a failure or a lost node; each continues from what the last had finished.
     """
 
-    cpu: str
-    memory: str
     hours: float
     gpu: bool = False
     trains: bool = False
     retries: int = 2
 
 
-LAUNCHER = Resources("500m", "2Gi", 96)
-"""What a training step requests that starts other machines and watches them."""
-
-SMALL = Resources("1", "4Gi", 96)
-"""The most that a step of the small encoder conv4 requests, so that it fits a node of 2 cores and 8 GiB. Pods with a
-limit of 3Gi have prepared, trained and evaluated Fashion-MNIST-LT (KFP 2.17.0)."""
-
-
-def at_most(resources: Resources, most: Resources) -> Resources:
-    """The resources with no more CPU and memory than `most` has."""
-    cpu = min(resources.cpu, most.cpu, key=_cores)
-    return replace(resources, cpu=cpu, memory=min(resources.memory, most.memory, key=_gib))
-
-
-def _cores(text: str) -> float:
-    return float(text.removesuffix("m")) / (1000 if text.endswith("m") else 1)
-
-
-def _gib(text: str) -> float:
-    return float(text.removesuffix("Gi"))
-
-
-RESOURCES = {
-    "plan-sweep": Resources("500m", "2Gi", 1),
-    "prepare": Resources("4", "16Gi", 24),
-    "prepare-retraining": Resources("4", "16Gi", 24),
-    "prepare-variant": Resources("4", "16Gi", 24),
-    "train-stage1": Resources("8", "32Gi", 96, gpu=True, trains=True, retries=5),
-    "train-stage2": Resources("8", "32Gi", 48, gpu=True, trains=True, retries=5),
-    "evaluate": Resources("4", "16Gi", 6, gpu=True),
-    "register": Resources("1", "8Gi", 1),
-    "decide": Resources("1", "4Gi", 1),
-    "compare": Resources("1", "4Gi", 1),
-    "finish": Resources("500m", "2Gi", 1, retries=0),
+STEPS = {
+    "plan-sweep": Step(1),
+    "prepare": Step(24),
+    "prepare-retraining": Step(24),
+    "prepare-variant": Step(24),
+    "train-stage1": Step(96, gpu=True, trains=True, retries=5),
+    "train-stage2": Step(48, gpu=True, trains=True, retries=5),
+    "evaluate": Step(6, gpu=True),
+    "register": Step(1),
+    "decide": Step(1),
+    "compare": Step(1),
+    "finish": Step(1, retries=0),
 }
+
+
+class Request(NamedTuple):
+    """CPU cores and memory that a step requests, as Kubernetes writes them. The memory is its limit, too."""
+
+    cpu: str
+    memory: str
+
+
+class Size(NamedTuple):
+    """Size of a tower.
+
+    Args:
+        image: Weights of the image tower.
+        whole: Weights of the model with its text tower.
+        activations: Bytes that the image tower keeps for each image while it trains, in float32.
+    """
+
+    image: int
+    whole: int
+    activations: int
+
+
+CONV4 = Size(300_000, 300_000, 4_000_000)
+UNKNOWN = Size(1_100_000_000, 1_400_000_000, 700_000_000)
+"""A tower whose size stands in no table, because its configuration is the user's: as large as ViT-H-14."""
+
+
+def request(step: str, configs: Sequence[RunConfig], gpus: bool, shared_memory: float = 0.0) -> Request:
+    """What a step requests: enough for each of the configurations that it may get.
+
+    Args:
+        step: Name of the component.
+        configs: Configuration that the pipeline is compiled with; of a sweep all its configurations.
+        gpus: Whether training has GPUs; without, weights and activations are in the pod's memory.
+        shared_memory: GiB of /dev/shm in training and evaluation, which count as the pod's memory.
+    """
+    cores, gib = (max(both) for both in zip(*(_need(step, one, gpus, shared_memory) for one in configs), strict=True))
+    return Request(f"{cores:g}" if cores >= 1 else f"{cores * 1000:g}m", f"{math.ceil(gib)}Gi")
+
+
+def _need(step: str, config: RunConfig, gpus: bool, shared_memory: float) -> tuple[float, float]:
+    """CPU cores and GiB."""
+    if step in ("plan-sweep", "finish") or (STEPS[step].trains and config.train.nodes > 1):
+        return WATCHING
+    size, decodes = size_of(config.model), config.data.name not in SMALL_IMAGES
+    processes = max(1, config.train.processes)
+    cores = (DECODERS if decodes else 1) * (processes if STEPS[step].trains else 1)
+    gib = PROGRAM + 2 * 4 * size.image / GIB  # weights as they are read, and as they are used
+    match step:
+        case "prepare" | "prepare-retraining" | "prepare-variant":
+            gib = PROGRAM + 3 * 4 * size.whole / GIB  # and as they are written
+        case "train-stage1" | "train-stage2":
+            held = CHECKPOINT * size.image / GIB + shared_memory
+            if not gpus:
+                held += (TRAINING * size.image + _batch(config, step) * size.activations) / GIB
+            gib = gib * processes + held
+        case "evaluate":
+            gib += shared_memory
+        case _:
+            cores = 1
+    return cores, max(SMALLEST, gib * MARGIN)
+
+
+def _batch(config: RunConfig, step: str) -> int:
+    """Images of a training step whose activations are in memory at once, over all processes of a machine."""
+    stage = config.stage(int(step[-1]))
+    batch = AUTO_BATCH if stage.batch_size == "auto" else stage.batch_size
+    return min(batch, stage.micro_batch * max(1, config.train.processes)) if stage.micro_batch else batch
+
+
+def size_of(model: ModelConfig) -> Size:
+    """The size of a tower, without building it."""
+    if not towers.uses_open_clip(model):
+        return CONV4
+    return _sizes().get(towers.name(model), UNKNOWN)
+
+
+@cache
+def _sizes() -> dict[str, Size]:
+    return {name: Size(*numbers) for name, numbers in json.loads(SIZES.read_text()).items()}

@@ -118,7 +118,7 @@ def read_settings(path: Path | None, image: str = "") -> ClusterSettings:
             raise InputError(f"--cluster {path} cannot be read: {why}") from error
         if not isinstance(values, dict):
             raise InputError(f"--cluster {path} has no settings; write NAME: VALUE lines (docs/pipelines.md)")
-    from lfm.components.resources import RESOURCES
+    from lfm.components.resources import STEPS
 
     try:
         settings = ClusterSettings.model_validate(values | ({"image": image} if image else {}))
@@ -136,7 +136,7 @@ def read_settings(path: Path | None, image: str = "") -> ClusterSettings:
             f"--cluster {path}: mlflow_plugin is on, so KFP gives the steps their MLflow variables, and {ours[0]} is "
             f"named here too, which makes every pod invalid; leave out one of the two"
         )
-    unknown = settings.steps.keys() - RESOURCES
+    unknown = settings.steps.keys() - STEPS
     if unknown:
-        raise InputError(f"--cluster {path}: steps: no component {min(unknown)!r}; known: {', '.join(RESOURCES)}")
+        raise InputError(f"--cluster {path}: steps: no component {min(unknown)!r}; known: {', '.join(STEPS)}")
     return settings

@@ -17,11 +17,13 @@ from lfm.config.run_parameters import pipeline_arguments
 from lfm.config.schema import RunConfig
 from lfm.config.sweeps import Part
 from lfm.errors import InputError
+from lfm.pipelines.capacity import report
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.compile import KINDS, pipeline_name, write
 from lfm.pipelines.cron import check_cron
 from lfm.pipelines.kfp_connection import connect, one_line_errors, run_page
 from lfm.pipelines.kfp_requests import plugins_input, start_run, start_schedule
+from lfm.progress import say
 from lfm.revision import commit
 
 POLL = 5.0
@@ -85,14 +87,18 @@ class Cluster:
         """
         part: Part | None = options.get("part")
         shown = f"{kind} {part.number} of {part.of}" if part else kind
-        with _compiled(kind, config, settings, **options) as path, self._one_line_errors():
-            return start_run(
-                self.client,
-                path,
-                parameters=pipeline_arguments(config),
-                display_name=run_name(shown, config),
-                **self._fields(config, settings, experiment),
-            )
+        parameters = pipeline_arguments(config)
+        with _compiled(kind, config, settings, **options) as path:
+            for line in report(path, int(parameters["gpus"]), settings):
+                say(line)
+            with self._one_line_errors():
+                return start_run(
+                    self.client,
+                    path,
+                    parameters=parameters,
+                    display_name=run_name(shown, config),
+                    **self._fields(config, settings, experiment),
+                )
 
     def _fields(self, config: RunConfig, settings: ClusterSettings, experiment: str) -> dict[str, Any]:
         """What runs and recurring runs have in common: experiments in KFP and in MLflow, service account."""

@@ -42,7 +42,7 @@ def connect(host: str, namespace: str = "") -> tuple[Any, str | None]:
             # Read here, because the SDK takes any page for an answer with nothing in it.
             return SimpleNamespace(multi_user=json.loads(answer.data).get("multi_user") is True)
 
-    if not host and not _inside_a_cluster() and not _kubectl_configured():
+    if not host and not inside_a_cluster() and not _kubectl_configured():
         raise InputError("no KFP to talk to; name it with --host https://... or KF_PIPELINES_ENDPOINT")
     with one_line_errors(host, first=True):
         client = Client(host=host or None, credentials=_credentials())
@@ -110,7 +110,8 @@ def _credentials() -> Any:
     return ServiceAccountTokenVolumeCredentials()
 
 
-def _inside_a_cluster() -> bool:
+def inside_a_cluster() -> bool:
+    """Whether this runs in a pod."""
     return "KUBERNETES_SERVICE_HOST" in os.environ
 
 

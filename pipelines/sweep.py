@@ -8,6 +8,7 @@ from typing import Any
 from kfp import dsl
 
 from lfm.components import begin, control
+from lfm.config.overrides import apply_overrides
 from lfm.config.schema import RunConfig
 from lfm.config.sweeps import Part
 from lfm.errors import InputError
@@ -67,11 +68,12 @@ def sweep_pipeline(
         collected = dsl.Collected(trained.metrics)
         tasks.add(control.compare, variants=planned, metrics=collected, part=parameters["part"])
 
+    configs = [apply_overrides(config, variant["overrides"]) for variant in variants]
     own = {
         "variants": Parameter(ITEMS, [dict(variant) for variant in variants], VARIANTS),
         "part": Parameter(str, str(part or ""), PART),
     }
-    return build(f"{config.preset}-sweep", f"Sweep over {about(config.preset)}", config, settings, body, own)
+    return build(f"{config.preset}-sweep", f"Sweep over {about(config.preset)}", config, settings, body, own, configs)
 
 
 def parts(variants: Sequence[Mapping[str, Any]]) -> list[tuple[Part | None, Sequence[Mapping[str, Any]]]]:

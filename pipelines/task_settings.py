@@ -1,10 +1,12 @@
 """How a component becomes a task: on a cluster with its image, resources, retries and pod settings."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
-from lfm.components.resources import LAUNCHER, RESOURCES, SMALL, Resources, at_most
+from lfm.components.resources import STEPS, Request, Step, request
+from lfm.config.schema import RunConfig
 from lfm.errors import InputError
+from lfm.pipelines.capacity import GIB, quantity
 from lfm.pipelines.cluster_settings import ClusterSettings, StepResources
 
 HOUR = 3600
@@ -18,12 +20,11 @@ class TaskFactory:
     Args:
         settings: Settings of a cluster; None: a local run, which ignores resources and retries.
         gpus: Parameter of the pipeline with the number of GPUs of a training step, as text.
-        nodes: Machines that share a batch; with several the step only starts and watches them.
-        small: Whether the model is the small encoder, for which the steps request little.
+        configs: Configuration of the pipeline; of a sweep all its configurations.
     """
 
-    def __init__(self, settings: ClusterSettings | None, gpus: Any = None, nodes: int = 1, small: bool = False) -> None:
-        self.settings, self.gpus, self.nodes, self.small = settings, gpus, nodes, small
+    def __init__(self, settings: ClusterSettings | None, gpus: Any, configs: Sequence[RunConfig]) -> None:
+        self.settings, self.gpus, self.configs = settings, gpus, configs
 
     def add(self, component: Any, **inputs: Any) -> Any:
         """Add a task to the pipeline that is being defined.
@@ -35,29 +36,29 @@ class TaskFactory:
             component: Component of `lfm.components`.
             inputs: Inputs of the component.
         """
-        task, resources = component(**inputs), RESOURCES[component.name]
+        task, step = component(**inputs), STEPS[component.name]
         task.set_caching_options(False)
-        if resources.trains and self.nodes > 1:
-            resources = replace(at_most(resources, LAUNCHER), gpu=False)
-        if self.small:
-            resources = at_most(resources, SMALL)
         if self.settings:
+            starts_others = step.trains and self.configs[0].train.nodes > 1
+            gpu = step.gpu and not starts_others
+            shared_memory = quantity(self.settings.shared_memory) / GIB if gpu and self.settings.shared_memory else 0.0
+            asked = request(component.name, self.configs, bool(self.settings.accelerator), shared_memory)
             changes = self.settings.steps.get(component.name, StepResources())
-            _set_resources(task, resources, changes, self.settings)
+            _set_resources(task, step, asked, changes, self.settings)
             _set_pod(task, self.settings)
-            if resources.gpu:
+            if gpu:
                 _set_gpu_pod(task, self.gpus, self.settings)
-            elif resources.trains:
+            elif starts_others:
                 task.set_env_variable("LFM_IMAGE", self.settings.image)  # image of the machines that it starts
         return task
 
 
-def _set_resources(task: Any, resources: Resources, changes: StepResources, settings: ClusterSettings) -> None:
-    memory = changes.memory or resources.memory
-    retries = resources.retries if changes.retries is None else changes.retries
+def _set_resources(task: Any, step: Step, asked: Request, changes: StepResources, settings: ClusterSettings) -> None:
+    memory = changes.memory or asked.memory
+    retries = step.retries if changes.retries is None else changes.retries
     task.set_container_image(settings.image)
-    task.set_cpu_request(changes.cpu or resources.cpu).set_memory_request(memory).set_memory_limit(memory)
-    seconds = round((changes.hours or resources.hours) * HOUR)
+    task.set_cpu_request(changes.cpu or asked.cpu).set_memory_request(memory).set_memory_limit(memory)
+    seconds = round((changes.hours or step.hours) * HOUR)
     if retries:
         # The longest duration counts from the first attempt's beginning, and ends a retried pod (Argo 4.0.5,
         # operator.go:1028): it has to hold every attempt and every wait.

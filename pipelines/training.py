@@ -1,7 +1,7 @@
 """The training pipeline, and the parts that the pipelines have in common."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kfp import dsl
@@ -62,6 +62,7 @@ def build(
     settings: ClusterSettings | None,
     body: Body,
     own_parameters: dict[str, Parameter] | None = None,
+    variants: Sequence[RunConfig] = (),
 ) -> Any:
     """A pipeline with the run parameters and an exit handler.
 
@@ -72,6 +73,7 @@ def build(
         settings: Settings of a cluster; None: a local run.
         body: Function that adds the tasks.
         own_parameters: Parameters of this pipeline besides the run parameters, by name.
+        variants: Configurations that a sweep makes of it.
     """
     own, defaults = own_parameters or {}, pipeline_arguments(config)
     parameters = {key: Parameter(p.type, defaults[key], p.description) for key, p in RUN_PARAMETERS.items()}
@@ -79,7 +81,7 @@ def build(
 
     def pipeline(*arguments: Any) -> None:
         values = dict(zip(parameters, arguments, strict=True))
-        tasks = TaskFactory(settings, values["gpus"], config.train.nodes, small=config.model.tower == "conv4")
+        tasks = TaskFactory(settings, values["gpus"], [config, *variants])
         with dsl.ExitHandler(tasks.add(control.finish), name="steps"):
             body(tasks, {"preset": config.preset, **values})
 

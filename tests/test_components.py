@@ -9,7 +9,7 @@ import pytest
 
 from lfm.components import begin, control, steps
 from lfm.components.__main__ import TARGET, listing
-from lfm.components.resources import RESOURCES
+from lfm.components.resources import STEPS
 from lfm.config.presets import load
 from lfm.config.run_parameters import RUN_PARAMETERS, pipeline_arguments
 from lfm.config.schema import RunConfig
@@ -23,7 +23,7 @@ def test_the_listing_in_the_docs_is_up_to_date() -> None:
     assert TARGET.read_text() == listing(), "run: make components"
 
 
-@pytest.mark.parametrize("name", RESOURCES)
+@pytest.mark.parametrize("name", STEPS)
 def test_each_component_is_documented_and_thin(name: str) -> None:
     component = COMPONENTS[name]
     spec = component.component_spec

@@ -15,7 +15,7 @@ from lfm.config.presets import load
 from lfm.errors import InputError
 from lfm.storage import s3 as storage
 from lfm.storage.artifact import MANIFEST, verify
-from lfm.storage.handover import POINTER, hand_over, resolve
+from lfm.storage.handover import LARGEST_FILE, POINTER, hand_over, resolve
 from lfm.storage.store import build_once
 from tests.photos import PHOTOS
 from tests.s3 import S3
@@ -90,6 +90,24 @@ def test_without_a_shared_home_the_folder_itself_is(
     assert {path.name for path in out.rglob("*") if path.is_file()} == {MANIFEST, "pixels.npy"}
     shutil.rmtree(home)
     assert resolve(str(out), "prepare") == str(out) and verify(out)
+
+
+def test_a_file_that_kubeflow_cannot_upload_is_refused_at_once(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LFM_STORE", raising=False)
+
+    def large(aside: Path) -> None:
+        with (aside / "train_images.npy").open("wb") as file:
+            file.truncate(LARGEST_FILE + 1)  # no block of the disk is taken
+
+    with monkeypatch.context() as patch:  # the checksum of 52 GB of zeros would take a minute
+        patch.setattr("lfm.storage.artifact.sha256_file", lambda path: "0" * 64)
+        folder, _ = build_once("dataset", {"x": "large"}, large)
+    monkeypatch.setenv("LFM_PIPELINE_RUN", "a run of KFP")
+    with pytest.raises(InputError, match=r"train_images.npy has 52 GB.*one volume.*data.decode=each-time"):
+        hand_over(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_flipped_byte_is_refused_and_a_new_run_makes_it_again(

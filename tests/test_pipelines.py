@@ -14,7 +14,7 @@ from kfp import components as kfp_components
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from lfm.components.resources import RESOURCES
+from lfm.components.resources import STEPS
 from lfm.config.presets import PRESETS, load
 from lfm.config.run_parameters import OVERRIDES, RUN_PARAMETERS, parameter_values, pipeline_arguments, to_overrides
 from lfm.errors import InputError
@@ -102,7 +102,7 @@ def test_every_pipeline_compiles_into_what_kfp_and_kubernetes_read(kind: str, pr
         assert found.containers[name]["image"] == "lfm:test"
         assert (task.retry_policy.max_retry_count > 0) == (name != "finish")
         pod = found.pods[name]
-        assert pod.active_deadline_seconds == RESOURCES[name].hours * 3600
+        assert pod.active_deadline_seconds == STEPS[name].hours * 3600
         (run,) = pod.field_path_as_env
         assert (run.name, run.field_path) == ("LFM_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
     exit_task = found.spec.root.dag.tasks["finish"]
@@ -138,17 +138,15 @@ def test_the_settings_of_a_cluster_reach_the_pods(cluster_file: Path, tmp_path: 
         assert (claim.constant, claim.mount_path) == ("lfm-data", "/lfm")
         environment = {v["name"]: v["value"] for v in found.containers[name]["env"]}
         assert environment["LFM_HOME"] == "/lfm"
-        assert environment.get("LFM_ACCELERATOR") == ("nvidia.com/gpu" if RESOURCES[name].gpu else None)
+        assert environment.get("LFM_ACCELERATOR") == ("nvidia.com/gpu" if STEPS[name].gpu else None)
         assert pod.pod_metadata.labels["team"] == "vision" and pod.image_pull_secret[0].secret_name == "registry"
-        assert (
-            bool(pod.tolerations) == bool(pod.node_selector.labels) == bool(pod.empty_dir_mounts) == RESOURCES[name].gpu
-        )
+        assert bool(pod.tolerations) == bool(pod.node_selector.labels) == bool(pod.empty_dir_mounts) == STEPS[name].gpu
         assert found.containers[name]["image"] == "registry.example/lfm:abc"
     stage1 = found.pods["train-stage1"]
     assert stage1.empty_dir_mounts[0].size_limit == "16Gi" and stage1.empty_dir_mounts[0].mount_path == "/dev/shm"
     assert stage1.active_deadline_seconds == 9000
     assert found.tasks()["train-stage1"].retry_policy.max_retry_count == 7
-    assert found.tasks()["train-stage2"].retry_policy.max_retry_count == RESOURCES["train-stage2"].retries
+    assert found.tasks()["train-stage2"].retry_policy.max_retry_count == STEPS["train-stage2"].retries
     policy = found.tasks()["evaluate"].retry_policy
     assert (policy.backoff_duration.seconds, policy.backoff_factor) == (60, 2.0)
     resources = found.containers["train-stage1"]["resources"]

@@ -1,5 +1,6 @@
 """The page of a run, from metrics artifacts of drawn answers: its numbers read back, in a real browser, its size."""
 
+import html
 import json
 import re
 import time
@@ -27,7 +28,7 @@ from lfm.report.compare_page import compare_page, differences, name_of, same_ima
 from lfm.report.published import for_data
 from lfm.report.run_page import Report, run_page
 from lfm.report.run_values import Other, Run, Sweep, read_run
-from tests.browser import check
+from tests.browser import check, chromium
 from tests.reader import Reader
 
 pytestmark = pytest.mark.slow  # all stand on one whole page
@@ -235,19 +236,9 @@ def test_a_thousand_classes_and_fifty_thousand_images_make_a_small_page_soon(
 
 
 def test_sorting_and_finding_a_class_in_the_browser(small: tuple[Run, Report], tmp_path: Path) -> None:
-    import shutil
-
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("no Chromium here")
-    from playwright.sync_api import sync_playwright
-
-    from tests.browser import QUIET
-
     run, report = small
     (tmp_path / "report.html").write_text(report.html)
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=list(QUIET))
+    with chromium() as browser:
         view = browser.new_page()
         view.goto((tmp_path / "report.html").as_uri())
         names: Any = (
@@ -266,7 +257,22 @@ def test_sorting_and_finding_a_class_in_the_browser(small: tuple[Run, Report], t
         view.keyboard.press("ArrowLeft")
         view.wait_for_timeout(100)
         assert view.evaluate(picture) != before, "the arrow keys turn the points"
-        browser.close()
+
+
+def test_links_to_parts_work_in_the_frame_that_kubeflow_shows_a_page_in(small: tuple[Run, Report]) -> None:
+    _, report = small
+    frame = f'<iframe sandbox="allow-scripts" width="800" height="500" srcdoc="{html.escape(report.html)}"></iframe>'
+    with chromium() as browser:
+        view = browser.new_page()
+        view.set_content(frame)
+        inside = view.frame_locator("iframe")
+        links = inside.locator("nav a")
+        assert links.count() > 2
+        for k in range(links.count()):
+            links.nth(k).click()
+            part = inside.locator(f"section:nth-of-type({k + 1})")
+            top = part.bounding_box()["y"] - view.locator("iframe").bounding_box()["y"]
+            assert top < 400 and part.inner_text().strip(), "the part is in sight, and the page is still there"
 
 
 def test_names_stay_text_on_the_page_that_compares_runs(small: tuple[Run, Report]) -> None:

@@ -1,4 +1,17 @@
 "use strict";
+// Kubeflow shows the page in a frame that has no address: there a link to a part would load an empty page (KFP 2.17).
+if (window !== window.parent) {
+  for (const link of document.querySelectorAll('a[href^="#"]')) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      const part = document.getElementById(link.hash.slice(1));
+      part.scrollIntoView();
+      part.tabIndex = -1;  // the next press of Tab goes on from here
+      part.focus({ preventScroll: true });
+    });
+  }
+}
+
 // Sort a table by the column whose heading is pressed: numbers by value, absent ones last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];

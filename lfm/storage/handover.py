@@ -21,6 +21,8 @@ POINTER = "pointer.json"
 """The one file of a result that is handed over as a pointer: kind and key, which name its folder in the store, and
 content, the hash of what lies there."""
 
+LARGEST_FILE = 10_000 * 5 * 2**20
+"""Bytes of a file that a step may leave to KFP 2.17, which uploads it in at most 10,000 parts of 5 MiB."""
 Files = tuple[tuple[str, int, int, int], ...]
 _known: dict[Path, Files] = {}
 """Folder -> its files when this process last built or checked them; unchanged ones are not read again."""
@@ -35,6 +37,7 @@ def hand_over(folder: Path, out: str | Path) -> None:
     """
     out = Path(out)
     if not _others_see(folder):
+        _check_sizes(folder)
         copy_to(folder, out)
         return
     if out.is_dir():
@@ -43,6 +46,23 @@ def hand_over(folder: Path, out: str | Path) -> None:
     pointer = {"kind": folder.parent.name, "key": folder.name, "content": read_manifest(folder)["content"]}
     (out / POINTER).write_text(json.dumps(pointer))
     _known[folder] = _files(folder)
+
+
+def _check_sizes(folder: Path) -> None:
+    """Refuse what Kubeflow Pipelines cannot upload before an hour goes into the attempt.
+
+    Raises:
+        InputError: a file is too large.
+    """
+    if not os.environ.get("LFM_PIPELINE_RUN"):
+        return
+    size, largest = max((path.stat().st_size, path) for path in folder.rglob("*") if path.is_file())
+    if size > LARGEST_FILE:
+        raise InputError(
+            f"{largest.name} has {size / 1e9:.0f} GB, and Kubeflow Pipelines can hand over files of "
+            f"{LARGEST_FILE / 1e9:.0f} GB: give the steps one volume (home: in the cluster file) or LFM_STORE, or set "
+            "data.decode=each-time, which keeps the images as they are, in many files"
+        )
 
 
 def _others_see(folder: Path) -> bool:
