@@ -25,6 +25,7 @@ from lfm.config.schema import ModelConfig, RunConfig
 from lfm.jobs.evaluation import evaluate
 from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
 from lfm.jobs.training import train_stage
+from lfm.tracking.pipeline_run import begin_pipeline_run
 
 TOWERS = ("conv4", "RN50", "ViT-B-32", "ViT-B-16")
 STEPS = ("prepare", "train-stage1", "train-stage2", "evaluate")
@@ -50,7 +51,12 @@ def size_of(name: str) -> tuple[int, int, int]:
         )
     own = {weight.untyped_storage()._cdata for weight in tower.parameters()}
     kept: list[torch.Tensor] = []  # held, so that no address is used twice
-    with saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept.append(x)
+        return x
+
+    with saved_tensors_hooks(keep, keep):
         tower(torch.empty(2, 3, size, size, device="meta"))
     storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in kept}
     return image, whole, sum(bytes_ for where, bytes_ in storages.items() if where not in own) // 2
@@ -87,6 +93,7 @@ def configuration(tower: str, photos: Path) -> RunConfig:
 
 def run_step(step: str, config: RunConfig) -> None:
     """One step in this process, the earlier ones taken from the store; prints its peak resident memory in GiB."""
+    begin_pipeline_run("memory", step)
     dataset, _ = dataset_for(config.data, config.model, config.seed)
     backbone, _ = backbone_for(config.model, config.seed)
     text, _ = embeddings_for(config.text, dataset, backbone)
@@ -117,7 +124,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_tree(Path(folder) / "photos", 400, 300, 225)
         for tower in TOWERS:
-            environment = os.environ | {"LFM_HOME": f"{folder}/{tower}", "OMP_NUM_THREADS": "2"}
+            environment = os.environ | {
+                "LFM_HOME": f"{folder}/{tower}", "LFM_PIPELINE_RUN": "of the benchmark", "OMP_NUM_THREADS": "2"
+            }  # fmt: skip
             for step in STEPS:
                 command = [sys.executable, "-m", "benchmarks.memory", "--step", step, tower, f"{folder}/photos"]
                 output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout  # noqa: S603

@@ -13,7 +13,8 @@ import yaml
 
 from benchmarks.memory import size_of
 from lfm.backbones import towers
-from lfm.components.resources import STEPS, Request, request, size_of as known_size
+from lfm.components.resources import STEPS, Request, request
+from lfm.components.resources import size_of as known_size
 from lfm.config.overrides import apply_overrides
 from lfm.config.presets import PRESETS, load
 from lfm.config.schema import ModelConfig
