@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from lfm.config.sweeps import Part
 from lfm.errors import SIGTERM_EXIT, InputError
 from lfm.jobs.pipeline_run import finish
 from lfm.jobs.step import Mistake, step
-from lfm.tracking import pipeline_run
+from lfm.tracking import pipeline_run, whole_sweep
 from lfm.tracking.client import connect, every
 from lfm.tracking.membership import ATTEMPT, PLUGIN_TAG, Membership
 
@@ -182,6 +183,32 @@ def test_beside_the_plugin_of_kfp_its_own_runs_are_used_and_it_sets_their_end(
     finish("COMPLETE")
     assert client.get_run(parent.info.run_id).info.status == "RUNNING", "KFP closes it"
     assert client.get_run(parent.info.run_id).data.tags["lfm.dataset"] == "x"
+
+
+def test_the_parts_of_a_sweep_beside_the_plugin_are_below_one_run(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, sweeps = client.create_experiment("by KFP"), set()
+    for number in (1, 2):
+        parent = client.create_run(where, run_name=f"part {number}", tags={PLUGIN_TAG: f"run-{number}"})
+        task = client.create_run(where, run_name="task", tags={"mlflow.parentRunId": parent.info.run_id})
+        monkeypatch.setenv("MLFLOW_RUN_ID", task.info.run_id)
+        monkeypatch.setenv("LFM_PIPELINE_RUN", f"run-{number}")
+        part = Part("a1b2", number, 2, 4)
+        whole_sweep.begin(part)
+        assert Membership.here().lineage(connect()) == [task.info.run_id, parent.info.run_id]
+        with pipeline_run.step_run("compare") as run:
+            whole = whole_sweep.WholeSweep(run.client, part, run.parent)
+            sweep = client.get_run(whole.run_id).info
+            assert (sweep.run_name, sweep.status, sweep.experiment_id) == ("sweep of 4", "RUNNING", where)
+            whole.add([{"name": f"{number}a"}, {"name": f"{number}b"}])
+        pipeline_run.end_well()
+        assert client.get_run(parent.info.run_id).info.status == "RUNNING", "KFP closes it"
+        client.set_terminated(parent.info.run_id)
+        assert client.get_run(whole.run_id).info.status == "FINISHED"
+        sweeps.add(whole.run_id)
+    assert len(sweeps) == 1
+    assert [one["name"] for one in whole.scored(whole.there())] == ["1a", "1b", "2a", "2b"]
 
 
 def test_a_volume_that_cannot_be_written_leaves_no_run_open(
