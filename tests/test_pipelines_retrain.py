@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from lfm.config.overrides import flatten
 from lfm.config.presets import load
 from lfm.data.sources.fashion_mnist import read_idx
 from lfm.pipelines.cluster_settings import ClusterSettings
@@ -22,6 +23,8 @@ from lfm.pipelines.local_run import Result, run_local, run_pipeline, run_retrain
 from lfm.pipelines.training import training_pipeline
 from lfm.storage.handover import resolve
 from lfm.tracking import registry
+from lfm.tracking.client import connect
+from lfm.tracking.other_runs import going_on
 from tests.conftest import write_idx
 from tests.small_run import PRESET, SMALL
 
@@ -110,29 +113,35 @@ def test_a_retraining_that_goes_on_is_not_begun_twice(
     home: Path, small_fashion: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A schedule that catches up starts at once what a person may have started already."""
-    retrain(small_fashion)
-    client, first = MlflowClient(f"sqlite:///{home / 'mlflow.db'}"), newest_run(home)
-    change(small_fashion, "train", 0)
-    minute = 60_000
-    now = time.time_ns() // 1_000_000
+    config = load(PRESET, {**SMALL, "data.source": str(small_fashion)})
+    client, minute, now = connect(), 60_000, time.time_ns() // 1_000_000
+    where = client.create_experiment(PRESET, artifact_location=(home / "mlartifacts").as_uri())
 
-    def goes_on(began: int, **other: str) -> str:
-        tags = {"lfm.kind": "retraining", "lfm.pipeline_run": f"of-{began}"}
-        run = client.create_run(first.info.experiment_id, began, tags, "a person's")
-        for name, value in {**first.data.params, **other}.items():
-            client.log_param(run.info.run_id, name, value)
+    def begin(name: str, began: int, **other: str) -> str:
+        tags = {"lfm.kind": "retraining", "lfm.pipeline_run": name}
+        run = client.create_run(where, began, tags, name)
+        for field, value in {**{key: str(one) for key, one in flatten(config).items()}, **other}.items():
+            client.log_param(run.info.run_id, field, value)
         return str(run.info.run_id)
 
-    goes_on(now - minute, seed="7")  # another configuration
-    goes_on(now - 3 * 24 * 60 * minute)  # never closed, and not heard of for days
-    other = goes_on(now - minute)
-    capsys.readouterr()
+    begin("another configuration", now - minute, seed="7")
+    begin("never closed, and not heard of for days", now - 3 * 24 * 60 * minute)
+    own = begin("own", now)
+    begin("begun after it", now + minute)
+    monkeypatch.setenv("LFM_PIPELINE_RUN", "own")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert retrain(small_fashion).news == "unchanged"
-    assert 'left to "a person\'s" of' in (shown := capsys.readouterr().out) and other[:12] in shown
-    assert newest_run(home).data.tags["lfm.outcome"] == "unchanged"
+    assert going_on(config) == ""
+    person = begin("a person's", now - minute)
+    assert going_on(config).startswith('"a person\'s" of ') and person[:12] in going_on(config)
+    client.set_terminated(own)
+    monkeypatch.delenv("LFM_PIPELINE_RUN")
+    assert run_retraining(config).news == "unchanged"
+    assert 'left to "a person\'s" of' in capsys.readouterr().out and not (home / "store").exists()
+    left = client.search_runs([where], "tags.`lfm.outcome` = 'unchanged' and tags.`lfm.pipeline_run` LIKE '%'")
+    assert [one.info.status for one in left] == ["FINISHED"]
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
-    assert retrain(small_fashion).news == "changed", "here a run that was killed goes on by the same command"
+    monkeypatch.setenv("LFM_PIPELINE_RUN", "own")
+    assert going_on(config) == "", "here a run that was killed goes on by the same command"
 
 
 def check_predictions(result: Result, found: dict[str, Any]) -> None:
