@@ -84,9 +84,9 @@ def configuration(tower: str, photos: Path) -> RunConfig:
     return apply_overrides(
         load("custom"),
         {
-            "data.source": str(photos), "model.tower": tower, "model.weights": "random", "text.encoder": "minilm",
+            "data.source": str(photos), "model.tower": tower, "model.weights": "random",
             "stage1.epochs": 1, "stage2.epochs": 1, "train.validate_every": 0, "train.precision": "fp32",
-            **({"model.image_size": 64} if tower == "conv4" else {}),
+            **({"model.image_size": 64, "text.encoder": "minilm"} if tower == "conv4" else {}),
         },
     )  # fmt: skip
 
