@@ -61,7 +61,7 @@ def sweep(
     """Train a list of configurations and compare their scores.
 
     Data and text that several share are made once; what an earlier run trained is not trained again. On a cluster a
-    large list becomes several pipeline runs, one after the other, each with a comparison of its own.
+    large list becomes several pipeline runs, one after the other, which are compared as one.
 
     Examples:
       lfm sweep fashion-mnist-lt
@@ -92,8 +92,7 @@ def sweep(
 
     for one in configs:
         check(one)
-    result = run_sweep(config, variants, parallel, debugging(), chosen_runner, no_cache)
-    _show_comparison(result, out)
+    _show_comparison(run_sweep(config, variants, parallel, debugging(), chosen_runner, no_cache), out)
 
 
 def _show_comparison(result: "Result", out: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lfm.cli.cluster import runner_for, submit_run
-from lfm.cli.cluster_options import ClusterOption, HostOption, NamespaceOption, OnCluster
+from lfm.cli.cluster_options import ClusterOption, HostOption, ImageOption, NamespaceOption, OnCluster
 from lfm.cli.options import (
     HomeOption,
     NoCacheOption,
@@ -53,9 +53,7 @@ def run(
             "--runner", help="local: processes on this machine; docker: containers on this machine; kfp: a cluster."
         ),
     ] = "local",
-    image: Annotated[
-        str, typer.Option("--image", help="Container image of the steps, for docker and kfp. Default: LFM_IMAGE.")
-    ] = "",
+    image: ImageOption = "",
     host: HostOption = "",
     namespace: NamespaceOption = "",
     cluster: ClusterOption = None,
@@ -95,11 +93,10 @@ def run(
     began = time.monotonic()
     methods, results, provenance = _train(configs, make_runner, no_cache)
     seconds = time.monotonic() - began
-    result = results[-1]
-    _print_results(methods, provenance, result, seconds)
+    _print_results(methods, provenance, results[-1], seconds)
     _print_ids(configs, results)
     if json_:
-        _write_json(json_, methods, provenance, result.model_uri, seconds)
+        _write_json(json_, methods, provenance, results[-1].model_uri, seconds)
 
 
 def _train(
