@@ -24,6 +24,7 @@ from lfm.pipelines.sweep import sweep_pipeline
 from lfm.pipelines.training import training_pipeline
 from lfm.storage.artifact import home
 from lfm.storage.store import NO_CACHE
+from lfm.tracking.uri import tracking_uri
 
 
 class StepFailedError(RuntimeError):
@@ -153,6 +154,7 @@ def run_pipeline(
     """Run any pipeline with its default parameters; arguments and errors as for `run_local`."""
     from kfp import local
 
+    tracking_uri()  # a wrong one is said before anything is begun
     key = uuid.uuid4().hex[:12]
     root = home() / "pipelines" / key
     root.mkdir(parents=True)

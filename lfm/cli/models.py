@@ -17,6 +17,7 @@ from lfm.cli.options import (
     debugging,
     examples,
     read_config,
+    set_home,
     use_home,
 )
 from lfm.storage.artifact import check_writable, home
@@ -149,7 +150,7 @@ def models(name: Annotated[str, typer.Argument(help="Show only this model.")] = 
 
       lfm models fashion-mnist-lt
     """
-    use_home(home_)
+    set_home(home_)
     from lfm.errors import unknown
     from lfm.report.tables import percent
     from lfm.tracking import past_runs, registry

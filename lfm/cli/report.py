@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lfm.cli.options import HomeOption, examples, use_home
+from lfm.cli.options import HomeOption, examples, set_home, use_home
 from lfm.errors import InputError
 from lfm.storage.artifact import check_writable, home
 
@@ -37,7 +37,7 @@ def runs(
 
       lfm runs fashion-mnist-lt
     """
-    use_home(home_)
+    set_home(home_)
     from lfm.errors import unknown
     from lfm.report.tables import COLUMNS, percent
     from lfm.tracking import past_runs

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -177,21 +178,38 @@ def ui(
 ) -> None:
     """Open the MLflow UI on the runs of this folder."""
     use_home(home_)
-    if not (home() / "mlflow.db").is_file():
-        raise InputError(f"there are no runs in {home()} yet; start one with: lfm run fashion-mnist-lt")
-    from lfm.tracking.uri import tracking_uri
+    from lfm.tracking.uri import is_server, server_address, sqlite_file, tracking_uri
 
+    if is_server():
+        raise InputError(f"runs go to the MLflow server at {server_address()}: open that, or unset MLFLOW_TRACKING_URI")
+    file = sqlite_file()
+    if file and not file.is_file():
+        raise InputError(f"there are no runs in {file.parent} yet; start one with: lfm run fashion-mnist-lt")
+    _check_free(port)
+    from lfm.tracking.client import connect
+    from lfm.tracking.database import adopt_home
+
+    connect()  # MLflow's server would migrate a database of an older version
+    adopt_home()
     # MLflow would start seven processes of 240 MB for jobs, which nothing here uses.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     typer.echo(f"http://127.0.0.1:{port}  (Ctrl-C ends it)")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        tracking_uri(),
-        "--port",
-        str(port),
-    ]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port)]
     os.execv(sys.executable, command)  # noqa: S606
+
+
+def _check_free(port: int) -> None:
+    """Check that a server can listen on this port of loopback.
+
+    Raises:
+        InputError: another one does, or this user may not.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just let go is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} cannot be used ({error.strerror}); end what listens there, or take another: lfm ui "
+                f"--port {port + 1 if port < 65535 else 5001}"
+            ) from error

@@ -14,7 +14,7 @@ from lfm.config.presets import load
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
 from lfm.progress import no_other_bars
-from lfm.tracking.client import connect, every, find_run
+from lfm.tracking.client import connect_to_read, every, find_run
 from lfm.tracking.membership import KEY
 from lfm.tracking.registry import TEST, TRAIN
 
@@ -114,13 +114,13 @@ def id_of(key: str) -> str:
     Raises:
         InputError: the tracking server does not answer.
     """
-    found = find_run(connect(), KEY, key)
+    found = find_run(connect_to_read(), KEY, key)
     return str(found.info.run_id) if found else ""
 
 
 def by_id(run_ids: Iterable[str]) -> dict[str, Past]:
     """The runs with these ids, those that are deleted left out."""
-    client, found = connect(), {}
+    client, found = connect_to_read(), {}
     for run_id in set(run_ids) - {""}:
         with suppress(MlflowException):
             found[run_id] = _past(client.get_run(run_id))
@@ -136,7 +136,7 @@ def evaluated(experiments: Sequence[str] = ()) -> list[Past]:
     Raises:
         InputError: the tracking server does not answer.
     """
-    client = connect()
+    client = connect_to_read()
     where = list(experiments) or [e.experiment_id for e in every(client.search_experiments)]
     # A step's run has either the scores or the parameters; the pipeline's has both.
     found = every(client.search_runs, where, "metrics.`test/all` >= 0", order_by=["attributes.start_time DESC"])
@@ -158,7 +158,7 @@ def read(run_id: str, config: RunConfig) -> Past:
         run_id: in MLflow.
         config: its configuration, should its parameters stand elsewhere.
     """
-    past = _past(connect().get_run(run_id))
+    past = _past(connect_to_read().get_run(run_id))
     return replace(past, params={k: str(v) for k, v in flatten(config).items()} | past.params)
 
 
@@ -209,7 +209,7 @@ def matching(preset: str, overrides: dict[str, Any], among: Sequence[Past], untr
 
 def curves(run_id: str) -> dict[str, list[tuple[int, float]]]:
     """Every curve of both stages: name -> (epoch, value)."""
-    client = connect()
+    client = connect_to_read()
     names = [name for name in client.get_run(run_id).data.metrics if name.startswith(CURVES)]
     return {name: sorted({(p.step, p.value) for p in client.get_metric_history(run_id, name)}) for name in names}
 
@@ -220,7 +220,7 @@ def download(run: Past, names: Sequence[str], folder: Path) -> Path:
     Raises:
         InputError: one is missing.
     """
-    client = connect()
+    client = connect_to_read()
     there = {item.path for item in client.list_artifacts(run.run_id)}
     if missing := [name for name in names if name not in there]:
         raise InputError(

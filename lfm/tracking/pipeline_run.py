@@ -19,27 +19,42 @@ from lfm.progress import say
 from lfm.revision import commit
 from lfm.storage.artifact import home
 from lfm.tracking.client import connect, find_run
+from lfm.tracking.database import ARTIFACTS, adopt_home
 from lfm.tracking.membership import KEY, KEY_VARIABLE, Membership
 from lfm.tracking.record_sender import RecordSender
 from lfm.tracking.step_logger import ENDING, StepLogger
 from lfm.tracking.sync import sync
 from lfm.tracking.system_metrics import SystemSampler
-from lfm.tracking.uri import is_server, tracking_uri
+from lfm.tracking.uri import is_server, sqlite_file, tracking_uri, without_password
+
+KIND = "mlflow.experimentKind", "custom_model_development"
+"""Tag of an experiment with which MLflow 3 shows it as model training, not as the traces of a chat."""
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
+    """The experiment's id; it is made unless it is there.
+
+    Raises:
+        InputError: it was deleted, and MLflow gives its name to no other.
+    """
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # Beside the SQLite file artifacts go to a folder; a server decides by itself.
-    location = (home() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
-    try:
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException:  # another step made it in between
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return str(found.experiment_id)
+    if found is None:
+        # Beside the SQLite file artifacts go to a folder; a server decides by itself.
+        location = (home() / ARTIFACTS).as_uri() if sqlite_file() else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=dict([KIND])))
+        except MlflowException:  # another step made it in between
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"the experiment {name!r} was deleted in MLflow, which keeps its name; restore it: MLFLOW_TRACKING_URI="
+            f"{without_password(tracking_uri())} mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    if KIND[0] not in found.tags:
+        client.set_experiment_tag(found.experiment_id, *KIND)
+    return str(found.experiment_id)
 
 
 def begin_pipeline_run(experiment: str, name: str, variant: str = "") -> str:
@@ -57,6 +72,7 @@ def begin_pipeline_run(experiment: str, name: str, variant: str = "") -> str:
         InputError: nothing says which pipeline run this process belongs to, or the server does not answer.
     """
     client, membership = connect(), Membership.here()
+    adopt_home()
     with suppress(Exception):  # what earlier runs left, as well as that goes
         sync()
     parent, key = membership.parent(client), membership.key or "".join(membership.lineage(client)[-1:])

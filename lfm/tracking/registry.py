@@ -9,7 +9,7 @@ from typing import Any
 
 from lfm.errors import InputError, unknown
 from lfm.storage.artifact import home
-from lfm.tracking.client import connect, every
+from lfm.tracking.client import connect, connect_to_read, every
 
 CONTENT = "lfm.content"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -48,7 +48,7 @@ class Version:
 
 def versions(name: str = "") -> list[Version]:
     """Every version of a model, the newest first; without a name, of all models."""
-    client = connect()
+    client = connect_to_read()
     result = []
     for model in every(client.search_registered_models, f"name = '{name}'" if name else None):
         aliases: dict[str, list[str]] = {}

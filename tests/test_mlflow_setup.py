@@ -1,0 +1,333 @@
+"""MLflow set up wrongly: one line that names the cause and the fix, within seconds, and nothing is changed."""
+
+import hashlib
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+from typer.testing import CliRunner
+
+from lfm.cli.main import app
+from lfm.errors import InputError
+from lfm.tracking import pipeline_run
+from lfm.tracking.client import connect
+from lfm.tracking.membership import KEY_VARIABLE
+from lfm.tracking.uri import tracking_uri
+from tests import warm
+from tests.s3 import free_ports
+
+OLD = Path(__file__).parent / "data" / "mlflow-2.9.2.sql"
+"""A database that MLflow 2.9.2 made, with an experiment, a run and a registered model, as SQLite's text."""
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def made(home: Path, empty_database: Path) -> Path:
+    """A home with MLflow's tables."""
+    home.mkdir()
+    shutil.copy(empty_database, home / "mlflow.db")
+    return home
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("./mlruns", "is a folder, and MLflow 3 logs to no folder any more"),
+        ("mlruns", r"is a folder.*mlflow migrate-filestore.*or unset it"),
+        ("/data/mlruns", "is a folder"),
+        ("file:", "is a folder"),
+        ("file:///data/mlruns", "is a folder"),
+        ("localhost:5000", "has no scheme; write http://localhost:5000"),
+        ("mlflow.example.com:80/team", "has no scheme; write http://mlflow.example.com:80/team"),
+        ("10.0.0.7:5000", "has no scheme"),
+        ("[::1]:5000", r"has no scheme; write http://\[::1\]:5000"),
+        ("databricks", "is a Databricks workspace"),
+        ("databricks://profile", "is a Databricks workspace"),
+        ("uc:http://localhost:8080", "is a Databricks workspace"),
+        ("http://", "names no host; write http://HOST:PORT"),
+        ("http:/localhost:5000", "names no host"),
+        ("http://localhost:70000", "has a port or host that cannot be"),
+        ("http://localhost:five", "has a port or host that cannot be"),
+        (" http://localhost:5000", "has a blank or a quote around it"),
+        ('"http://localhost:5000"', "has a blank or a quote around it"),
+        ("htp://localhost:5000", "begins with htp:, where MLflow keeps no runs"),
+        ("s3://bucket/mlruns", "begins with s3:"),
+        ("postgres://me:secret@db/mlflow", "begins with postgres:"),
+        ("sqlite://mlflow.db", "has too few slashes"),
+        ("sqlite:mlflow.db", "has too few slashes"),
+        ("sqlite:///:memory:", "is a database in the memory of one process"),
+    ],
+)
+def test_an_address_that_cannot_be_is_named_with_what_to_write(
+    uri: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match=message) as refused:
+        tracking_uri()
+    assert str(refused.value).startswith("MLFLOW_TRACKING_URI=") and "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://localhost:5000", "https://a.b/c", "sqlite:////data/mlflow.db", "postgresql+psycopg://u:p@db/mlflow"]
+)
+def test_an_address_that_can_be_is_taken(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking_uri() == uri
+
+
+@pytest.mark.parametrize("name", ["a%20b", "what?", "%41"])
+def test_a_home_whose_name_a_database_address_would_change(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LFM_HOME", str(tmp_path / name))
+    for command in (["models"], ["runs"], ["ui"], ["run", "fashion-mnist-lt"]):
+        refused = CliRunner().invoke(app, command).exception
+        assert isinstance(refused, InputError) and "set LFM_HOME or --home to a folder without it" in str(refused)
+        assert str(tmp_path / name) in str(refused)
+    assert not list(tmp_path.rglob("mlflow.db"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["with a blank", "100%", "a#b", "ünï", "a@b:c", "quo'te"])
+def test_a_home_by_any_other_name_has_its_database_in_it(
+    name: str, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LFM_HOME", str(tmp_path / name))
+    (tmp_path / name).mkdir()
+    shutil.copy(empty_database, tmp_path / name / "mlflow.db")
+    connect().create_experiment("here")
+    with closing(sqlite3.connect(tmp_path / name / "mlflow.db")) as database:
+        assert ("here",) in database.execute("SELECT name FROM experiments").fetchall()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.slow
+def test_the_command_says_it_in_one_line_within_seconds(home: Path) -> None:
+    command = [*warm.lfm(), "run", "fashion-mnist-lt"]
+    began = time.monotonic()
+    done = subprocess.run(
+        command, env={**os.environ, "MLFLOW_TRACKING_URI": "localhost:5000"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: MLFLOW_TRACKING_URI=localhost:5000 has no scheme; write http://localhost:50")
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+def test_a_server_that_takes_no_connections_is_said_within_seconds(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener with a full queue lets connections hang, as a firewall does."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        waiting = [socket.socket() for _ in range(8)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        for address in (f"http://127.0.0.1:{port}", f"postgresql+psycopg://me:secret@127.0.0.1:{port}/mlflow"):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+            began = time.monotonic()
+            with pytest.raises(InputError, match=rf"127\.0\.0\.1:{port}.* does not answer") as refused:
+                connect()
+            assert time.monotonic() - began < 15 and "secret" not in str(refused.value)
+        for one in waiting:
+            one.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://no-such-host.invalid:5000")
+    with pytest.raises(InputError, match=r"no-such-host\.invalid:5000: there is no host of that name"):
+        connect()
+
+
+@pytest.mark.slow
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "a-test")
+    client = connect()
+    number = client.create_experiment("fashion-mnist-lt")
+    client.delete_experiment(number)
+    with pytest.raises(InputError, match="'fashion-mnist-lt' was deleted in MLflow, which keeps its name") as refused:
+        pipeline_run.begin_pipeline_run("fashion-mnist-lt", "a run")
+    variable, *command = str(refused.value).partition("restore it: ")[2].split()
+    name, _, value = variable.partition("=")
+    subprocess.run([sys.executable, "-m", *command], env={**os.environ, name: value}, check=True, capture_output=True)
+    assert pipeline_run.begin_pipeline_run("fashion-mnist-lt", "a run") == "a-test"
+
+
+@pytest.mark.slow
+def test_experiments_are_shown_as_model_training(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = connect()
+    client.create_experiment("of before")
+    for name in ("of before", "new"):
+        monkeypatch.setenv(KEY_VARIABLE, name)
+        pipeline_run.begin_pipeline_run(name, "a run")
+        found = client.get_experiment_by_name(name)
+        assert found and found.tags["mlflow.experimentKind"] == "custom_model_development"
+    # MLflow's page knows the kind by these words.
+    built = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
+    pages = [path.read_text() for path in built.glob("main.*.js")]
+    assert any("mlflow.experimentKind" in page and '"custom_model_development"' in page for page in pages)
+
+
+def from_text(sql: Path, database: Path) -> str:
+    """Make a database of SQLite's text; the hash of its bytes."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(database)) as new:
+        new.executescript(sql.read_text())
+    return digest(database)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+COMMANDS = (
+    ["models"], ["runs"], ["compare", "a", "b"], ["report", "latest"], ["predict", __file__], ["serve"], ["ui"],
+    ["promote", "m", "1"], ["rollback", "m"],
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_database_of_an_older_mlflow_is_refused_and_not_touched(command: list[str], home: Path) -> None:
+    before = from_text(OLD, home / "mlflow.db")
+    refused = CliRunner().invoke(app, command).exception
+    assert isinstance(refused, InputError) and refused.exit_code == 2, refused
+    said = str(refused)
+    assert "schema acf3f17fdcc7 of 2023-10-23" in said and f"MLflow {mlflow.__version__} has " in said
+    assert said.endswith(f"copy the file, then mlflow db upgrade sqlite:///{home / 'mlflow.db'}")
+    assert digest(home / "mlflow.db") == before, "its own MLflow can still open it"
+
+
+@pytest.mark.slow
+def test_after_the_copy_and_the_upgrade_it_is_read(home: Path) -> None:
+    from_text(OLD, home / "mlflow.db")
+    shutil.copy(home / "mlflow.db", home / "copy.db")
+    upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{home / 'mlflow.db'}"]
+    subprocess.run(upgrade, check=True, capture_output=True, timeout=120)
+    done = CliRunner().invoke(app, ["models"])
+    assert done.exit_code == 0 and "models:/fashion-mnist-lt/1" in done.output
+
+
+@pytest.mark.slow
+def test_an_mlflow_that_was_killed_before_it_held_anything_goes_on(home: Path) -> None:
+    """It makes the tables one version after the other."""
+    from_text(OLD, home / "mlflow.db")
+    with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        for table in ("latest_metrics", "metrics", "runs", "model_versions", "registered_models"):
+            database.execute(f"DELETE FROM {table}")
+        database.execute("DELETE FROM experiments WHERE name != 'Default'")
+    assert [one.name for one in connect().search_experiments()] == ["Default"]
+
+
+@pytest.mark.slow
+def test_another_schema_or_a_damaged_file_is_one_line_too(home: Path, empty_database: Path) -> None:
+    place = home / "mlflow.db"
+    home.mkdir()
+    cases: list[tuple[str, str]] = []
+
+    def refused() -> str:
+        before = digest(place)
+        error = CliRunner().invoke(app, ["runs"]).exception
+        assert isinstance(error, InputError) and digest(place) == before, error
+        cases.append((str(error), before))
+        return str(error)
+
+    shutil.copy(empty_database, place)
+    with closing(sqlite3.connect(place)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'feedbeef0001'")
+    assert "was written by another or newer MLflow (schema feedbeef0001" in refused()
+    place.unlink()
+    with closing(sqlite3.connect(place)) as database, database:
+        database.execute("CREATE TABLE bookmarks (url TEXT)")
+    assert "is a database of another program" in refused()
+    with closing(sqlite3.connect(place)) as database, database:  # another program that uses alembic
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('abc')")
+    assert "is a database of another program" in refused()
+    place.write_bytes(b"<html>not found</html>" * 100)
+    assert "is damaged or cannot be read (file is not a database)" in refused()
+    whole = empty_database.read_bytes()
+    place.write_bytes(whole[:5000])
+    assert "is damaged or cannot be read" in refused()
+    place.write_bytes(whole[:100] + bytes(4000) + whole[4100:])
+    assert "is damaged or cannot be read" in refused()
+    assert all("\n" not in said for said, _ in cases)
+
+
+@pytest.mark.slow
+def test_damage_that_is_met_later_is_one_line(made: Path) -> None:
+    """Pages of one table alone are broken: the command meets them as it reads."""
+    client = connect()
+    for number in range(400):
+        client.create_registered_model(f"model-{number:04}", tags={"what": "x" * 100})
+    path = made / "mlflow.db"
+    with closing(sqlite3.connect(path)) as database:
+        size = database.execute("PRAGMA page_size").fetchone()[0]
+        leaves = "SELECT pageno FROM dbstat WHERE name = 'registered_models' AND pagetype = 'leaf'"
+        pages = [row[0] for row in database.execute(leaves)]
+    content = bytearray(path.read_bytes())
+    for page in pages:
+        content[(page - 1) * size : page * size] = b"\xff" * size
+    path.write_bytes(content)
+    done = subprocess.run([*warm.lfm(), "models"], env={**os.environ}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "damaged" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_port_of_the_ui_that_is_taken_is_said(made: Path) -> None:
+    connect()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [*warm.lfm(), "ui", "--port", str(port)], env={**os.environ}, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: port {port} cannot be used (Address already in use); end what listens")
+    (free,) = free_ports(1)
+    with subprocess.Popen([*warm.lfm(), "ui", "--port", str(free)], env={**os.environ}, start_new_session=True) as ui:
+        try:
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", free)).close()
+                    break
+                except OSError:
+                    assert ui.poll() is None and time.monotonic() < until
+                    time.sleep(0.2)
+        finally:
+            ui.terminate()
+
+
+@pytest.mark.slow
+def test_listings_do_not_end_with_a_page(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's pages hold 100 models and 100 experiments; the champion is behind the first of them."""
+    from lfm.tracking import registry
+
+    client = connect()
+    for number in range(105):
+        client.create_registered_model(f"model-{number:03}")
+    client.create_model_version("model-104", "file:///nowhere")
+    registry.promote("model-104", "1", "the best")
+    assert len({version.name for version in registry.versions()}) == 1
+    assert registry.only_one() == "models:/model-104/1"
+    assert registry.resolve("models:/model-104@champion") == "models:/model-104/1"
+    with pytest.raises(InputError, match=r"unknown registered model 'model-1O4'; did you mean model-104"):
+        registry.resolve("models:/model-1O4@champion")
