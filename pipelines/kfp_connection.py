@@ -17,6 +17,8 @@ from lfm.errors import InputError
 
 TIMEOUT = (5, 15)
 """Seconds to connect and to answer, for the first request."""
+AUTHORITY = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+"""Variables that name the file of an authority whose certificates are trusted. The SDK itself reads none."""
 LOG_IN = (
     "log in as the KFP SDK does (KF_PIPELINES_SA_TOKEN_PATH, KF_PIPELINES_IAP_OAUTH2_CLIENT_ID, or a cookie in "
     "~/.config/kfp/context.json), and in a multi-user installation name your namespace with --namespace"
@@ -45,7 +47,8 @@ def connect(host: str, namespace: str = "") -> tuple[Any, str | None]:
     if not host and not inside_a_cluster() and not _kubectl_configured():
         raise InputError("no KFP to talk to; name it with --host https://... or KF_PIPELINES_ENDPOINT")
     with one_line_errors(host, first=True):
-        client = Client(host=host or None, credentials=_credentials())
+        authority = next((os.environ[name] for name in AUTHORITY if os.environ.get(name)), None)
+        client = Client(host=host or None, credentials=_credentials(), ssl_ca_cert=authority)
         multi_user = client.get_kfp_healthz().multi_user
         namespace = namespace or client.get_user_namespace()
     if multi_user and not namespace:
@@ -80,6 +83,13 @@ def one_line_errors(host: str, first: bool = False) -> Iterator[None]:
     except kfp_server_api.ApiException as error:
         raise InputError(_refusal(at, error.status, error.reason, error.body)) from error
     except HTTPError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise InputError(
+                f"{at} has a certificate that this machine does not trust: name the file of the authority that signed "
+                f"it in {AUTHORITY[0]}"
+            ) from error
+        if "SSLError" in str(error):
+            raise InputError(f"{at} does not speak TLS: write http://, or correct the port") from error
         raise InputError(f"nothing answers at {at}: check the address, the port-forward or VPN, and proxies") from error
     except (AttributeError, TypeError, ValueError) as error:
         if first:  # errors of the SDK when it reads an answer that is not KFP's

@@ -16,6 +16,7 @@ import pytest
 
 from lfm.errors import InputError
 from lfm.storage import s3 as storage
+from lfm.storage.s3_errors import ENDPOINTS
 from tests.s3 import S3, free_ports
 
 
@@ -106,13 +107,13 @@ def test_a_forked_process_makes_its_own_client(bucket: str) -> None:
     assert storage.read(f"s3://{bucket}/x") == b"parent"
 
 
-@pytest.mark.parametrize("name", storage.ENDPOINTS)
+@pytest.mark.parametrize("name", ENDPOINTS)
 def test_the_server_is_found_in_any_of_three_variables(
     name: str, s3: S3, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for other in storage.ENDPOINTS:
+    for other in ENDPOINTS:
         monkeypatch.delenv(other, raising=False)
-    later = storage.ENDPOINTS[storage.ENDPOINTS.index(name) + 1 :]
+    later = ENDPOINTS[ENDPOINTS.index(name) + 1 :]
     for other in later:
         monkeypatch.setenv(other, "http://127.0.0.1:1")
     monkeypatch.setenv(name, s3.endpoint)

@@ -14,7 +14,7 @@ import pytest
 from lfm.errors import InputError
 from lfm.storage import s3 as storage
 from lfm.storage import store
-from lfm.storage.artifact import publishing, verify
+from lfm.storage.artifact import publishing, read_manifest, verify
 from lfm.storage.store import Mirror, build_once, fetch_checkpoints, pull, push, shared
 from tests.s3 import S3
 from tests.warm import lfm
@@ -183,3 +183,48 @@ def test_a_machine_that_lost_its_disk_goes_on_and_a_third_has_nothing_to_do(
     three = start("three")
     output, _ = three.communicate(timeout=300)
     assert three.returncode == 0 and "goes on" not in output and " steps" not in output.partition("stage 1")[2], output
+
+
+def test_a_misspelt_bucket_is_refused_before_any_work_and_is_not_made(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SeaweedFS makes a bucket of any name that is written to."""
+    s3.use(monkeypatch)
+    machine(monkeypatch, tmp_path)
+    monkeypatch.setenv("LFM_STORE", "s3://shraed/team")
+    missing = "there is no bucket 'shraed'; correct the address, or create it"
+    with pytest.raises(InputError, match=missing):
+        build_once("text", {"x": 1}, never)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(InputError, match=missing):
+        storage.write("s3://shraed/team/x", b"x")
+    with pytest.raises(InputError, match=missing):
+        storage.upload(tmp_path / "file", "s3://shraed/x")
+    mirror = Mirror("s3://shraed/team/work/key", 2)
+    mirror.send(checkpoint(tmp_path, 1))
+    mirror.close()
+    assert "warning: step-000000001 is not in the shared store: s3://shraed/team/work/key" in capsys.readouterr().out
+    assert "shraed" not in [bucket["Name"] for bucket in s3.client().list_buckets()["Buckets"]]
+
+
+def test_what_is_repaired_by_its_checksums_is_said(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine(monkeypatch, tmp_path / "one")
+    made, _ = build_once("text", {"x": 1}, write("made"))
+    (made / "deep" / "text").write_text("edited")
+    assert capsys.readouterr().out == ""
+    again, reused = build_once("text", {"x": 1}, never)
+    said = capsys.readouterr().out
+    assert reused and again == made and (made / "deep" / "text").read_text() == "made"
+    assert (
+        f"warning: {made / 'deep' / 'text'} is missing or does not match its checksum; it is made or fetched again"
+        in said
+    )
+    content = read_manifest(made)["content"]
+    storage.write(f"{root}/text/{made.name}/{content}/deep/text", b"spoilt")
+    machine(monkeypatch, tmp_path / "two")
+    build_once("text", {"x": 1}, write("made"))
+    said = capsys.readouterr().out
+    assert f"{root}/text/{made.name}/{content}/deep/text is missing or does not match its checksum" in said
+    assert "what the shared store has is not taken" in said

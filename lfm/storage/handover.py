@@ -117,6 +117,7 @@ def _fetch(folder: Path, content: str, remote: str | None, what: str, remedy: st
         except InputError as error:
             if remote is None:
                 raise InputError(f"{what}: {str(error).partition(';')[0]}; {remedy}") from error
+            say(f"warning: {str(error).partition(';')[0]}; it is taken from the shared store again")
             shutil.rmtree(folder)
         else:
             raise InputError(f"{what}: {folder} was made again with other bytes ({found}, not {content}); {remedy}")

@@ -1,4 +1,4 @@
-"""Files at s3:// addresses. The only file that imports boto3.
+"""Files at s3:// addresses. The only file that imports boto3; its errors are in `s3_errors`.
 
 The server and the keys come from the environment: AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3, or MLFLOW_S3_ENDPOINT_URL)
 for a server other than Amazon's, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or whatever else boto3 finds there.
@@ -9,49 +9,20 @@ AWS_* of the step too and would take our keys to its own server (objectstore/obj
 import os
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lfm.errors import InputError
+from lfm.storage.s3_errors import OWN, code_of, endpoint, one_line_errors, server
 
-OWN = {
-    "LFM_S3_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID",
-    "LFM_S3_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY",
-    "LFM_S3_SESSION_TOKEN": "AWS_SESSION_TOKEN",
-    "LFM_S3_REGION": "AWS_DEFAULT_REGION",
-    "LFM_S3_ENDPOINT_URL": "AWS_ENDPOINT_URL",
-    "LFM_S3_CA_BUNDLE": "AWS_CA_BUNDLE",
-}
-"""Variable of our own -> the one that boto3 reads, which it wins over."""
-ENDPOINTS = ("LFM_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL")
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, CONNECTIONS = 10.0, 60.0, 5, 64
 SMALL = 8 << 20
 """Files up to this size go in one request. boto3's transfers, for larger ones, start ten threads for every file."""
 
-# Error codes of S3 -> what is wrong and what to do. A HEAD request is answered by the bare status.
-_KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-_REFUSED = f"access denied; {_KEYS}, and what they may do with this bucket"
-_MEANING = {
-    "NoSuchBucket": "there is no such bucket; create it or correct the address",
-    "InvalidBucketName": "that is no name for a bucket; correct the address",
-    "NoSuchKey": "there is no such object; check the address",
-    "404": "there is no such bucket or object; check the address",
-    "AccessDenied": _REFUSED,
-    "AllAccessDisabled": _REFUSED,
-    "403": _REFUSED,
-    "SignatureDoesNotMatch": f"the secret key is wrong; {_KEYS}",
-    "InvalidAccessKeyId": f"the server does not know the access key; {_KEYS}",
-    "InvalidToken": "the session token is not valid; renew AWS_SESSION_TOKEN",
-    "ExpiredToken": "the session token has expired; renew AWS_SESSION_TOKEN",
-    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
-    "PermanentRedirect": "the bucket lies in another region; set AWS_DEFAULT_REGION",
-    "301": "the bucket lies in another region; set AWS_DEFAULT_REGION",
-    "AuthorizationHeaderMalformed": "the bucket lies in another region; set AWS_DEFAULT_REGION",
-}
-
 _clients: dict[tuple[Any, ...], Any] = {}
+_buckets: set[tuple[str | None, str]] = set()
+"""Server and name of the buckets that are known to be there."""
 _lock = threading.Lock()
 
 
@@ -95,6 +66,7 @@ def write(uri: str, content: bytes) -> None:
         InputError: as `read`.
     """
     bucket, key = _split(uri)
+    check_bucket(uri)
     with _plain(uri):
         _client().put_object(Bucket=bucket, Key=key, Body=content)
 
@@ -107,6 +79,7 @@ def upload(path: Path, uri: str) -> None:
         OSError: the file cannot be read.
     """
     bucket, key = _split(uri)
+    check_bucket(uri)
     with path.open("rb") as file, _plain(uri):
         if path.stat().st_size <= SMALL:
             _client().put_object(Bucket=bucket, Key=key, Body=file)
@@ -188,10 +161,36 @@ def exists(uri: str) -> bool:
         try:
             _client().head_object(Bucket=bucket, Key=key)
         except ClientError as error:
-            if _code(error) in ("404", "NoSuchKey", "NoSuchBucket"):
+            if code_of(error) in ("404", "NoSuchKey", "NoSuchBucket"):
                 return False
             raise
     return True
+
+
+def check_bucket(uri: str) -> None:
+    """Check that there is such a bucket, once for each: some servers make one of any name that is written to.
+
+    Raises:
+        InputError: no such bucket, no credentials, or no answer. Who may write and not look is not refused.
+    """
+    from botocore.exceptions import ClientError
+
+    bucket, _ = _split(uri, key_needed=False)
+    seen = endpoint(), bucket
+    if seen in _buckets:
+        return
+    with _plain(uri):
+        try:
+            _client().head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if code_of(error) in ("404", "NoSuchBucket"):
+                raise InputError(
+                    f"{uri} at {server()}: there is no bucket {bucket!r}; correct the address, or create it"
+                ) from error
+            if code_of(error) not in ("403", "AccessDenied"):
+                raise
+            return
+    _buckets.add(seen)
 
 
 def _split(uri: str, key_needed: bool = True) -> tuple[str, str]:
@@ -211,14 +210,10 @@ def lend_to_mlflow() -> None:
         os.environ["MLFLOW_S3_ENDPOINT_URL"] = os.environ["LFM_S3_ENDPOINT_URL"]
 
 
-def _endpoint() -> str | None:
-    return next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
-
-
 def _client() -> Any:
     """The process's one client; a new one after a fork (connections must not be shared) or in another environment."""
     aws = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "LFM_S3_"))))
-    key = (os.getpid(), _endpoint(), CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, aws)
+    key = (os.getpid(), endpoint(), CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, aws)
     with _lock:
         if key not in _clients:
             _clients.clear()
@@ -240,61 +235,12 @@ def _make_client() -> Any:
         response_checksum_validation="when_required",
     )
     key, secret, token, region, _, ca = (os.environ.get(name) or None for name in OWN)
+    for variable in ("LFM_S3_CA_BUNDLE", "AWS_CA_BUNDLE"):
+        if (bundle := os.environ.get(variable)) and not Path(bundle).exists():
+            raise InputError(f"{variable} names no file: {bundle}; correct or unset it")
     session = boto3.session.Session(key, secret, token, region)
-    return session.client("s3", endpoint_url=_endpoint(), verify=ca, config=config)
+    return session.client("s3", endpoint_url=endpoint(), verify=ca, config=config)
 
 
-def _named(text: str) -> str:
-    """The text with our own variable in place of boto3's where ours is set."""
-    for ours, theirs in OWN.items():
-        text = text.replace(theirs, ours) if os.environ.get(ours) else text
-    return text
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _server() -> str:
-    """The server in words, without a password that its address may hold."""
-    endpoint = _endpoint()
-    if endpoint is None:
-        return "Amazon S3"
-    scheme, mark, rest = endpoint.rpartition("://")
-    return scheme + mark + rest.partition("/")[0].rpartition("@")[2]
-
-
-@contextmanager
-def _plain(uri: str) -> Iterator[None]:
-    """Turn boto3's errors into one line with the fix. It quotes no text of the server: that may hold secrets."""
-    from boto3.exceptions import RetriesExceededError
-    from botocore import exceptions as boto
-
-    try:
-        yield
-    except boto.ClientError as error:
-        code = _code(error)
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "?")
-        meaning = _MEANING.get(code, f"the server answered {code or 'an error'} (HTTP {status}); try again later")
-        raise InputError(f"{uri} at {_server()}: {_named(meaning)}") from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
-        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or LFM_S3_... of both)"
-        raise InputError(f"{uri}: there are no S3 credentials; set {keys}") from error
-    except boto.ParamValidationError as error:
-        raise InputError(f"{uri!r} is not a valid S3 address; write it as s3://BUCKET/KEY") from error
-    except (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, RetriesExceededError) as error:
-        raise InputError(
-            f"{uri}: {_server()} does not answer ({ATTEMPTS} attempts, {CONNECT_SECONDS:g} s to connect and "
-            f"{READ_SECONDS:g} s to read); start it, or set {_named('AWS_ENDPOINT_URL')} to where it is"
-        ) from error
-    except boto.BotoCoreError as error:
-        raise InputError(
-            f"{uri}: boto3 stopped with {type(error).__name__}; check the AWS_ and LFM_S3_ variables"
-        ) from error
-    except ValueError as error:
-        if "Invalid endpoint" not in str(error):
-            raise
-        raise InputError(
-            f"the S3 server's address {_server()!r} is not valid; set {_named('AWS_ENDPOINT_URL')} as in "
-            "http://localhost:9000"
-        ) from error
+def _plain(uri: str) -> AbstractContextManager[None]:
+    return one_line_errors(uri, f"{ATTEMPTS} attempts, {CONNECT_SECONDS:g} s to connect and {READ_SECONDS:g} s to read")

@@ -20,6 +20,7 @@ from lfm.errors import InputError
 from lfm.progress import say
 from lfm.storage import s3
 from lfm.storage.artifact import MANIFEST, content_key, copy_to, home, publishing, read_manifest, verify
+from lfm.storage.old_entries import touch
 
 NO_CACHE = "LFM_NO_CACHE"
 """Environment variable: the pipeline run makes every result again, and takes only what it made itself."""
@@ -85,12 +86,16 @@ def _build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None]
         if folder.is_dir():
             try:
                 verify(folder)
-            except InputError:
-                shutil.rmtree(folder)  # torn or edited: as good as absent, and it can be built again
+            except InputError as error:
+                say(f"warning: {str(error).partition(';')[0]}; it is made or fetched again")
+                shutil.rmtree(folder)
             else:
+                touch(folder)
                 return folder, True
-        if remote and pull(remote, folder):
-            return folder, True
+        if remote:
+            s3.check_bucket(remote)  # before hours of work for a store that is not there
+            if pull(remote, folder):
+                return folder, True
         with publishing(folder, kind, inputs) as aside:
             build(aside)
         if remote:
@@ -179,7 +184,9 @@ def pull(remote: str, folder: Path, content: str | None = None) -> bool:
     try:
         if verify(aside)["content"] != content:
             raise InputError(f"{prefix} holds another artifact")
-    except InputError:
+    except InputError as error:
+        what = str(error).partition(";")[0].replace(str(aside), prefix.rstrip("/"))
+        say(f"warning: {what}; what the shared store has is not taken")
         shutil.rmtree(aside, ignore_errors=True)
         return False
     aside.rename(folder)
