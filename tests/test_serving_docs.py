@@ -7,6 +7,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +27,7 @@ from lfm.serving.request import MOST_TOP
 from lfm.serving.settings import Settings
 from lfm.tracking import pipeline_run, registration, registry
 from lfm.tracking.membership import KEY_VARIABLE
-from lfm.tracking.uri import tracking_uri
+from tests.s3 import free_ports
 from tests.serving import png, serving, write_vit
 
 TEXT = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
@@ -96,10 +100,10 @@ def test_the_python_of_the_document(place: Path) -> None:
         "mlflow": mlflow, "pandas": pd, "file_bytes": file_bytes, "base64_text": base64.b64encode(file_bytes).decode(),
         "array": np.zeros((50, 40, 3), np.uint8),
     }  # fmt: skip
-    load, ask = code.strip().splitlines()
+    find, load, ask = code.strip().splitlines()
     before = dict(os.environ)
-    mlflow.set_tracking_uri(tracking_uri())
     try:
+        exec(find, given)
         exec(load, given)
         answer = eval(ask, given)
     finally:
@@ -107,6 +111,35 @@ def test_the_python_of_the_document(place: Path) -> None:
         os.environ.clear()
         os.environ.update(before)
     assert len(answer) == 3 and answer.label[0] == answer.label[1] and set(answer.top.map(len)) == {3}
+
+
+@pytest.mark.slow
+def test_mlflows_own_server_as_it_is_written(place: Path) -> None:
+    export, serve = COMMANDS[COMMANDS.index(next(c for c in COMMANDS if c.startswith("mlflow models serve"))) - 1 :][:2]
+    assert export.startswith("export ") and serve.endswith("--port 8080")
+    (place / ".venv").symlink_to(Path(sys.executable).parents[1])
+    (port,) = free_ports(1)
+    lines = f"{export}\nexec {serve.replace('8080', str(port))}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "LFM_"))}
+    environment["PATH"] = "/usr/bin:/bin"
+    server = subprocess.Popen(["bash", "-c", lines], cwd=place, env=environment, start_new_session=True)
+    try:
+        until = time.monotonic() + 300
+        while True:
+            try:
+                body = json.dumps({"inputs": [base64.b64encode((place / "photos/0.jpg").read_bytes()).decode()]})
+                kind = {"Content-Type": "application/json"}
+                asked = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body.encode(), kind)
+                with urllib.request.urlopen(asked, timeout=60) as reply:
+                    (row,) = json.load(reply)["predictions"]
+                break
+            except urllib.error.URLError:
+                assert server.poll() is None and time.monotonic() < until
+                time.sleep(0.5)
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+    assert row["label"] and len(row["top"]) == 5
 
 
 def test_its_limits_are_those_of_the_code() -> None:
