@@ -9,8 +9,10 @@ RUN ?=
 WORKERS := -n auto --dist loadfile --no-loadscope-reorder
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header
 TARGET ?= lfm
+SECONDS ?= 60
+FIRST ?= 0
 
-.PHONY: help setup demo bench components check test coverage lint ui image lock clean
+.PHONY: help setup demo bench components check test coverage fuzz lint ui image lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the commands
@@ -64,6 +66,9 @@ coverage: setup ## Every test again, and which lines they run: half as slow agai
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(WORKERS) $(RUN)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+fuzz: setup ## Damaged images into the decoder for SECONDS (60), from seed FIRST on
+	$(BIN)/python -m tests.programs.fuzz_decoder --seconds $(SECONDS) --first $(FIRST)
 
 lock: $(UV) ## Resolve the dependencies again into requirements/*.txt
 	$(LOCK) --all-extras --group dev pyproject.toml requirements/build.in -o requirements/all.txt

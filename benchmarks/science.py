@@ -2,8 +2,10 @@
 
     .venv/bin/python benchmarks/science.py --seeds 5
     .venv/bin/python benchmarks/science.py --seeds 5 --precision
+    .venv/bin/python benchmarks/science.py --seeds 3 --partners
 
-The second compares bf16 with fp32 (docs/precision.md).
+The second compares bf16 with fp32 (docs/precision.md), the third bars the nearest names from being partners
+(docs/partners.md).
 A seed redraws subset, initial weights and batches alike for all arms, so differences are paired. Results are kept
 in the JSON file as they come, each named by its configuration and the code's hash: a stopped run goes on where it
 was, and a changed method is trained again.
@@ -22,6 +24,7 @@ from scipy import stats
 
 from lfm.config.presets import load
 from lfm.config.schema import GROUPS, RunConfig
+from lfm.data.artifact import read_info
 from lfm.data.images import open_split
 from lfm.evaluation.inference import pick_device, score_split
 from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
@@ -62,6 +65,13 @@ PRECISION: dict[str, dict[str, Any]] = {
     "LFM + CE, bf16": {"train.precision": "bf16"},
 }
 
+ANY_PARTNER = "LFM + CE, any partner"
+PARTNERS: dict[str, dict[str, Any]] = {
+    ANY_PARTNER: {},
+    "no partner above .8 (Shirt and T-shirt/top, .81)": {"mixup.max_similarity": 0.8},
+    "no partner above .55 (7 pairs)": {"mixup.max_similarity": 0.55},
+}
+
 
 def train_and_score(config: RunConfig) -> dict[str, Any]:
     """Both stages of one arm and seed, and its test metrics."""
@@ -70,10 +80,11 @@ def train_and_score(config: RunConfig) -> dict[str, Any]:
     backbone, _ = backbone_for(config.model, config.seed)
     text, _ = embeddings_for(config.text, folder, backbone)
     train, val, test = (open_split(folder, split, device, config.train.resize) for split in ("train", "val", "test"))
+    classes = read_info(folder)["classes"]
     model = new_model(config, folder, text, backbone).to(device)
     for number in (1, 2):
         alpha = inspect(config, number, folder, text)["alpha"]
-        Stage(number, config, model, train, val, Path("/nonexistent"), lambda _, __: None, alpha).run()
+        Stage(number, config, model, train, val, Path("/nonexistent"), lambda _, __: None, alpha, None, classes).run()
     score = score_split(model, test, train.label_N, config)
     return {name: score[name] for name in (*COLUMNS, "per_class")}
 
@@ -141,12 +152,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds, from 0")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="rows; default all")
     parser.add_argument("--precision", action="store_true", help="bf16 beside fp32 instead of the methods")
+    parser.add_argument("--partners", action="store_true", help="near names as partners or not, instead of the methods")
     parser.add_argument("--quick", action="store_true", help="10 and 3 epochs instead of 40 and 10")
     parser.add_argument("--out", type=Path, help="writes OUT.md and OUT.json; default docs/science or docs/precision")
     options = parser.parse_args(argv)
     base, title, name = BASE, "Every loss and every mixup", "science"
     if options.precision:
         base, title, name, options.arms = FP32, "bf16 beside fp32", "precision", list(PRECISION)
+    if options.partners:
+        base, title, name, options.arms = ANY_PARTNER, "Near names as partners or not", "partners", list(PARTNERS)
     options.out = options.out or Path("docs") / name
     common = {"stage1.epochs": 10, "stage2.epochs": 3} if options.quick else {}
     code = source_hash("lfm.jobs.training", "lfm.jobs.prepare")
@@ -157,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
         "command": "python benchmarks/science.py --seeds "
         + str(options.seeds)
         + (" --precision" if options.precision else "")
+        + (" --partners" if options.partners else "")
         + (" --quick" if options.quick else ""),
         "data": f"Fashion-MNIST-LT, imbalance 100, 2,478 training images, seeds 0 to {options.seeds - 1}",
         "split": f"test; shots: {load(PRESET).shots.rule}; groups: {', '.join(GROUPS)}",
@@ -166,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
     }
     for seed in range(options.seeds):  # seed by seed, so that a stopped run is a paired table of fewer seeds
         for arm in options.arms:
-            config = arm_config((ARMS | PRECISION)[arm], seed, common)
+            config = arm_config((ARMS | PRECISION | PARTNERS)[arm], seed, common)
             key = content_key([config.model_dump(), code])
             if key not in kept:
                 print(f"seed {seed}: {arm}", flush=True)

@@ -4,6 +4,9 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -34,8 +37,28 @@ def no_other_bars() -> None:
         os.environ.setdefault(name, value)
 
 
+_HEARD: ContextVar[list[str] | None] = ContextVar("heard", default=None)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """What this thread says to the user meanwhile, without its bars; it is shown all the same."""
+    lines: list[str] = []
+    token = _HEARD.set(lines)
+    try:
+        yield lines
+    finally:
+        _HEARD.reset(token)
+
+
 def say(text: str) -> None:
     """One line to the user, flushed, so that it appears in its place among the bars."""
+    if (lines := _HEARD.get()) is not None:
+        lines.append(text)
+    _show(text)
+
+
+def _show(text: str) -> None:
     for line in text.splitlines() or [""]:
         sys.stdout.write(f"{MARK}{line}\n")
     sys.stdout.flush()
@@ -95,7 +118,7 @@ class PlainLines:
         self.last, self.at = time.monotonic(), self.n
         line = ", ".join(part for part in (self._so_far(), self._time(self.last - self.began), self.note) if part)
         if not self.hidden and line != self.shown:
-            say(line)
+            _show(line)
         self.shown = line
 
     def _so_far(self) -> str:

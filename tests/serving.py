@@ -72,8 +72,8 @@ def write_conv4(folder: Path, fashion: Fashion, text_CD: Tensor) -> Path:
     return write(folder, model, info, {"groups": GROUPS, "calibration": CALIBRATION, "text": text_of("minilm")})
 
 
-def write_vit(folder: Path, work: Path) -> tuple[Path, Path]:
-    """An open_clip ViT of random weights with its text tower; and the backbone that it is from."""
+def write_vit(folder: Path, work: Path, **more: Any) -> tuple[Path, Path]:
+    """An open_clip ViT of random weights with its text tower; and the backbone it is from. `more` is in its info."""
     (work / "vit.json").write_text(json.dumps(VIT))
     whole = work / "backbone"
     whole.mkdir()
@@ -84,6 +84,7 @@ def write_vit(folder: Path, work: Path) -> tuple[Path, Path]:
     info = {
         "tower": "vit", "weights": "random", "architecture": VIT, "channels": 3, "image_shape": None,
         "preprocess": preprocess, "classes": list(COLOURS), "counts": [9, 9, 9], "temperature": 0.1,
+        **more,
     }  # fmt: skip
     model = LFM(openclip.image_tower(whole), text_CD)
     served = {"groups": ["few"] * 3, "calibration": None, "text": text_of("backbone")}

@@ -33,6 +33,7 @@ from lfm.errors import InputError
 from lfm.jobs import data_report
 from lfm.jobs.data_report import problems_of
 from lfm.report.data_page import data_page, data_summary, headline
+from tests.deep import tiff
 from tests.reader import Reader
 
 CLASSES = ("red <b>fox</b>", "n01440764", "Red <B>foxes</B>", "grey & wolf")
@@ -60,8 +61,10 @@ def write_odd(folder: Path) -> dict[str, str]:
     photo(104).save(folder / "turned.jpg", exif=exif)
     photo(105).convert("RGBA").save(folder / "clear.png")
     photo(106, (8, 30)).save(folder / "narrow.png")
-    names = ("cmyk.jpg", "deep.png", "moves.gif", "turned.jpg", "clear.png", "narrow.png")
-    return dict(zip(("cmyk", "16-bit", "animated", "rotated", "alpha", "tiny"), names, strict=True))
+    colours = np.random.default_rng(2).integers(0, 65536, (60, 50, 3)).astype("<u2")
+    (folder / "deep.tif").write_bytes(tiff(colours))
+    names = ("cmyk.jpg", "deep.png", "deep.tif", "moves.gif", "turned.jpg", "clear.png", "narrow.png")
+    return dict(zip(("cmyk", "deep", "deep-tiff", "animated", "rotated", "alpha", "tiny"), names, strict=True))
 
 
 def write_bad(folder: Path) -> list[str]:
@@ -303,6 +306,7 @@ def write_columns(folder: Path, split: str, dhash: NDArray[np.uint64], sha: list
         "sha256": pa.array(sha, pa.string()),
         "dhash": pa.array(dhash, pa.uint64()),
         "odd": pa.array([""] * n, pa.string()),
+        "deep": pa.array([""] * n, pa.string()),
     } | {side: pa.array(np.full(n, 90, np.int32)) for side in ("width", "height")}
     batch = pa.record_batch([columns[name] for name in COLUMNS], schema=pa.schema(COLUMNS))
     with pa.OSFile(str(folder / split / "0.arrow"), "wb") as file, pa.ipc.new_stream(file, batch.schema) as writer:
@@ -322,7 +326,7 @@ def test_two_hundred_thousand_images(tmp_path: Path) -> None:
     write_columns(tmp_path, "train", hashes, sha)
     write_columns(tmp_path, "val", hashes[:0], [])
     write_columns(tmp_path, "test", hashes[150_000:150_010], sha[150_000:150_010])
-    (tmp_path / "info.json").write_text(json.dumps({"classes": CLASSES}))
+    (tmp_path / "info.json").write_text(json.dumps({"classes": CLASSES, "depth": {}}))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/bad.json").write_text("[]")
     found = audit(tmp_path)
@@ -400,6 +404,7 @@ def report_of(found: dict[str, Any], method: dict[str, Any] | None) -> dict[str,
     no_text = "" if method else "no <network>"
     return {
         "data": data,
+        "source": ["3 files of <here> are left out"],
         "inspect": method,
         "no_text": no_text,
         "audit": found,
@@ -447,7 +452,8 @@ def test_the_page_shows_the_numbers_of_the_report(faulty: tuple[Path, list[Row],
     assert {tag for tag, _ in reader.tags}.isdisjoint({"b", "here", "network", "report"})
     assert [a["src"] for tag, a in reader.tags if tag == "img"].count(next(iter(pictures.values()))) >= 1
     assert {a["src"] for tag, a in reader.tags if tag == "img"} == set(pictures.values())
-    classes, sizes, odd = reader.tables
+    classes, sizes, deep, odd = reader.tables
+    assert deep[1:] == [["u16", "1", "0", "65535", "16 bits hold every level"]]
     counts = found["counts"]["train"]
     order = sorted(range(4), key=lambda k: -counts[k])
     for row, k in zip(classes[1:], order, strict=True):
@@ -468,7 +474,7 @@ def test_the_page_shows_the_numbers_of_the_report(faulty: tuple[Path, list[Row],
     assert f"{found['near']['pairs']:,} pairs" in reader.texts["p"]
     for item in report["problems"]:
         assert f"{item['count']:,} {item['what']}." in reader.texts["strong"]
-    for line in found["bad"]["first"]:
+    for line in (*found["bad"]["first"], *report["source"]):
         assert line in reader.texts["li"]
 
 
@@ -483,6 +489,7 @@ def test_nothing_to_correct_is_said_and_a_thousand_classes_fit() -> None:
         "counts": counts,
         "sizes": {side: {"min": 1, "median": 2.0, "max": 3} for side in ("width", "height")} | {"distinct": 1},
         "modes": {"L": 2000},
+        "depth": {"rule": {}, "results": {}},
         "exact": none | {"in_train": {"val": 0, "test": 0}},
         "near": none | {"distance": 3, "flat": 0, "pairs": 0, "not_compared": 7},
         "odd": {},

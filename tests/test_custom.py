@@ -90,7 +90,7 @@ def rows(source: Source, root: str) -> set[tuple[str, str, str]]:
     for i in range(len(source.images)):
         Image.open(io.BytesIO(source.images.read(i))).load()
         name = source.images.name(i).removeprefix(f"{root}/")
-        result.add((name, source.classes[source.label_N[i]], SPLITS[source.split_N[i]]))
+        result.add((name, source.classes[source.label_N[i]], (*SPLITS, "nowhere")[source.split_N[i]]))
     assert len(result) == len(source.images)
     return result
 
@@ -137,6 +137,8 @@ def test_class_folders_get_a_test_split(put: Put) -> None:
     chosen = {min((name for name in names if name.startswith(kind)), key=lambda n: hashlib.sha256(image(n)).digest())
               for kind in ("train/", "b/", "a/")}  # fmt: skip
     assert {path for path, _, split in found if split == "test"} == chosen
+    below = {name for name in names if hashlib.sha256(image(name)).digest()[0] < 0.2 * 256}
+    assert {path for path, _, split in found if split == "nowhere"} == below - chosen
 
 
 def test_number_folders_are_in_the_order_of_numbers(put: Put, tmp_path: Path) -> None:
@@ -329,84 +331,199 @@ def test_copies_stay_together_in_real_files(put: Put) -> None:
     assert found == rows(load(root, test_per_class=4), root)
 
 
-@pytest.mark.parametrize(
-    ("smallest", "expected"), [(2, 1), (9, 1), (10, 2), (24, 4), (499, 99), (504, 100), (900, 100)]
-)
-def test_its_default_size(smallest: int, expected: int) -> None:
+def fraction(digest: bytes) -> float:
+    """Where the hash lies among all, by an oracle of its hexadecimal digits."""
+    return int(digest.hex()[:13], 16) / 16**13
+
+
+@pytest.mark.parametrize("share", [0.2, 0.05])
+@pytest.mark.parametrize("smallest", [2, 9, 24, 500, 900])
+def test_its_default_size(smallest: int, share: float) -> None:
     label_N = np.repeat([0, 1], [smallest, 950])
     digests = [hashlib.sha256(bytes([k % 256, k // 256])).digest() for k in range(len(label_N))]
-    split_N = choose_test(digests, label_N, np.zeros(len(label_N), np.int8), ["x", "y"], 0)
-    assert [int((split_N[label_N == k] == 2).sum()) for k in (0, 1)] == [expected, expected]
+    split_N = choose_test(digests, label_N, np.zeros(len(label_N), np.int8), ["x", "y"], share)
+    for k in (0, 1):
+        below = sum(fraction(digests[i]) < share for i in np.flatnonzero(label_N == k))
+        found = [int((split_N[label_N == k] == split).sum()) for split in range(4)]
+        assert found[2] == max(1, min(below, int(smallest * share)))
+        assert found[3] == max(0, below - found[2]) and found[0] + found[2] + found[3] == (label_N == k).sum()
 
 
 # Few different digests, so that many images are copies.
 picture = st.tuples(
-    st.integers(0, 40).map(lambda n: bytes([n * 37 % 251])), st.integers(0, 2), st.sampled_from([0, 0, 0, 1])
+    st.integers(0, 40).map(lambda n: hashlib.sha256(bytes([n])).digest()),
+    st.integers(0, 2),
+    st.sampled_from([0, 0, 0, 1]),
 )
 
 
-def choose(data: list[tuple[bytes, int, int]], n: int) -> list[int]:
+def choose(data: Sequence[tuple[bytes, int, int]], n: int = 0, share: float = 0.2) -> list[int]:
     digests, labels, splits = zip(*data, strict=True)
     before = np.array(splits, np.int8)
-    after = choose_test(digests, np.array(labels), before, ["x", "y", "z"], n)
-    assert [a for a, b in zip(after, splits, strict=True) if a != b] == [2] * int((after != before).sum())
+    after = choose_test(digests, np.array(labels), before, ["x", "y", "z"], share, n)
+    assert {a for a, b in zip(after, splits, strict=True) if a != b} <= {2, 3}
     assert before.tolist() == list(splits), "the input is left alone"
     return after.tolist()
 
 
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
-@given(st.lists(picture, min_size=12, max_size=80), st.integers(1, 5), st.randoms(use_true_random=False))
+@given(st.lists(picture, min_size=12, max_size=80), st.integers(0, 5), st.randoms(use_true_random=False))
 def test_its_properties(data: list[tuple[bytes, int, int]], n: int, random: object) -> None:
     def free(k: int) -> list[int]:
         """How many copies each image has that class k could give."""
         own = Counter(d for d, label, split in data if (label, split) == (k, 0))
         return [m for d, m in own.items() if all((label, split) == (k, 0) for e, label, split in data if e == d)]
 
+    def of(k: int, split: int) -> list[bytes]:
+        return [d for (d, label, _), a in zip(data, after, strict=True) if (label, a) == (k, split)]
+
     try:
         after = choose(data, n)
     except InputError:
         enough = [len([1 for _, label, split in data if (label, split) == (k, 0)]) > n for k in range(3)]
-        assert not all(enough) or any(free(k).count(1) < n for k in range(3)), "singles alone would have done"
+        assert n and (not all(enough) or any(free(k).count(1) < n for k in range(3))), "singles alone would have done"
         return
     places: dict[bytes, set[tuple[int, int]]] = {}
     for (digest, label, _), split in zip(data, after, strict=True):
         places.setdefault(digest, set()).add((label, split))
     for k in range(3):
-        assert sum(1 for (_, label, _), split in zip(data, after, strict=True) if (label, split) == (k, 2)) == n
-        assert any(label == k and split == 0 for (_, label, _), split in zip(data, after, strict=True))
-    assert all(len(where) == 1 for where in places.values() if any(split == 2 for _, split in where))
+        trained = sum((label, split) == (k, 0) for _, label, split in data)
+        assert len(of(k, 0)) >= min(trained, 1)
+        able = any(m < trained for m in free(k))
+        assert len(of(k, 2)) in ((n,) if n and able else range(1, trained) if able else (0,))
+        shared = {d for d, where in places.items() if len({label for label, _ in where}) > 1 or (k, 1) in where}
+        below = {d for d in of(k, 0) if fraction(d) < 0.2} - shared
+        assert not below or (set(of(k, 0)) - shared == below and len(below) == 1), "the last one may train"
+    assert all(len(where) == 1 for where in places.values() if any(split in (2, 3) for _, split in where))
     order = list(range(len(data)))
     random.shuffle(order)  # type: ignore[attr-defined]
     assert choose([data[i] for i in order], n) == [after[i] for i in order], "the order of the images does not matter"
 
 
+def kinds(count: int) -> Files:
+    return {f"{kind}/{i}.png": image(f"{kind}{i}.png") for kind in ("ant", "bee", "owl", "yak") for i in range(count)}
+
+
+@pytest.mark.parametrize(("first", "then"), [(20, 28), (15, 16), (40, 200), (30, 31)])
+def test_what_was_tested_is_never_trained_on_when_images_are_added(first: int, then: int, tmp_path: Path) -> None:
+    split: dict[str, dict[str, str]] = {}
+    for when, count in (("before", first), ("after", then)):
+        root = put_on_disk(tmp_path / when, kinds(count))
+        split[when] = {path: where for path, _, where in rows(load(root), root)}
+    assert Counter(split["before"].values())["test"] >= 4
+    for path, before in split["before"].items():
+        after = split["after"][path]
+        assert (before == "train") == (after == "train"), f"{path} was {before} and is {after}"
+
+
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
-    st.dictionaries(st.binary(min_size=2, max_size=2), st.integers(0, 2), min_size=30, max_size=60).map(
-        lambda drawn: list(drawn.items())
-    ),
-    st.binary(min_size=3, max_size=3),
-    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 2)), min_size=40, max_size=80, unique_by=lambda of: of[0]),
+    st.lists(st.tuples(st.integers(10**6 + 1, 2 * 10**6), st.integers(0, 2)), max_size=60, unique_by=lambda of: of[0]),
+    st.sampled_from([0.1, 0.2, 0.5]),
 )  # fmt: skip
-def test_it_is_stable_when_images_are_added(data: list[tuple[bytes, int]], new: bytes, n: int) -> None:
-    if min(Counter(label for _, label in data)[k] for k in range(3)) <= n:
-        return
-    images = [(digest, label, 0) for digest, label in data]
+def test_it_is_stable_when_any_images_are_added(
+    first: list[tuple[int, int]], added: list[tuple[int, int]], share: float
+) -> None:
+    def pictures(of: list[tuple[int, int]]) -> list[tuple[bytes, int, int]]:
+        return [(hashlib.sha256(str(k).encode()).digest(), label, 0) for k, label in of]
 
-    def test_of(k: int, chosen: list[int]) -> set[bytes]:
-        return {images[i][0] for i in range(len(images)) if images[i][1] == k and chosen[i] == 2}
+    one, both = pictures(first), pictures(first + added)
+    if any(not any(label == k and fraction(d) >= share for d, label, _ in one) for k in range(3)):
+        return  # a class without any other image must train on one
+    before, after = choose(one, 0, share), choose(both, 0, share)
+    for (digest, _, _), was, now in zip(one, before, after, strict=False):
+        if fraction(digest) < share:
+            assert was in (2, 3) and now in (2, 3)
+        else:
+            assert now in (0, 2) and (now == 0 or was == 2), "the lowest of a class that has none below"
 
-    before = choose(images, n)
-    for k in range(3):
-        assert test_of(k, before) == set(sorted(d for d, label in data if label == k)[:n])
-    after = choose([*images, (new, 0, 0)], n)
-    assert test_of(1, before) == test_of(1, after)
-    assert test_of(2, before) == test_of(2, after)
-    kept = test_of(0, after)
-    assert kept <= test_of(0, before)
-    assert len(kept) == n - (after[-1] == 2)
+
+# Classes without test images
+
+
+def lone() -> Files:
+    files = {f"{kind}/{i}.png": image(f"{kind}{i}.png") for kind in ("ant", "bee") for i in range(30)}
+    return files | {"sole/1.png": image("sole.png"), "twin/1.png": image("twin.png"), "twin/2.png": image("twin.png")}
+
+
+def test_a_class_of_one_image_is_asked_about_left_out_or_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = put_on_disk(tmp_path, lone())
+    with pytest.raises(
+        InputError, match=r"2 classes have no test images \(sole \(1\), twin \(2\).*without_test=leave-out"
+    ):
+        load(root)
+    left = load(root, without_test="leave-out")
+    assert left.classes == ("ant", "bee") and len(rows(left, root)) == 60
+    assert "2 classes have no test images (sole (1), twin (2)" in capsys.readouterr().out
+    kept = load(root, without_test="keep")
+    assert kept.classes == ("ant", "bee", "sole", "twin")
+    assert {(kind, split) for _, kind, split in rows(kept, root) if kind in ("sole", "twin")} == {
+        ("sole", "train"), ("twin", "train")
+    }  # fmt: skip
+    test = {path for path, _, split in rows(kept, root) if split == "test"}
+    assert test == {path for path, _, split in rows(left, root) if split == "test"} and len(test) > 5
+
+
+def test_so_is_a_class_that_an_own_test_split_lacks(tmp_path: Path) -> None:
+    files = png("train/a/1.png", "train/b/1.png", "train/c/1.png", "test/a/2.png", "test/c/3.png", "train/b/4.png")
+    root = put_on_disk(tmp_path, files)
+    left = load(root, without_test="leave-out")
+    assert left.classes == ("a", "c") and len(left.images) == 4
+    assert rows(left, root) == {
+        (path, kind, split) for path, kind, split in (
+            ("train/a/1.png", "a", "train"), ("train/c/1.png", "c", "train"),
+            ("test/a/2.png", "a", "test"), ("test/c/3.png", "c", "test"),
+        )
+    }  # fmt: skip
+    assert load(root, without_test="keep").classes == ("a", "b", "c")
+
+
+# Fields without effect, and files that change
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"test_per_class": 2}, "has a test split, so data.test_per_class has no effect"),
+        ({"test_share": 0.3}, "has a test split, so data.test_share has no effect"),
+        ({"images": "ROOT"}, "data.images has no effect where data.source is an image folder"),
+    ],
+)
+def test_fields_without_effect_are_refused(fields: dict[str, object], message: str, tmp_path: Path) -> None:
+    root = put_on_disk(tmp_path, png("train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png"))
+    with pytest.raises(InputError, match=message):
+        load(root, **fields)
+    (tmp_path / "m.csv").write_text("path,label,split\ntrain/a/1.png,a,train\ntrain/b/1.png,b,test\n")
+    with pytest.raises(InputError, match=r"data.class_depth has no effect where data.source is a list"):
+        load(f"{root}/m.csv", class_depth=2)
+
+
+def test_a_file_that_changes_between_listing_and_reading_is_noticed(tmp_path: Path) -> None:
+    root = put_on_disk(tmp_path, png(*(f"{s}/{k}/{i}.png" for s in ("train", "test") for k in "ab" for i in range(3))))
+    source = load(root)
+    (tmp_path / "train/a/1.png").write_bytes(image("another.png"))
+    said = []
+    for i in range(len(source.images)):
+        try:
+            source.images.read(i)
+        except InputError as error:
+            said.append(str(error))
+    assert said == [f"{root}/train/a/1.png has changed since it was listed; begin again once the data are at rest"]
+
+
+def test_so_is_an_object(put_in_s3: Put, s3: S3) -> None:
+    root = put_in_s3(png(*(f"{s}/{k}/{i}.png" for s in ("train", "test") for k in "ab" for i in range(2))))
+    source = load(root)
+    bucket, _, key = f"{root}/test/b/0.png".removeprefix("s3://").partition("/")
+    s3.client().put_object(Bucket=bucket, Key=key, Body=image("another.png"))
+    changed = [i for i in range(len(source.images)) if source.images.name(i).endswith("test/b/0.png")]
+    with pytest.raises(InputError, match=r"test/b/0.png has changed since it was listed"):
+        source.images.read(changed[0])
 
 
 # Bad input
@@ -451,15 +568,14 @@ BAD: dict[str, tuple[Files, str, dict[str, object], str]] = {
     "class without training": (png("train/a/1.png", "test/a/1.png", "test/b/2.png"), "", {},
                                r"class 'b' has no training image"),
     "class without test": (png("train/a/1.png", "train/b/1.png", "test/a/2.png"), "", {},
-                           r"class 'b' has no test image"),
-    "broken link": (TWO, "", {"link": "a/9.png"}, r"a/9.png cannot be read \(No such file"),
+                           r"1 classes have no test images \(b \(1\), .*or set data.without_test=leave"),
     "one image": (png("a/1.png", "a/2.png", "b/1.png"), "", {},
-                  r"class 'b' has 1 training images.* leave the class out"),
-    "too many wanted": (TWO, "", {"test_per_class": 2}, r"'a' has 2 training.* set data.test_per_class to 1 or less"),
+                  r"classes have no test images \(b \(1\), in brackets .*\); a class gives some only if"),
+    "too many wanted": (TWO, "", {"test_per_class": 2}, r"'a' can give only 1 of its 2 .*test_per_class to 1 or less"),
     "copies alone": (TWO | {"a/2.png": TWO["a/1.png"]}, "", {},
-                     r"class 'a' can give only 0 of its 2 .* remove the copies$"),
+                     r"no test images \(a \(2\).* copies of an image stay together"),
     "shared by classes": (TWO | {"b/1.png": TWO["a/1.png"], "b/2.png": TWO["a/2.png"]}, "", {},
-                          r"class 'a' can give only 0 of its 2 images to the test split, not 1"),
+                          r"no test images \(a \(2\), b \(2\).* those that two classes or splits share stay"),
     "equal names": (png("a b/1.png", "a b/2.png", "a_b/1.png", "a_b/2.png"), "", {}, r"are both named 'a b'"),
     "no path column": ({"m.csv": b"name,label\nx,1\n"}, "m.csv", {},
                        r"m.csv has no column path or uri or image or file \(its columns: name, label\); rename or add"),
@@ -538,8 +654,6 @@ def test_bad_input_is_refused_with_item_rule_and_fix(name: str, tmp_path: Path) 
     files, source, fields, message = BAD[name]
     root = put_on_disk(tmp_path / "root", files)
     fields = dict(fields)
-    if "link" in fields:
-        (tmp_path / "root" / str(fields.pop("link"))).symlink_to("nowhere.png")
     if "class_names" in fields:
         fields["class_names"] = f"{root}/{fields['class_names']}"
     with pytest.raises(InputError) as caught:

@@ -35,6 +35,7 @@ from lfm.data.table import open_table
 from lfm.errors import InputError
 from tests import warm
 from tests.conftest import Fashion, read_fashion
+from tests.deep import tiff
 from tests.pictures import encoded, photo
 
 SMALL = DataConfig(name="fashion-mnist", max_per_class=40, imbalance=8, val_per_class=15)
@@ -340,7 +341,8 @@ def sixteen_bit() -> bytes:
 
 ODD_IMAGES: dict[str, Callable[[], bytes]] = {
     "cmyk": lambda: encoded(photo(1, 40, 40, "CMYK"), "jpeg"),
-    "16-bit": sixteen_bit,
+    "deep": sixteen_bit,
+    "deep-tiff": lambda: tiff(np.random.default_rng(0).integers(0, 65536, (30, 40, 3)).astype("<u2")),
     "animated": animated,
     "rotated": rotated,
     "alpha": lambda: encoded(photo(1, 40, 40, "RGBA"), "png"),

@@ -48,10 +48,15 @@ def read_config(preset: str, set_: list[str] | None, **changes: Any) -> "RunConf
         changes: Further fields, which win; their names have __ for the dot.
     """
     # Half of the time that `lfm --help` would take.
-    from lfm.config.overrides import parse_overrides
+    from lfm.config.overrides import OF_SUBSETS, parse_overrides
     from lfm.config.presets import load
 
-    return load(preset, parse_overrides(set_ or []) | {name.replace("__", "."): v for name, v in changes.items()})
+    given = parse_overrides(set_ or [])
+    config = load(preset, given | {name.replace("__", "."): v for name, v in changes.items()})
+    idle = [f"data.{name}" for name in OF_SUBSETS if f"data.{name}" in given]
+    if idle and config.data.profile == "as-is":  # of a value that is the default, the configuration cannot tell
+        raise InputError(f"{idle[0]} has no effect with data.profile=as-is; leave it out, or set another data.profile")
+    return config
 
 
 def use_home(folder: Path | None) -> None:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lfm.cli.options import HomeOption, examples, set_home
-from lfm.errors import InputError
+from lfm.errors import ERROR_MARK, InputError
 from lfm.storage.artifact import MANIFEST
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lfm.serving.predictor import Predictor
 
 ModelOption = Annotated[
@@ -48,7 +51,8 @@ def predict(
 ) -> None:
     """Classify images: the most likely classes, with probabilities and shot groups.
 
-    A new class is recognised by its name alone (zero-shot). Calibration was fitted on validation images.
+    A new class is recognised by its name alone (zero-shot). Calibration was fitted on validation images. A file that
+    cannot be used gets a line that says why; the others are classified, and the exit code is 1.
 
     Examples:
       lfm predict photo.jpg
@@ -66,32 +70,53 @@ def predict(
         if not json_:
             sure = "calibrated" if predictor.calibration else "not calibrated"
             typer.echo(f"{uri}, {len(predictor.classes)} classes, probabilities {sure}")
+        predictor.classes_of(new_class or [])  # names that are wrong are refused before any image
+        failed = 0
         for begin in range(0, len(files), AT_ONCE):
             some = files[begin : begin + AT_ONCE]
             for path, answer in zip(some, _answers(predictor, some, top, new_class or []), strict=True):
-                typer.echo(json.dumps({"image": str(path), **answer}) if json_ else _shown(path, answer["top"]))
+                failed += isinstance(answer, str)
+                aside = isinstance(answer, str) and not json_
+                typer.echo(_line(path, answer) if json_ else _shown(path, answer), err=aside)
+    if failed:
+        typer.echo(f"{ERROR_MARK}{failed:,} of {len(files):,} images cannot be used", err=True)
+        raise typer.Exit(1)
 
 
-def _answers(predictor: "Predictor", files: Sequence[Path], top: int, new: Sequence[str]) -> list[dict[str, Any]]:
+def _answers(predictor: "Predictor", files: Sequence[Path], top: int, new: Sequence[str]) -> list[dict[str, Any] | str]:
+    """For each file what the model says, or what is wrong with the file."""
     import numpy as np
 
+    pixels = [_pixels(predictor, path) for path in files]
+    good = [image for image in pixels if not isinstance(image, str)]
+    rows = iter(predictor.rows(predictor.answers(predictor.features(np.stack(good)), top, new)) if good else [])
+    return [image if isinstance(image, str) else next(rows) for image in pixels]
+
+
+def _pixels(predictor: "Predictor", path: Path) -> "NDArray[np.uint8] | str":
     from lfm.config.schema import DataConfig
     from lfm.data.decoding import BadImageError, decode
 
-    largest, grey, pixels = DataConfig().max_megapixels, predictor.info["channels"] == 1, []
-    for path in files:
-        try:
-            pixels.append(predictor.fit(decode(path.read_bytes(), str(path), largest, grey)))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); give a file you may read") from error
-        except BadImageError as error:
-            raise InputError(f"{error}; leave it out, or convert it to JPEG or PNG") from error
-        except InputError as error:
-            raise InputError(f"{path} {error}") from error
-    return predictor.rows(predictor.answers(predictor.features(np.stack(pixels)), top, new))
+    grey = predictor.info["channels"] == 1
+    try:
+        image = decode(path.read_bytes(), str(path), DataConfig().max_megapixels, grey, predictor.ranges)
+        return predictor.fit(image)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror}); give a file you may read"
+    except BadImageError as error:
+        return f"{error}; leave it out, or convert it to JPEG or PNG"
+    except InputError as error:
+        return f"{path} {error}"
 
 
-def _shown(path: Path, top: Sequence[dict[str, Any]]) -> str:
+def _line(path: Path, answer: dict[str, Any] | str) -> str:
+    return json.dumps({"image": str(path), **({"error": answer} if isinstance(answer, str) else answer)})
+
+
+def _shown(path: Path, answer: dict[str, Any] | str) -> str:
+    if isinstance(answer, str):
+        return f"{ERROR_MARK}{answer}"
+    top = answer["top"]
     wide = max(len(one["label"]) for one in top)
     lines = [f"  {100 * one['probability']:5.1f} %  {one['label']:<{wide}}  {one['shot_group'] or ''}" for one in top]
     return "\n".join([f"\n{path}", *(line.rstrip() for line in lines)])

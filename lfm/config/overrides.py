@@ -6,7 +6,7 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from lfm.config.schema import RunConfig, Section
+from lfm.config.schema import DataConfig, RunConfig, Section
 from lfm.errors import InputError, unknown
 
 # Where the authors' released code differs from the paper's text (docs/method.md): for every run, and for each mixup.
@@ -23,6 +23,10 @@ CODE_MIXUPS: dict[str, dict[str, Any]] = {
     "remix": {"mixup.beta": 0.5, "mixup.remix_branches": "swapped"},
     "lfm": {"mixup.beta": 0.2, "mixup.partner_image": "until-used-up"},
 }
+
+
+OF_SUBSETS = ("imbalance", "max_per_class")
+"""Fields of the data that are without effect where all images are taken (data.profile=as-is)."""
 
 
 def code_values(mixup: str) -> dict[str, Any]:
@@ -81,6 +85,8 @@ def apply_overrides(base: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     values = base.model_dump()
     if overrides.get("fidelity", base.fidelity) == "code":
         overrides = {**code_values(overrides.get("mixup.name", base.mixup.name)), **overrides}
+    if overrides.get("data.profile") == "as-is":  # what the preset says of its subset goes with the subset
+        overrides = {f"data.{name}": DataConfig.model_fields[name].default for name in OF_SUBSETS} | dict(overrides)
     for name, value in overrides.items():
         if name == "preset":
             raise InputError("preset is not a field to set; name another preset instead")

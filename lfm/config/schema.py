@@ -27,6 +27,10 @@ class Section(BaseModel):
         return values
 
 
+Depth = Literal["auto", "full", "percentile"] | tuple[float, float]
+"""Which levels of deep images become black and white."""
+
+
 class DataConfig(Section):
     """Which images, and how long their tail is."""
 
@@ -54,19 +58,52 @@ class DataConfig(Section):
     val_per_class: int = Field(0, ge=0)
     """The last images of each class of the full training set, kept out of training for tuning."""
     test_per_class: int = Field(0, ge=0)
-    """Where the data have no test split: images of each class to make one of; 0: a fifth of the smallest class,
-    1 to 100."""
+    """Where the data have no test split: images of each class to make one of; 0: `test_share` of the smallest class."""
+    test_share: float = Field(0.2, gt=0, lt=1)
+    """Where the data have no test split: share of the images that never train, chosen by the hash of their content
+    alone; the test split is made of them, and stays when images are added."""
+    without_test: Literal["refuse", "leave-out", "keep"] = "refuse"
+    """Classes that have no test images, or, where the split is made, one image alone. refuse: nothing is trained;
+    leave-out: they are no classes; keep: they are trained and not scored."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """Unreadable images. stop: the build ends with a list of them; skip: they are left out."""
     max_bad: float = Field(0.05, ge=0, lt=1)
     """skip: largest share of unreadable images; with more, the build ends."""
     max_megapixels: float = Field(100.0, gt=0)
     """Larger images count as unreadable, since a decompression bomb fills the memory."""
+    depth: Depth = "auto"
+    """Images of more than 8 bits: which levels become black and white, the same for all images and in serving. auto: 8,
+    10, 12, 14 or 16 bits, the fewest that hold every level, or floats of 0 to 1 or -1 to 1; where the images fill
+    little of it, percentile; full: all that the type holds; percentile: the 1st and 99th of the training images;
+    [low, high]: these levels."""
     decode: Literal["auto", "once", "each-time"] = "auto"
     """once: keep the pixels at the model's size in one memory map; each-time: decode in workers while training;
     auto: once, where the pixels take at most `decode_gb`."""
     decode_gb: float = Field(40.0, gt=0)
     """auto: largest size of the decoded pixels in gigabytes."""
+
+    @model_validator(mode="after")
+    def _black_under_white(self) -> "DataConfig":
+        if not isinstance(self.depth, str) and self.depth[0] >= self.depth[1]:
+            raise ValueError(
+                f"depth {list(self.depth)} is [level of black, level of white], the first below the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_field_without_effect(self) -> "DataConfig":
+        for name, other, idle in (
+            ("max_per_class", "profile", "as-is"),
+            ("imbalance", "profile", "as-is"),
+            ("max_bad", "on_bad_image", "stop"),
+        ):
+            default = type(self).model_fields[name].default
+            if getattr(self, other) == idle and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} {getattr(self, name):g} has no effect with {other}={idle}; set {name}={default:g}, or "
+                    f"another {other}"
+                )
+        return self
 
     @field_validator("source", "images", "class_names")
     @classmethod
@@ -128,6 +165,10 @@ class MixupConfig(Section):
     """Temperature of local sampling: low pairs near neighbours, high tends to uniform."""
     partner: Literal["text", "uniform"] = "text"
     """Partner class of lfm: by text similarity, or uniform over the other classes (an ablation)."""
+    exclude: tuple[tuple[str, str], ...] = ()
+    """Pairs of class names that lfm never mixes with each other, as [["left hand", "right hand"]]; in either order."""
+    max_similarity: float = Field(1.0, gt=-1, le=1)
+    """Classes whose names have a higher cosine in text are never partners in lfm; 1: all may be."""
     partner_image: Literal["uniform", "until-used-up"] = "uniform"
     """Image within the partner class: uniform (text), or without replacement until used up (code)."""
     beta: float = Field(0.5, ge=0.01)

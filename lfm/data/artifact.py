@@ -18,12 +18,14 @@ import numpy as np
 
 from lfm.backbones.towers import Preprocess
 from lfm.config.schema import DataConfig
+from lfm.data import depth
 from lfm.data.decoding import decode, fitted, pixels_of
 from lfm.data.sources.base import SPLITS, TEST, TRAIN, VAL, Index, Source
+from lfm.data.sources.test_split import kept_from_training
 from lfm.data.subsets import hold_out, largest, profile, subset
 from lfm.data.table import Table, in_order, open_table, threads, write_table
 from lfm.errors import InputError
-from lfm.progress import Progress, bar
+from lfm.progress import Progress, bar, say
 from lfm.storage.artifact import MANIFEST, NOTES, link
 
 SMALL = 64
@@ -44,7 +46,8 @@ def select(source: Source, config: DataConfig, seed: int) -> dict[str, Index]:
         Split -> positions in the source, splits without images too.
 
     Raises:
-        InputError: too few images for the profile, or a validation set on top of the data's own.
+        InputError: too few images for the profile, a class that the validation set would empty, or a validation set on
+            top of the data's own.
     """
     train_N, val_N, test_N = (np.flatnonzero(source.split_N == split) for split in (TRAIN, VAL, TEST))
     label_N = source.label_N
@@ -52,6 +55,13 @@ def select(source: Source, config: DataConfig, seed: int) -> dict[str, Index]:
         if len(val_N):
             raise InputError(f"{config.name} has a validation split of its own; set data.val_per_class=0")
         rest, held = hold_out(label_N[train_N], config.val_per_class)
+        emptied = np.setdiff1d(label_N[train_N], label_N[train_N[rest]])
+        if len(emptied):
+            k, count_C = int(emptied[0]), np.bincount(label_N[train_N])
+            raise InputError(
+                f"class {source.classes[k]!r} has {count_C[k]} training images, and data.val_per_class="
+                f"{config.val_per_class} would take them all; set it to {count_C[count_C > 0].min() - 1} or less"
+            )
         train_N, val_N = train_N[rest], train_N[held]
     if config.profile != "as-is":
         label_M = label_N[train_N]
@@ -84,24 +94,43 @@ def write(folder: Path, source: Source, config: DataConfig, seed: int, work: Pat
         label_N = open_table(folder, split).column("label").astype(np.int64)
         np.save(folder / f"{split}_labels.npy", label_N)
         counts.append(np.bincount(label_N, minlength=len(source.classes)))
-        if split != "val" and not counts[-1].all():
-            name = source.classes[int(counts[-1].argmin())]
-            raise InputError(f"class {name!r} has no readable image left in {split}; repair its images or add some")
     info = {
         "name": config.name,
         "classes": list(source.classes),
         "equal_names": source.equal_names,
         "counts": counts[0].tolist(),
-        "imbalance": float(counts[0].max() / counts[0].min()),
+        "imbalance": float(counts[0].max() / max(counts[0].min(), 1)),
         "subset_seed": seed,
+        "depth": _depth(folder, config),
+        "test_share": source.test_share if _unseen(folder, source.test_share) else 0.0,
     }
     (folder / "info.json").write_text(json.dumps(info, indent=1))
     (folder / NOTES).mkdir()
     (folder / NOTES / "bad.json").write_text(json.dumps(bad))
 
 
+def _depth(folder: Path, config: DataConfig) -> dict[str, dict[str, Any]]:
+    """The levels that become black and white, from the deep images of all splits (`lfm.data.depth.choose`)."""
+    seen = {split: open_table(folder, split).column("deep").tolist() for split in SPLITS}
+    training = [split == "train" for split, of in seen.items() for _ in of]
+    rule = depth.choose(config.depth, [text for of in seen.values() for text in of], training)
+    for line in depth.said(rule):
+        say(line)
+    return rule
+
+
+def _unseen(folder: Path, share: float) -> bool:
+    """Whether no training image is one of those that never train, by a threshold of hashes (`test_split`).
+
+    It may be one where two classes have copies of it, or where a class would have no other.
+    """
+    return not any(
+        kept_from_training(bytes.fromhex(sha), share) for sha in open_table(folder, "train").column("sha256").tolist()
+    )
+
+
 def judge(folder: Path, config: DataConfig) -> None:
-    """Whether the images that were left out are too many to go on.
+    """Whether the images that were left out are too many to go on, or the last ones of a class.
 
     The artifact is the same whatever the answer, so that the data report can show them, and `skip` needs no new build.
 
@@ -114,7 +143,7 @@ def judge(folder: Path, config: DataConfig) -> None:
     """
     bad = json.loads((folder / NOTES / "bad.json").read_text())
     if not bad:
-        return
+        return _judge_classes(folder, config)
     total = len(bad) + sum(len(open_table(folder, split)) for split in SPLITS)
     shown = "; ".join(bad[:SHOWN_BAD]) + (f"; and {len(bad) - SHOWN_BAD} more" if len(bad) > SHOWN_BAD else "")
     if config.on_bad_image == "stop":
@@ -126,6 +155,19 @@ def judge(folder: Path, config: DataConfig) -> None:
             f"{len(bad)} of {total} images cannot be used, more than data.max_bad = {config.max_bad:g} allows: "
             f"{shown}. Mend or remove them, or raise data.max_bad"
         )
+    _judge_classes(folder, config)
+    left = ", ".join(f"{len(open_table(folder, split)):,} {split}" for split in SPLITS)
+    say(f"{len(bad):,} of {total:,} images cannot be used and are left out: {shown}. {left} images are left")
+
+
+def _judge_classes(folder: Path, config: DataConfig) -> None:
+    """Raises InputError where a class has no image that can be used, in training or test."""
+    classes = read_info(folder)["classes"]
+    for split in ("train", "test"):
+        count_C = np.bincount(open_table(folder, split).column("label").astype(np.int64), minlength=len(classes))
+        if not count_C.all() and not (split == "test" and config.without_test == "keep"):
+            name = classes[int(count_C.argmin())]
+            raise InputError(f"class {name!r} has no readable image left in {split}; repair its images or add some")
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -168,6 +210,7 @@ def add_pixels(folder: Path, base: Path, to: Preprocess, config: DataConfig, wor
             f"the images have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)} (width, height), and the tower "
             f"takes them as they are; set model.image_size, as in --set model.image_size=64"
         )
+    ranges = depth.ranges_in(read_info(base))
     kept = _how(to, config, next(iter(sizes)) if same else None, sum(map(len, tables.values())))
     grey = not to.mean and modes == {"L"}
     if kept != "encoded":
@@ -176,7 +219,7 @@ def add_pixels(folder: Path, base: Path, to: Preprocess, config: DataConfig, wor
         with bar(sum(map(len, tables.values())), "decode", "images") as progress:
             for split, table in tables.items():
                 target, whole = folder / f"{split}_images.npy", (len(table), *shape, *(() if grey else (3,)))
-                _decode_all(target, work, table, whole, fit, config, progress)
+                _decode_all(target, work, table, whole, fit, config, ranges, progress)
     if not to.mean:
         mean, std = _statistics(folder / "train_images.npy")
         to = dataclasses.replace(to, mean=(mean,), std=(std,))
@@ -208,6 +251,7 @@ def _decode_all(
     whole: tuple[int, ...],
     to: Preprocess,
     config: DataConfig,
+    ranges: depth.Ranges,
     progress: Progress,
 ) -> None:
     """All images of a split as one array. What an earlier, killed build decoded is kept."""
@@ -223,7 +267,8 @@ def _decode_all(
         rows = range(start, min(start + CHUNK, len(table)))
         if start not in done:
             for i in rows:
-                image = decode(table.encoded(i), table.name(i), config.max_megapixels, grey=len(whole) == 3)
+                grey = len(whole) == 3
+                image = decode(table.encoded(i), table.name(i), config.max_megapixels, grey, ranges)
                 pixels[i] = pixels_of(fitted(image, to))
         return len(rows)
 

@@ -7,7 +7,7 @@ M some of the images or hashes.
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from PIL import Image
 from lfm.data.artifact import read_info
 from lfm.data.class_name_audit import SHOWN, name_problems
 from lfm.data.decoding import ODD, BadImageError, decode
+from lfm.data.depth import grey_of, ranges_in
 from lfm.data.near_duplicates import NEAR, Hashes, chained, close_pairs
 from lfm.data.sources.base import SPLITS, Index
 from lfm.data.table import Table, open_table
@@ -79,13 +80,15 @@ def audit(folder: Path) -> dict[str, Any]:
     """Counts, sizes, duplicates, odd and bad images and doubtful names of an artifact made by `lfm.data.write`.
 
     Returns:
-        JSON-like: `images`, `splits`, `classes`, `counts` (of each split and class), `sizes`, `modes`, `exact` and
-        `near` (duplicates), `odd`, `bad`, `names`. Lists are cut, their totals are not.
+        JSON-like: `images`, `splits`, `classes`, `counts` (of each split and class), `sizes`, `modes`, `depth` (rule
+        and results of deep images), `exact` and `near` (duplicates), `odd`, `bad`, `names`. Lists are cut, their totals
+        are not.
 
     Raises:
         InputError: the folder is no data set artifact.
     """
-    classes = read_info(folder)["classes"]
+    info = read_info(folder)
+    classes = info["classes"]
     rows = Rows.of(folder, classes)
     side_N = np.minimum(rows.numbers("width"), rows.numbers("height"))
     counts = {
@@ -102,6 +105,7 @@ def audit(folder: Path) -> dict[str, Any]:
         "counts": {split: count_C.tolist() for split, count_C in counts.items()},
         "sizes": _sizes(rows),
         "modes": dict(zip(modes, np.bincount(mode_N, minlength=len(modes)).tolist(), strict=True)),
+        "depth": {"rule": info["depth"], "results": _greys(rows, info)},
         "exact": exact_duplicates(rows, file_N, len(files)),
         "near": near_duplicates(
             rows, file_N, np.where(side_N >= NEAR_SIDE, rows.numbers("dhash"), 0).astype(np.uint64)
@@ -129,6 +133,19 @@ def _odd(rows: Rows) -> dict[str, Any]:
         first = [rows.image(int(n)) for n in hit_N[:5]]
         found[kind] = {"meaning": meaning, "images": len(hit_N), "first": first}
     return found
+
+
+def _greys(rows: Rows, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep images that come out black, white, black and white alone, or much cut off: how many, and the first."""
+    code_N, texts = rows.codes("deep")
+    deep_N = np.flatnonzero(np.array([text != "" for text in texts])[code_N])
+    if not len(deep_N):
+        return {}
+    found = grey_of([texts[code] for code in code_N[deep_N]], ranges_in(info))
+    return {
+        result: {"images": int(hit_M.sum()), "first": [rows.image(int(n)) for n in deep_N[hit_M][:5]]}
+        for result, hit_M in found.items()
+    }
 
 
 # --- duplicates ---
@@ -256,14 +273,15 @@ def thumbnails(folder: Path, found: dict[str, Any], most: int = 60) -> dict[str,
     """
     equal = [group["images"][0] for group in found["exact"]["shown"]][: most // 2]
     alike = [image for group in found["near"]["shown"] for image in group["images"][:4]]
-    tables = {split: open_table(folder, split) for split in SPLITS}
+    tables, ranges = {split: open_table(folder, split) for split in SPLITS}, ranges_in(read_info(folder))
     pictures: dict[str, str] = {}
     for image in [*equal, *alike]:
         key = f"{image['split']}/{image['row']}"
         if len(pictures) == most or key in pictures:
             continue
         try:
-            small = decode(tables[image["split"]].encoded(image["row"]), image["name"], OPENED_MEGAPIXELS)
+            encoded = tables[image["split"]].encoded(image["row"])
+            small = decode(encoded, image["name"], OPENED_MEGAPIXELS, ranges=ranges)
         except BadImageError:  # too large to open for a thumbnail
             continue
         small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)

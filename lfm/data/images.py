@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from lfm.backbones.towers import Preprocess
 from lfm.data.artifact import read_info
 from lfm.data.decoding import decode, decode_fast, fitted, pixels_of
+from lfm.data.depth import Ranges, ranges_in
 from lfm.data.resize import Resampling, crop, resized
 from lfm.data.sources.base import SPLITS
 from lfm.data.table import Table, open_table
@@ -162,7 +163,7 @@ def open_split(
     to = Preprocess.of(info["preprocess"])
     label_N = torch.from_numpy(np.load(folder / f"{split}_labels.npy", allow_pickle=False)).to(device)
     if info["pixels"] == "encoded":
-        decoder = _Decoder(open_table(folder, split), to, info["max_megapixels"], workers)
+        decoder = _Decoder(open_table(folder, split), to, info["max_megapixels"], ranges_in(info), workers)
         shape = (3, to.size, to.size)
         return Images(
             partial(decoder, fit=_fitted_as_pil), shape, label_N, to, False, resize, partial(decoder, fit=_fitted_fast)
@@ -181,13 +182,13 @@ def _rows_of(pixels: Tensor, index_B: Tensor) -> Tensor:
     return pixels.index_select(0, index_B.to(pixels.device)).permute(0, 3, 1, 2)
 
 
-def _fitted_as_pil(data: memoryview, name: str, limit: float, to: Preprocess) -> NDArray[np.uint8]:
-    return pixels_of(fitted(decode(data, name, limit), to))
+def _fitted_as_pil(data: memoryview, name: str, limit: float, ranges: Ranges, to: Preprocess) -> NDArray[np.uint8]:
+    return pixels_of(fitted(decode(data, name, limit, ranges=ranges), to))
 
 
-def _fitted_fast(data: memoryview, name: str, limit: float, to: Preprocess) -> NDArray[np.uint8]:
+def _fitted_fast(data: memoryview, name: str, limit: float, ranges: Ranges, to: Preprocess) -> NDArray[np.uint8]:
     """The same with torch's 8-bit kernels, five times as fast; a few pixels in a thousand differ by one or two."""
-    x = decode_fast(data, name, limit)
+    x = decode_fast(data, name, limit, ranges)
     size = resized(x.shape[1], x.shape[2], to)
     x = F.interpolate(x[None], size, mode=to.interpolation, antialias=True)[0].permute(1, 2, 0)
     return x[crop(*size, to.size)].numpy()
@@ -196,15 +197,15 @@ def _fitted_fast(data: memoryview, name: str, limit: float, to: Preprocess) -> N
 class _Decoder:
     """Decodes the images of a batch with a pool of threads (PIL lets go of the interpreter while it decodes)."""
 
-    def __init__(self, table: Table, to: Preprocess, max_megapixels: float, workers: int) -> None:
-        self.table, self.to, self.limit = table, to, max_megapixels
+    def __init__(self, table: Table, to: Preprocess, max_megapixels: float, ranges: Ranges, workers: int) -> None:
+        self.table, self.to, self.limit, self.ranges = table, to, max_megapixels, ranges
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.pool = ThreadPoolExecutor(workers or max(1, cores), "decode")
 
     def __call__(
-        self, index_B: Tensor, fit: Callable[[memoryview, str, float, Preprocess], NDArray[np.uint8]]
+        self, index_B: Tensor, fit: Callable[[memoryview, str, float, Ranges, Preprocess], NDArray[np.uint8]]
     ) -> Tensor:
         def one(i: int) -> NDArray[np.uint8]:
-            return fit(self.table.encoded(i), self.table.name(i), self.limit, self.to)
+            return fit(self.table.encoded(i), self.table.name(i), self.limit, self.ranges, self.to)
 
         return torch.from_numpy(np.stack(list(self.pool.map(one, index_B.tolist())))).permute(0, 3, 1, 2)

@@ -40,6 +40,7 @@ COLUMNS = {
     "sha256": pa.string(),
     "dhash": pa.uint64(),
     "odd": pa.string(),
+    "deep": pa.string(),
 }
 _NAMES = {"string": "string", "int32": "int32", "int64": "int64", "uint64": "uint64"}
 
@@ -93,7 +94,7 @@ def write_shard(
             "label": pa.array(label_N[[i for i, _, _ in held]]),
             "odd": pa.array([" ".join(seen.odd) for _, _, seen in held]),
         }
-        for name in ("width", "height", "mode", "sha256", "dhash"):
+        for name in ("width", "height", "mode", "sha256", "dhash", "deep"):
             columns[name] = pa.array([getattr(seen, name) for _, _, seen in held], COLUMNS[name])
         writer.write_batch(pa.record_batch([columns[name] for name in COLUMNS], schema=schema))
         held.clear()

@@ -76,5 +76,20 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer.writerow(names)
     for row in rows:
         cells = (row[name] for name in names)
-        writer.writerow(["" if c is None else round(c, 4) if isinstance(c, float) else c for c in cells])
+        writer.writerow(["" if c is None else round(c, 4) if isinstance(c, float) else plain_cell(c) for c in cells])
     return out.getvalue()
+
+
+RUNS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""A cell that begins so is a formula to some spreadsheet, which would run it."""
+
+
+def plain_cell(value: Any) -> Any:
+    """A text that a spreadsheet would run, behind an apostrophe, as OWASP advises; everything else as it is."""
+    if not isinstance(value, str) or not value.lstrip(" ").startswith(RUNS):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value  # a negative number

@@ -24,6 +24,7 @@ from lfm.evaluation.inference import EVAL_BATCH, autocast
 from lfm.evaluation.metrics import top_class
 from lfm.method.analysis import BLOCK_ENTRIES
 from lfm.method.mixup import local_sampling_rows
+from lfm.method.partners import Barred
 
 PAPER_PAIRS = (
     ("apple", "pear"), ("lobster", "crab"), ("snake", "worm"), ("bed", "couch"), ("bicycle", "motorcycle"),
@@ -172,11 +173,11 @@ def confused(label_N: NDArray[np.int64], predicted_N: NDArray[np.int32], classes
     return np.stack([pair[order] // classes, pair[order] % classes, images[order]], axis=1)
 
 
-def affinity(text_CD: Tensor, tau: float, classes: Sequence[int]) -> dict[str, Any]:
+def affinity(text_CD: Tensor, tau: float, classes: Sequence[int], barred: Barred | None = None) -> dict[str, Any]:
     """Cosines and p_ls (row: given, column: partner) among some classes (Fig. 7)."""
     chosen = torch.tensor(list(classes), dtype=torch.long)
     cosine = text_CD[chosen] @ text_CD[chosen].T
-    partner = local_sampling_rows(text_CD, chosen, tau)[:, chosen]
+    partner = local_sampling_rows(text_CD, chosen, tau, barred)[:, chosen]
     return {"classes": list(classes), "cosine": rounded(cosine), "partner": rounded(partner)}
 
 

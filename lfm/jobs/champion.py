@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lfm.config.schema import RunConfig
 from lfm.data.artifact import read_info
+from lfm.data.sources.test_split import kept_from_training
 from lfm.data.table import open_table
 from lfm.jobs.step import content
 from lfm.progress import say
@@ -72,7 +76,10 @@ def input_of(dataset: str) -> str:
     """Names what a model of this data set takes and gives: the form of its pixels, and its classes in their order."""
     info = read_info(Path(dataset))
     to = {field: info["preprocess"][field] for field in FITTED}
-    return content_key(json.loads(json.dumps([info["classes"], info["channels"], info["pixels"], to])))
+    made_of = [info["classes"], info["channels"], info["pixels"], to]
+    if info.get("depth"):  # the same levels become black and white
+        made_of.append({kind: [of["low"], of["high"]] for kind, of in info["depth"].items()})
+    return content_key(json.loads(json.dumps(made_of)))
 
 
 def split_images(dataset: str, split: str) -> str:
@@ -91,9 +98,21 @@ def split_images(dataset: str, split: str) -> str:
     return digest.hexdigest()
 
 
+def unseen_images(dataset: str, share: float) -> NDArray[np.bool_]:
+    """Which test images a model has not trained on that never trains on those below a threshold of hashes. (N,).
+
+    Args:
+        dataset: folder of the artifact.
+        share: the threshold (`lfm.data.sources.test_split`); 0: nothing is known.
+    """
+    shas = open_table(Path(dataset), "test").column("sha256").tolist()
+    return np.array([kept_from_training(bytes.fromhex(sha), share) for sha in shas], bool)
+
+
 def data_tags(dataset: str) -> dict[str, str]:
     """Tags of runs and versions that name the data set artifact and its images."""
     return {
+        registry.TEST_SHARE: f"{read_info(Path(dataset)).get('test_share', 0.0):g}",
         registry.DATASET: content(dataset),
         registry.TRAIN: split_images(dataset, "train"),
         registry.TEST: split_images(dataset, "test"),

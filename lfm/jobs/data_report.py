@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lfm.config.schema import RunConfig
+from lfm.config.schema import DataConfig, RunConfig
 from lfm.errors import InputError
 from lfm.jobs.prepare import backbone_for, embeddings_for, table_for
 from lfm.jobs.preview import ALIKE, ALIKE_FIX, inspect
 from lfm.jobs.step import content
-from lfm.progress import say
+from lfm.progress import heard, say
 
 EXAMPLES = 5
 
@@ -17,10 +17,12 @@ EXAMPLES = 5
 def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
     """Build the data set's Arrow files if need be and look at all of them; bad images are listed, they stop nothing.
 
+    A class without test images stops nothing either, though it would stop a run.
+
     Returns:
-        The JSON-like report and the same as an HTML page. The report: `data` (which data, shot groups), `inspect`
-        (`lfm.jobs.inspect` for stage 1; None without class embeddings), `no_text` (why there are none, or nothing),
-        `audit` (`lfm.data.audit`), `problems` (`problems_of`).
+        The JSON-like report and the same as an HTML page. The report: `data` (which data, shot groups), `source`
+        (lines: how it was read, and what is left out), `inspect` (`lfm.jobs.inspect` for stage 1; None without class
+        embeddings), `no_text` (why there are none, or nothing), `audit` (`lfm.data.audit`), `problems` (`problems_of`).
 
     Raises:
         InputError: unknown data set, or its files are missing or wrong.
@@ -31,12 +33,14 @@ def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
     from lfm.evaluation.metrics import shot_group
     from lfm.report.data_page import data_page
 
-    table = table_for(config.data, config.seed)
+    with heard() as source:
+        table = table_for(_of_all_classes(config.data), config.seed)
     say("data report: duplicates, odd images, names")
     found = audit(table)
     inspected, no_text = None, ""
     same: list[dict[str, Any]] = []
     try:
+        _check_classes(found)
         inspected = inspect(config, 1, table, text_for(config, table))
     except InputError as error:
         no_text = str(error)
@@ -54,12 +58,25 @@ def report_data(config: RunConfig) -> tuple[dict[str, Any], str]:
             "shots": config.shots.rule,
             "shot_group": shot_group(torch.tensor(found["counts"]["train"]), config.shots),
         },
+        "source": source,
         "inspect": inspected,
         "no_text": no_text,
         "audit": found,
         "problems": same + problems_of(found, inspected, config.train.own_label_threshold),
     }
     return report, data_page(f"Data report: {config.preset}", report, thumbnails(table, found))
+
+
+def _of_all_classes(data: DataConfig) -> DataConfig:
+    """What a run would refuse for its classes is to be seen in the report."""
+    return data.model_copy(update={"without_test": "keep"}) if data.without_test == "refuse" else data
+
+
+def _check_classes(found: Mapping[str, Any]) -> None:
+    """Raises InputError where a class has no training image that can be used."""
+    empty = [name for name, count in zip(found["classes"], found["counts"]["train"], strict=True) if not count]
+    if empty:
+        raise InputError(f"class {empty[0]!r} has no training image that can be used")
 
 
 def text_for(config: RunConfig, table: Path) -> Path:
@@ -87,6 +104,18 @@ def _problems_of_images(found: Mapping[str, Any]) -> list[Problem]:
         ),
         *(
             (
+                f"classes without {title} images",
+                len(names := _without(found, split)),
+                f"Add images, or leave the classes out{how}.",
+                names,
+            )
+            for split, title, how in (
+                ("train", "training", ""),
+                ("test", "test", " (data.without_test=leave-out), or train them without a score (=keep)"),
+            )
+        ),
+        *(
+            (
                 f"{split} images that are training images too",
                 leaked[split],
                 "Remove them from one of the two: scores on them are too good.",
@@ -101,6 +130,24 @@ def _problems_of_images(found: Mapping[str, Any]) -> list[Problem]:
             _files(exact, "across_labels"),
         ),
     ]
+
+
+def _without(found: Mapping[str, Any], split: str) -> list[str]:
+    return [name for name, count in zip(found["classes"], found["counts"][split], strict=True) if not count]
+
+
+DEEP = {
+    "black": "deep images that come out nearly black",
+    "white": "deep images that come out nearly white",
+    "black and white": "deep images that come out black and white, without grey",
+    "cut off": "deep images of which a twentieth or more is cut off at black or white",
+}
+
+
+def _problems_of_depth(depth: Mapping[str, Any]) -> list[Problem]:
+    how = "Set data.depth to the range of levels that they use, as in data.depth=[0,4095], or to percentile."
+    results = depth["results"]
+    return [(DEEP[r], of["images"], how, [image["name"] for image in of["first"]]) for r, of in results.items()]
 
 
 def problems_of(
@@ -121,6 +168,7 @@ def problems_of(
     alike: Mapping[str, Any] = inspected["alike"] if inspected else {"pairs": 0, "first": []}
     all_of: list[Problem] = [
         *_problems_of_images(found),
+        *_problems_of_depth(found["depth"]),
         *(
             (f"class names: {problem['meaning']}", problem["classes"], NAME_FIXES[kind], _names(problem["first"]))
             for kind, problem in ((kind, names[kind]) for kind in NAME_FIXES)

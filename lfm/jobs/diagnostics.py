@@ -40,8 +40,10 @@ def gather(
     from lfm.data.artifact import read_info
     from lfm.evaluation import diagnostics
     from lfm.evaluation.metrics import shot_group
+    from lfm.training.batches import barred_partners
 
     info, text_CD = read_info(dataset), read_text(text)
+    barred = barred_partners(config.mixup, info["classes"], text_CD)
     label_N = images.label_N.cpu().numpy()
     count_C = torch.tensor(info["counts"])
     groups = shot_group(count_C, config.shots)
@@ -70,9 +72,11 @@ def gather(
                 for name, of in answers.items()
             },
         },
-        "affinity": diagnostics.affinity(text_CD, config.mixup.tau, diagnostics.shown_classes(len(groups), pairs)),
+        "affinity": diagnostics.affinity(
+            text_CD, config.mixup.tau, diagnostics.shown_classes(len(groups), pairs), barred
+        ),
         "similarity": _similarity(text_CD, label_N, answers),
-        "confused": _confused(text_CD, config.mixup.tau, label_N, answers["trained"]),
+        "confused": _confused(text_CD, config.mixup.tau, barred, label_N, answers["trained"]),
         "worst": _worst(label_N, answers["trained"], len(groups), images),
     }
 
@@ -121,7 +125,7 @@ def _similarity(text_CD: Any, label_N: Any, answers: Mapping[str, "Answer"]) -> 
     return found
 
 
-def _confused(text_CD: Any, tau: float, label_N: Any, trained: "Answer") -> list[dict[str, Any]]:
+def _confused(text_CD: Any, tau: float, barred: Any, label_N: Any, trained: "Answer") -> list[dict[str, Any]]:
     import torch
 
     from lfm.evaluation.diagnostics import CONFUSED, confused
@@ -129,7 +133,7 @@ def _confused(text_CD: Any, tau: float, label_N: Any, trained: "Answer") -> list
 
     found = []
     for truth, answer, images in confused(label_N, trained.predicted_N, len(text_CD))[:CONFUSED].tolist():
-        partner = local_sampling_rows(text_CD, torch.tensor([truth]), tau)[0, answer]
+        partner = local_sampling_rows(text_CD, torch.tensor([truth]), tau, barred)[0, answer]
         cosine = float(text_CD[truth] @ text_CD[answer])
         found.append({"truth": truth, "answer": answer, "images": images, "cosine": cosine, "partner": float(partner)})
     return found

@@ -25,7 +25,9 @@ DECODING = "lfm.data.artifact"
 """The module that takes subsets and decodes; its import closure is in the key of a data set."""
 
 # Fields that do not change what the Arrow files hold.
-ELSEWHERE = {"source", "images", "class_names", "verify", "decode", "decode_gb", "on_bad_image", "max_bad"}
+ELSEWHERE = {
+    "source", "images", "class_names", "verify", "decode", "decode_gb", "on_bad_image", "max_bad", "without_test"
+}  # fmt: skip
 
 
 def check(config: RunConfig) -> None:
@@ -40,6 +42,11 @@ def check(config: RunConfig) -> None:
     loader_of(config.data.name)
     if config.data.name == "custom" and not config.data.source:
         raise InputError("data.source is empty; set it to your images, as in --set data.source=photos (docs/data.md)")
+    if config.data.name != "custom":
+        defaults = DataConfig()
+        for field in ("test_per_class", "test_share", "class_depth", "without_test"):
+            if getattr(config.data, field) != getattr(defaults, field):
+                raise InputError(f"data.{field} is for data.name=custom; {config.data.name} has its own: leave it out")
     for field in ("source", "images", "class_names"):
         place = getattr(config.data, field)
         if place and not is_remote(place) and not Path(place).exists():

@@ -48,10 +48,12 @@ def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[st
 
     from lfm.data.artifact import read_info
     from lfm.method import analysis
+    from lfm.training.batches import barred_partners
 
     info, text_CD = read_info(dataset), read_text(text)
     count_C = torch.tensor(info["counts"])
-    pairs = analysis.Pairs(count_C, text_CD, config.mixup.tau, config.mixup.partner == "uniform")
+    barred = barred_partners(config.mixup, info["classes"], text_CD)
+    pairs = analysis.Pairs(count_C, text_CD, config.mixup.tau, config.mixup.partner == "uniform", barred)
     threshold, alpha = config.train.own_label_threshold, config.stage(stage).alpha
     alpha = analysis.auto_alpha(pairs, threshold) if alpha == "auto" else alpha
     own_C, seen_C = analysis.own_label_mass(pairs, alpha), analysis.seen_probability(pairs)
@@ -101,7 +103,10 @@ def alike_warning(found: Mapping[str, Any]) -> str:
     )
 
 
-ALIKE_FIX = "name what differs with data.class_names=FILE, or describe it with text.descriptions=FILE"
+ALIKE_FIX = (
+    "name what differs with data.class_names=FILE, describe it with text.descriptions=FILE, or do not mix them: "
+    f"mixup.max_similarity={ALIKE}, or the pairs in mixup.exclude"
+)
 
 
 def describe(found: Mapping[str, Any]) -> str:

@@ -114,12 +114,14 @@ def _compared(champion: Any, dataset: str, metrics: Path, run: Any) -> tuple[boo
     import numpy as np
 
     from lfm.evaluation.promotion import gate
-    from lfm.jobs.champion import split_images
+    from lfm.jobs.champion import split_images, unseen_images
     from lfm.tracking import registry
 
     if not (metrics / CHAMPION_PREDICTIONS).is_file():
         return False, f"champion {champion.number} knows other classes or takes other pixels, so the two do not compare"
-    if champion.tags.get(registry.TEST) != split_images(dataset, "test"):
+    same = champion.tags.get(registry.TEST) == split_images(dataset, "test")
+    fair_N = unseen_images(dataset, 1.0 if same else float(champion.tags.get(registry.TEST_SHARE, 0)))
+    if not fair_N.any():
         return False, (
             f"the test images are not those of champion {champion.number}, which may have trained on some of the new "
             f"ones; give the data a fixed test split, or decide with lfm promote"
@@ -127,7 +129,7 @@ def _compared(champion: Any, dataset: str, metrics: Path, run: Any) -> tuple[boo
     label_N = np.load(Path(dataset) / "test_labels.npy", allow_pickle=False)
     new_N, old_N = (np.load(metrics / n, allow_pickle=False) == label_N for n in (PREDICTIONS, CHAMPION_PREDICTIONS))
     groups = np.array(json.loads((metrics / "metrics.json").read_text())["test"]["groups"])
-    found = gate(new_N, old_N, groups[label_N] == "few")
+    found = gate(new_N[fair_N], old_N[fair_N], (groups[label_N] == "few")[fair_N])
     run.log({"gate/all_gain": found.all.points, "gate/all_low": found.all.low}, 0)
     if found.few:
         run.log({"gate/few_gain": found.few.points, "gate/few_high": found.few.high}, 0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lfm.method.mixup import local_sampling_rows, uniform_rows
+from lfm.method.partners import Barred
 
 BLOCK_ENTRIES = 2**22
 # Gauss-Jacobi nodes for the expectation over lambda_x ~ Beta(b, b); lambda_y has two kinks, hence so many.
@@ -28,12 +29,14 @@ class Pairs:
         text_CD: class embeddings, rows of unit length.
         tau: temperature of local sampling.
         uniform: partner class uniform over the others instead of by text.
+        barred: partners that are never drawn.
     """
 
     count_C: Tensor
     text_CD: Tensor
     tau: float
     uniform: bool = False
+    barred: Barred | None = None
 
     @property
     def prior_C(self) -> Tensor:
@@ -47,8 +50,8 @@ class Pairs:
             yield (
                 class_R,
                 uniform_rows(class_R, classes)
-                if self.uniform
-                else local_sampling_rows(self.text_CD, class_R, self.tau),
+                if self.uniform and not self.barred
+                else local_sampling_rows(self.text_CD, class_R, torch.inf if self.uniform else self.tau, self.barred),
             )
 
     def shift(self, class_R: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lfm.method.draws import beta, generator
-from lfm.method.partners import ChunkPartners, ImagesByClass, PartnerSampler, TablePartners, UniformPartners
+from lfm.method.partners import Barred, ChunkPartners, ImagesByClass, PartnerSampler, TablePartners, UniformPartners
 
 if TYPE_CHECKING:  # the method itself needs torch alone
     from lfm.config.schema import MixupConfig
@@ -29,7 +29,7 @@ TABLE_CLASSES = 2048
 """Up to this many classes the rows of p_ls are kept as one table of 8 bytes an entry: 32 MB."""
 
 
-def local_sampling_rows(text_CD: Tensor, class_U: Tensor, tau: float) -> Tensor:
+def local_sampling_rows(text_CD: Tensor, class_U: Tensor, tau: float, barred: Barred | None = None) -> Tensor:
     """Partner distribution p_ls(. | y) of some classes (local sampling).
 
     p_ls(y_j | y_i) = exp(f_Ti . f_Tj / tau) / sum_{k != i} exp(f_Ti . f_Tk / tau) for j != i, and 0 for j = i.
@@ -37,12 +37,17 @@ def local_sampling_rows(text_CD: Tensor, class_U: Tensor, tau: float) -> Tensor:
     Args:
         text_CD: class embeddings, rows of unit length.
         class_U: the classes y_i, int64.
-        tau: temperature, above 0.
+        tau: temperature, above 0; infinite: uniform.
+        barred: partners with probability 0 as well; ours, not the paper's. Each class needs one that is left.
 
     Returns:
         (U, C) in float64, rows summing to 1.
     """
-    scores_UC = (text_CD[class_U] @ text_CD.T).double().div_(tau)
+    cosine_UC = text_CD[class_U] @ text_CD.T
+    scores_UC = cosine_UC.double().div_(tau)
+    if barred:
+        every_1C = torch.arange(len(text_CD), device=text_CD.device)[None]
+        scores_UC.masked_fill_(barred.mask(class_U, every_1C, cosine_UC), -torch.inf)
     scores_UC.scatter_(1, class_U[:, None], -torch.inf)
     return scores_UC.softmax(dim=1)
 
@@ -53,22 +58,24 @@ def uniform_rows(class_U: Tensor, classes: int) -> Tensor:
     return rows_UC.scatter_(1, class_U[:, None], 0.0)
 
 
-def partner_sampler(text_CD: Tensor, tau: float, uniform: bool = False) -> PartnerSampler:
+def partner_sampler(text_CD: Tensor, tau: float, uniform: bool = False, barred: Barred | None = None) -> PartnerSampler:
     """Draws partner classes from p_ls.
 
     Args:
         text_CD: class embeddings, rows of unit length, on any device.
         tau: temperature of local sampling.
         uniform: draw uniformly over the other classes instead.
+        barred: partners that are never drawn.
     """
     classes = len(text_CD)
     assert classes >= 2, "mixing needs two classes"
-    if uniform:
+    if uniform and not barred:
         return UniformPartners(classes)
-    rows_of = partial(local_sampling_rows, text_CD, tau=tau)
+    tau = torch.inf if uniform else tau
+    rows_of = partial(local_sampling_rows, text_CD, tau=tau, barred=barred)
     if classes <= TABLE_CLASSES:
         return TablePartners(rows_of(torch.arange(classes, device=text_CD.device)))
-    return ChunkPartners(text_CD, tau, rows_of)
+    return ChunkPartners(text_CD, tau, rows_of, barred)
 
 
 def mix(image_i: Tensor, image_j: Tensor, lambda_x_B: Tensor) -> Tensor:
@@ -169,9 +176,12 @@ class Mixup:
         alpha: strength of the label shift.
         label_N: class of each training image, int64 on the CPU; every class must occur.
         text_CD: class embeddings, rows of unit length, CPU.
+        barred: partners that lfm never draws.
     """
 
-    def __init__(self, config: "MixupConfig", alpha: float, label_N: Tensor, text_CD: Tensor) -> None:
+    def __init__(
+        self, config: "MixupConfig", alpha: float, label_N: Tensor, text_CD: Tensor, barred: Barred | None = None
+    ) -> None:
         self.config, self.alpha, self.label_N, self.text_CD = config, alpha, label_N, text_CD
         self.images = ImagesByClass(label_N, len(text_CD))
 
@@ -211,9 +221,11 @@ class Remix(Mixup):
 class LocalFeatureMixup(Mixup):
     """LFM (this paper): partners by local sampling, labels by label shift."""
 
-    def __init__(self, config: "MixupConfig", alpha: float, label_N: Tensor, text_CD: Tensor) -> None:
+    def __init__(
+        self, config: "MixupConfig", alpha: float, label_N: Tensor, text_CD: Tensor, barred: Barred | None = None
+    ) -> None:
         super().__init__(config, alpha, label_N, text_CD)
-        self.partners = partner_sampler(text_CD, config.tau, config.partner == "uniform")
+        self.partners = partner_sampler(text_CD, config.tau, config.partner == "uniform", barred)
         self.epoch_partners: tuple[Epoch | None, Tensor] = (None, label_N)
 
     def partner(self, epoch: Epoch, step: int, rng: torch.Generator) -> Tensor:
@@ -253,6 +265,7 @@ class PairSampler:
         batch_size: images of a step.
         seed: of the run.
         stage: 1 or 2.
+        barred: partners that lfm never draws.
     """
 
     def __init__(
@@ -265,8 +278,9 @@ class PairSampler:
         batch_size: int,
         seed: int,
         stage: int,
+        barred: Barred | None = None,
     ) -> None:
-        self.mixup = MIXUPS[config.name](config, alpha, label_N, text_CD)
+        self.mixup = MIXUPS[config.name](config, alpha, label_N, text_CD, barred)
         self.label_N, self.batch_size, self.key = label_N, batch_size, (seed, stage)
         self.steps_per_epoch = -(-len(label_N) // batch_size)
         self._epoch = self._begin(0)

@@ -10,6 +10,7 @@ Letters in the names give shapes:
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -37,6 +38,36 @@ class PartnerSampler(Protocol):
             (B,) int64.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Barred:
+    """Classes that are never each other's partner.
+
+    Args:
+        max_similarity: highest cosine of their embeddings; 1: any.
+        pair_P2: pairs of classes, int64, each in one order.
+    """
+
+    max_similarity: float = 1.0
+    pair_P2: Tensor = field(default_factory=lambda: torch.zeros((0, 2), dtype=torch.long))
+
+    def __bool__(self) -> bool:
+        return self.max_similarity < 1 or len(self.pair_P2) > 0
+
+    def mask(self, class_U: Tensor, place_UL: Tensor, cosine_UL: Tensor) -> Tensor:
+        """Whether each of L classes is barred from each of U. (U, L) bool.
+
+        Args:
+            class_U: the first images' classes.
+            place_UL: the classes asked about, or (1, L) if they are the same for all.
+            cosine_UL: of the two.
+        """
+        barred_UL = cosine_UL > (self.max_similarity if self.max_similarity < 1 else torch.inf)
+        for one, other in self.pair_P2.tolist():
+            for a, b in ((one, other), (other, one)):
+                barred_UL |= (class_U[:, None] == a) & (place_UL == b)
+        return barred_UL
 
 
 class UniformPartners:
@@ -84,10 +115,13 @@ class ChunkPartners:
         text_CD: class embeddings, rows of unit length.
         tau: temperature of local sampling.
         rows_of: partner distributions of some classes, (U,) -> (U, C).
+        barred: what `rows_of` leaves out.
     """
 
-    def __init__(self, text_CD: Tensor, tau: float, rows_of: Callable[[Tensor], Tensor]) -> None:
-        self.text_CD, self.tau, self.rows_of = text_CD, tau, rows_of
+    def __init__(
+        self, text_CD: Tensor, tau: float, rows_of: Callable[[Tensor], Tensor], barred: Barred | None = None
+    ) -> None:
+        self.text_CD, self.tau, self.rows_of, self.barred = text_CD, tau, rows_of, barred
         classes = len(text_CD)
         most = max(1, KEPT_BYTES // (4 * classes))
         self.chunk = min(classes, max(CHUNK, -(-classes // most)))
@@ -105,7 +139,10 @@ class ChunkPartners:
         first_B = begin_B.clamp(max=len(self.text_CD) - self.chunk)
         place_BL = first_B[:, None] + torch.arange(self.chunk, device=class_B.device)
         no_mass_BL = (place_BL == class_B[:, None]) | (place_BL < begin_B[:, None])
-        score_BL = self._cosines(class_B, place_BL).double().div_(self.tau).masked_fill_(no_mass_BL, -torch.inf)
+        cosine_BL = self._cosines(class_B, place_BL)
+        if self.barred:
+            no_mass_BL |= self.barred.mask(class_B, place_BL, cosine_BL)
+        score_BL = cosine_BL.double().div_(self.tau).masked_fill_(no_mass_BL, -torch.inf)
         return first_B + _invert(score_BL.softmax(dim=1), share_B)[0]
 
     def _cosines(self, class_B: Tensor, place_BL: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ def headline(found: Mapping[str, Any]) -> dict[str, str]:
     audit, inspected = found["audit"], found["inspect"]
     numbers = {f"{split} images": f"{of['images']:,}" for split, of in audit["splits"].items()}
     count_C = audit["counts"]["train"]
-    numbers |= {"classes": f"{len(audit['classes']):,}", "gamma": f"{max(count_C) / min(count_C):.1f}"}
+    numbers |= {"classes": f"{len(audit['classes']):,}", "gamma": f"{max(count_C) / max(min(count_C), 1):.1f}"}
     if inspected:
         numbers["gamma' after local sampling"] = f"{inspected['gamma_effective']:.1f}"
     return numbers | {
@@ -47,6 +47,7 @@ def data_page(title: str, found: Mapping[str, Any], thumbnails: Mapping[str, str
     """
     parts = [
         *part("Problems", "What to fix first", macro(PIECES, "problems", found["problems"])),
+        *part("Source", "How the source was read", macro(PARTS, "lines", found["source"])),
         *part("Classes", "Each class", _classes(found)),
         *_images(found["audit"]),
         *_duplicates(found["audit"], thumbnails or {}),
@@ -98,6 +99,7 @@ def _images(audit: Mapping[str, Any]) -> list[Part]:
     rows = [Row(side, [cell(f"{sizes[side][k]:g}") for k in ("min", "median", "max")]) for side in ("width", "height")]
     caption = f"{sizes['distinct']:,} sizes. {modes}."
     parts = part("Images", "Images", table(caption, ["pixels", "min", "median", "max"], rows))
+    parts += part("Depth", "Images of more than 8 bits", _depth(audit["depth"]))
     if bad["images"]:
         parts += part("Unusable", "Cannot be used", macro(PARTS, "unusable", bad["images"], bad["first"]))
     odd = [
@@ -107,6 +109,22 @@ def _images(audit: Mapping[str, Any]) -> list[Part]:
     ]
     head = ["kind", "images", "meaning", "first"]
     return parts + part("Odd", "Odd, but used", table("Kinds of odd images.", head, odd, words=(2, 3)) if odd else "")
+
+
+def _depth(depth: Mapping[str, Any]) -> str:
+    """The levels that become black and white, the same for all images and in serving; nothing without deep images."""
+    if not depth["rule"]:
+        return ""
+    rows = []
+    for kind, of in depth["rule"].items():
+        numbers = (f"{of['images']:,}", f"{of['low']:g}", f"{of['high']:g}")
+        rows.append(Row(kind, [*map(cell, numbers), cell(of["why"], kind="text")]))
+    results = ", ".join(f"{of['images']:,} {result}" for result, of in depth["results"].items())
+    caption = (
+        "Levels that become black and white, for every image and in serving (u16: 16 bits, i32: 32 bits, f32: floats). "
+        f"Results: {results}."
+    )
+    return table(caption, ["levels", "images", "black", "white", "why"], rows, words=(4,))
 
 
 def _names(of: Mapping[str, Any]) -> str:

@@ -18,6 +18,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lfm.evaluation.comparison import plain_cell
+
 COLOURS = {
     "#1c2230": "ink",
     "#565f6e": "muted",
@@ -178,9 +180,8 @@ def write_piece(piece: Piece, folder: Path) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table as a file; an absent value is an empty cell."""
+    """A table as a file; an absent value is an empty cell, and no class name is a formula."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerows([plain_cell(cell) for cell in row] for row in (columns, *rows))

@@ -25,6 +25,7 @@ from lfm.backbones.openclip import build_image_tower
 from lfm.backbones.towers import Preprocess
 from lfm.config.schema import TextConfig
 from lfm.data.decoding import fitted, pixels_of
+from lfm.data.depth import ranges_in
 from lfm.errors import InputError
 from lfm.storage.artifact import verify
 
@@ -62,6 +63,7 @@ class Predictor:
         self.model.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
         self.bf16 = use_bf16(precision, self.device)
         self.to = Preprocess.of(self.info["preprocess"])
+        self.ranges = ranges_in(self.info)
         self.mean, self.std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.to.mean, self.to.std))
         served = json.loads((folder / SERVED).read_text()) if (folder / SERVED).is_file() else {}
         self.calibration: dict[str, Any] | None = served.get("calibration")

@@ -175,7 +175,7 @@ def _fitted(predictor: Predictor, image: bytes | NDArray[np.uint8], name: str) -
     try:
         if isinstance(image, np.ndarray):
             return predictor.fit(image)
-        return predictor.fit(decode(image, name, float("inf"), grey=predictor.info["channels"] == 1))
+        return predictor.fit(decode(image, name, float("inf"), predictor.info["channels"] == 1, predictor.ranges))
     except BadImageError as error:
         raise RequestError(str(error)) from error
     except InputError as error:

@@ -45,14 +45,24 @@ def read(uri: str) -> bytes:
     Raises:
         InputError: no such object or bucket, access denied, no credentials, or no answer.
     """
+    return read_stamped(uri)[0]
+
+
+def read_stamped(uri: str) -> tuple[bytes, str]:
+    """The bytes of an object, and its size and ETag as `listing` has them.
+
+    Raises:
+        InputError: as `read`.
+    """
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
     bucket, key = _split(uri)
     with _plain(uri):
         for attempt in range(ATTEMPTS):
             try:
-                body: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
-                return body
+                found = _client().get_object(Bucket=bucket, Key=key)
+                body: bytes = found["Body"].read()
+                return body, f"{len(body)} {found['ETag'].strip(chr(34))}"
             except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
                 if attempt == ATTEMPTS - 1:  # boto3 repeats the request, but not a body that breaks off
                     raise

@@ -13,9 +13,9 @@ from lfm.tracking.client import connect, connect_to_read, every
 
 CONTENT = "lfm.content"
 CHAMPION, CHALLENGER = "champion", "challenger"
-REASON, WHEN, BEFORE, DATASET, TRAIN, TEST, INPUT = (
+REASON, WHEN, BEFORE, DATASET, TRAIN, TEST, INPUT, TEST_SHARE = (
     "lfm.decision", "lfm.decided", "lfm.champion_before", "lfm.dataset", "lfm.train_images", "lfm.test_images",
-    "lfm.input",
+    "lfm.input", "lfm.test_share",
 )  # fmt: skip
 """Tags of a version; those of the data are on every evaluated run too."""
 

@@ -7,7 +7,7 @@ N training images.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class Stage:
         log: takes metrics and the epoch they belong to, counted from 1.
         alpha: strength of the label shift, a number even where the configuration says "auto".
         written: takes the folder of each new checkpoint.
+        classes: names of the classes, where `mixup.exclude` speaks of some.
 
     Raises:
         InputError: the checkpoint to resume from was made with other values; they are named.
@@ -58,6 +59,7 @@ class Stage:
     def __init__(
         self, number: int, config: RunConfig, model: LFM, train: Images, val: Images, folder: Path,
         log: Callable[[Mapping[str, float], int], None], alpha: float, written: Callable[[Path], None] | None = None,
+        classes: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.number, self.config, self.model, self.train, self.log = number, config, model, train, log
         self.values, device = config.stage(number), train.device
@@ -82,7 +84,7 @@ class Stage:
         self.loss = make_loss(config.loss, Classes(count_C, text_CD))
 
         self.batch_size = start.batch_size if start.batch_size != "auto" else self._searched_batch_size()
-        self.sampler = pair_sampler(config, number, label_N, text_CD.cpu(), alpha, self.batch_size)
+        self.sampler = pair_sampler(config, number, label_N, text_CD.cpu(), alpha, self.batch_size, classes)
         self.steps = self.values.epochs * self.sampler.steps_per_epoch
         self.net, self.prepared_optimizer = prepare(
             self.accelerator, model, self.optimizer, config.train.compile, self.steps

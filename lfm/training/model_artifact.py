@@ -74,6 +74,7 @@ def model_info(config: RunConfig, info: Mapping[str, Any], images: "Images", bac
         "channels": info["channels"],
         "image_shape": list(images.shape) if not images.to.size else None,
         "preprocess": info["preprocess"],
+        "depth": info.get("depth", {}),
         "classes": info["classes"],
         "counts": info["counts"],
         "temperature": scale.get(config.loss.name, config.loss.temperature),

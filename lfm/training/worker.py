@@ -59,8 +59,9 @@ def train(task: WorkerTask, log: Callable[[Mapping[str, float], int], None]) -> 
     mirror = Mirror(task.remote, config.train.keep_checkpoints, [task.curves]) if task.remote and first else None
     try:
         Stage(
-            task.stage, config, model, images, val, task.checkpoints, log, task.alpha, mirror.send if mirror else None
-        ).run()
+            task.stage, config, model, images, val, task.checkpoints, log, task.alpha,
+            mirror.send if mirror else None, read_info(task.dataset)["classes"],
+        ).run()  # fmt: skip
     except NonFiniteLossError as error:
         raise NonFiniteLossError(f"{error}{_images_of(error.index_K2, task.dataset)}", error.index_K2) from error
     finally:

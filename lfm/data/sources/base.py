@@ -1,6 +1,7 @@
 """What a data set's loader gives: where each image is, its class and its split. No image is read yet."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from lfm.storage import s3
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
+NOWHERE = 3
+"""In no split: neither trained on nor scored."""
 Index = NDArray[np.int64]
 
 
@@ -33,15 +36,22 @@ class Encoded(Protocol):
         ...
 
 
+def stamp_of(status: os.stat_result) -> str:
+    """Size and time of a local file."""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 @dataclass(frozen=True)
 class Files:
     """Images in files of their own.
 
     Args:
         paths: local paths or s3:// addresses, one an image.
+        stamps: of each file when it was listed, as `stamp_of` has them; none: changes are not looked for.
     """
 
     paths: Sequence[str]
+    stamps: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,9 +61,20 @@ class Files:
         return self.paths[i]
 
     def read(self, i: int) -> bytes:
-        """The file's bytes."""
-        path = self.paths[i]
-        return s3.read(path) if s3.is_remote(path) else Path(path).read_bytes()
+        """The file's bytes.
+
+        Raises:
+            InputError: it is another one than that which was listed.
+        """
+        path, stamp = self.paths[i], self.stamps[i] if self.stamps else ""
+        if s3.is_remote(path):
+            data, found = s3.read_stamped(path)
+        else:
+            with Path(path).open("rb") as file:
+                data, found = file.read(), stamp_of(os.fstat(file.fileno()))
+        if stamp and found != stamp:
+            raise InputError(f"{path} has changed since it was listed; begin again once the data are at rest")
+        return data
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,30 @@ class Joined:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Some images of a collection.
+
+    Args:
+        images: the collection.
+        place_N: positions in it.
+    """
+
+    images: Encoded
+    place_N: Index
+
+    def __len__(self) -> int:
+        return len(self.place_N)
+
+    def name(self, i: int) -> str:
+        """As the collection says."""
+        return self.images.name(int(self.place_N[i]))
+
+    def read(self, i: int) -> bytes:
+        """As the collection says."""
+        return self.images.read(int(self.place_N[i]))
+
+
+@dataclass(frozen=True)
 class Source:
     """A whole labelled data set before any subset is taken."""
 
@@ -118,12 +163,16 @@ class Source:
     label_N: Index
     """Class of each image."""
     split_N: NDArray[np.int8]
-    """Split of each image: a place in `SPLITS`."""
+    """Split of each image: a place in `SPLITS`, or `NOWHERE`."""
     classes: tuple[str, ...]
     checksum: str
     """Changes when the raw files do: names the data in every later artifact. Local files: of path, size and time."""
     equal_names: bool = False
     """Whether the published class names hold two that are equal (CLIP's ImageNet names do)."""
+    test_share: float = 0.0
+    """Of a test split made by content (`lfm.data.sources.test_split`): the threshold; 0: the data have one."""
+    without_test: bool = False
+    """Whether classes without test images are wanted so."""
 
     @classmethod
     def from_arrays(
@@ -172,7 +221,7 @@ class Source:
         for split, title in ((TRAIN, "training"), (TEST, "test")):
             count_C = np.bincount(self.label_N[self.split_N == split], minlength=len(self.classes))
             empty = np.flatnonzero(count_C == 0)
-            if len(empty):
+            if len(empty) and not (split == TEST and self.without_test):
                 raise InputError(
                     f"class {self.classes[empty[0]]!r} has no {title} image; add one or leave the class out"
                 )

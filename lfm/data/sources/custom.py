@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfm.config.schema import DataConfig
-from lfm.data.sources.base import SPLITS, TEST, TRAIN, Encoded, Files, Index, Source
+from lfm.data.sources.base import NOWHERE, SPLITS, TEST, TRAIN, Encoded, Files, Index, Source
 from lfm.data.sources.class_names import named, number_classes
 from lfm.data.sources.image_folder import from_folder, scan
 from lfm.data.sources.image_listing import Found, absolute, resolve, stamps
@@ -16,6 +16,7 @@ from lfm.data.sources.manifest import MANIFESTS, Rows, read_lists, read_manifest
 from lfm.data.sources.saved_dataset import is_arrow, read_arrow
 from lfm.data.sources.test_split import choose_test, digests
 from lfm.data.sources.whole_numbers import fraction, whole_number
+from lfm.data.sources.without_test import settle
 from lfm.errors import InputError
 from lfm.progress import say
 from lfm.storage import s3
@@ -37,7 +38,8 @@ def load_custom(config: DataConfig) -> Source:
     """Images of an image folder, split list, manifest or saved data set (`KINDS`); without a test split one is made.
 
     Args:
-        config: `source`, `images`, `class_names`, `class_depth` and `test_per_class` are read.
+        config: `source`, `images`, `class_names`, `class_depth`, `test_per_class`, `test_share` and `without_test` are
+            read.
 
     Raises:
         InputError: no such source, or an error in it: the file, row, rule and fix are named.
@@ -49,40 +51,70 @@ def load_custom(config: DataConfig) -> Source:
     remote = s3.is_remote(source)
     images: Encoded
     if not remote and is_arrow(Path(source)):
+        _refuse_idle(config, "a saved data set", "images", "class_depth")
         images, label_N, split_N, classes, checksum = read_arrow(Path(source))
         classes = named(config, classes)
     elif packed := _packed(source, suffix):
         from lfm.data.sources.parquet_images import read_packed
 
+        _refuse_idle(config, "Parquet with images inside", "images", "class_depth")
         images, label_N, split_N, classes, checksum = read_packed(config, source, packed)
     else:
         found = _find(config, source, suffix, remote)
         label_N, classes = number_classes(config, found)
-        images, split_N = Files(found.path), np.array(found.split, np.int8)
+        images, split_N = Files(found.path, found.stamp), np.array(found.split, np.int8)
         checksum = _checksum(found, label_N, split_N, classes)
     if not (split_N == TRAIN).any():
         raise InputError(f"{source} has no training images; give some the split train")
+    share = 0.0
     if not (split_N == TEST).any():
-        split_N = choose_test(_kept_digests(images, checksum), label_N, split_N, classes, config.test_per_class)
-        made = int((split_N == TEST).sum()) // len(classes)
-        say(f"{source} has no test split: of each class, images chosen by their content are one now ({made} a class)")
-        if made < COARSE:
-            say(f"warning: {made} test images a class make coarse scores; bring a test split or more images")
-    count = ", ".join(f"{(split_N == k).sum():,} {name}" for k, name in enumerate(SPLITS))
-    say(f"{len(images):,} images of {len(classes):,} classes from {source}: {count}")
-    result = Source(images, label_N, split_N, classes, checksum)
+        share, digest_N = config.test_share, _kept_digests(images, checksum)
+        split_N = choose_test(digest_N, label_N, split_N, classes, share, config.test_per_class)
+        _say_made(source, label_N, split_N)
+    elif config.test_per_class or config.test_share != DataConfig().test_share:
+        field = "test_per_class" if config.test_per_class else "test_share"
+        raise InputError(
+            f"{source} has a test split, so data.{field} has no effect; leave it out, or take the split away"
+        )
+    result = settle(config, Source(images, label_N, split_N, classes, checksum, test_share=share))
+    count = ", ".join(f"{(result.split_N == k).sum():,} {name}" for k, name in enumerate(SPLITS))
+    say(f"{len(result.images):,} images of {len(result.classes):,} classes from {source}: {count}")
     result.check()
     return result
 
 
+def _refuse_idle(config: DataConfig, kind: str, *fields: str) -> None:
+    """Raises InputError where one of these fields is set, which are without effect for this kind of source."""
+    for field in fields:
+        if getattr(config, field):
+            raise InputError(f"data.{field} has no effect where data.source is {kind}; leave it out")
+
+
+def _say_made(source: str, label_N: Index, split_N: NDArray[np.int8]) -> None:
+    count_C = np.bincount(label_N[split_N == TEST])
+    least, most = int(count_C[count_C > 0].min(initial=0)), int(count_C.max(initial=0))
+    span = f"{most}" if least == most else f"{least} to {most}"
+    say(f"{source} has no test split: of each class, images chosen by their content are one now ({span} a class)")
+    if spare := int((split_N == NOWHERE).sum()):
+        say(
+            f"{spare:,} more images of larger classes are neither trained on nor scored, so that the test split stays "
+            f"when images are added; a smaller data.test_share leaves fewer out"
+        )
+    if least < COARSE:
+        say(f"warning: {least} test images a class make coarse scores; bring a test split or more images")
+
+
 def _kept_digests(images: Encoded, checksum: str) -> list[bytes]:
-    """sha256 of each image, read once for all runs on the same files."""
+    """sha256 of each image, empty where it cannot be read; read once for all runs on the same files."""
+    missing = bytes(32)
 
     def build(aside: Path) -> None:
-        np.save(aside / "digests.npy", np.frombuffer(b"".join(digests(images)), np.uint8).reshape(-1, 32))
+        joined = b"".join(digest or missing for digest in digests(images))
+        np.save(aside / "digests.npy", np.frombuffer(joined, np.uint8).reshape(-1, 32))
 
     folder, _ = build_once("digests", {"source": checksum}, build)
-    return [row.tobytes() for row in np.load(folder / "digests.npy", allow_pickle=False)]
+    found = [row.tobytes() for row in np.load(folder / "digests.npy", allow_pickle=False)]
+    return [b"" if digest == missing else digest for digest in found]
 
 
 def _packed(source: str, suffix: str) -> list[str]:
@@ -99,7 +131,10 @@ def _find(config: DataConfig, source: str, suffix: str, remote: bool) -> Found:
         scanned = scan(source)
         if not config.class_depth and scanned.labelled_by_metadata():
             return _from_tables(config, f"{source}/metadata", read_metadata(source, scanned.metadata()))
+        _refuse_idle(config, "an image folder", "images")
         return from_folder(scanned, config.class_depth)
+    if Path(source).exists() or remote:
+        _refuse_idle(config, "a list", "class_depth")
     if suffix == ".txt":
         return _from_tables(config, source, read_lists(source))
     if suffix in MANIFESTS:

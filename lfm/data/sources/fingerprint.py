@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lfm.data.sources.base import stamp_of
 from lfm.errors import InputError
 from lfm.storage import s3
 
@@ -16,7 +17,7 @@ THREADS = 8  # folders looked into at a time: a network file system answers slow
 def fingerprint(root: str, paths: Sequence[str], files: Iterable[Path] = ()) -> str:
     """Checksum of listed images by (path, size, time of change), in their order, and of the lists' bytes.
 
-    Each folder is read once, so that a million images take seconds. Images at s3:// count by their address alone.
+    Images at s3:// count by their address alone.
 
     Args:
         root: folder or s3:// prefix that relative paths start from.
@@ -26,12 +27,33 @@ def fingerprint(root: str, paths: Sequence[str], files: Iterable[Path] = ()) -> 
     Raises:
         InputError: images are missing; the message has their number and the first five.
     """
+    return fingerprint_of(root, paths, files, stamps_of(root, paths))
+
+
+def fingerprint_of(root: str, paths: Sequence[str], files: Iterable[Path], stamps: Sequence[str]) -> str:
+    """`fingerprint` of images whose stamps are known."""
+    facts = [
+        f"{path}\0{stamp}\n" if stamp else f"{join(root, path)}\n" for path, stamp in zip(paths, stamps, strict=True)
+    ]
+    digest = hashlib.blake2b("".join(facts).encode("utf-8", "surrogateescape"), digest_size=16)
+    for file in files:
+        digest.update(hashlib.blake2b(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def stamps_of(root: str, paths: Sequence[str]) -> list[str]:
+    """Size and time of each listed image, nothing of those at s3://.
+
+    Each folder is read once, so that a million images take seconds.
+
+    Raises:
+        InputError: images are missing; the message has their number and the first five.
+    """
     fulls = [join(root, path) for path in paths]
     local = [i for i, full in enumerate(fulls) if not s3.is_remote(full)]
-    facts = [f"{full}\n" for full in fulls] if len(local) < len(paths) else [""] * len(paths)
-    missing = []
+    stamps, missing = [""] * len(paths), []
     for i, fact in zip(local, _facts([fulls[i] for i in local]), strict=True):
-        facts[i] = f"{paths[i]}\0{fact}\n"
+        stamps[i] = fact
         if not fact:
             missing.append(fulls[i])
     if missing:
@@ -40,10 +62,7 @@ def fingerprint(root: str, paths: Sequence[str], files: Iterable[Path] = ()) -> 
             f"{' ...' if len(missing) > SHOWN else ''}; put them there, or set data.images to the folder that "
             f"the paths in the list start from"
         )
-    digest = hashlib.blake2b("".join(facts).encode("utf-8", "surrogateescape"), digest_size=16)
-    for file in files:
-        digest.update(hashlib.blake2b(file.read_bytes()).digest())
-    return digest.hexdigest()
+    return stamps
 
 
 def join(root: str, path: str) -> str:
@@ -67,8 +86,7 @@ def _facts(fulls: Sequence[str]) -> list[str]:
         for i in inside[folder]:
             entry = there.get(fulls[i].rpartition("/")[2])
             if entry and entry.is_file():
-                status = entry.stat()
-                facts[i] = f"{status.st_size} {status.st_mtime_ns}"
+                facts[i] = stamp_of(entry.stat())
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(look, inside))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from lfm.data.sources.base import TRAIN
-from lfm.data.sources.image_listing import Found, first_few, stamp_of
+from lfm.data.sources.base import TRAIN, stamp_of
+from lfm.data.sources.image_listing import Found, first_few
 from lfm.data.sources.manifest import unreadable
 from lfm.data.sources.split_words import say_splits, splits_of
 from lfm.errors import InputError

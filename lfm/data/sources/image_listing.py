@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
+from lfm.data.sources.base import stamp_of
 from lfm.errors import InputError
 from lfm.storage import s3
 
@@ -56,11 +57,6 @@ def first_few(names: Sequence[str] | set[str]) -> str:
     """The first five names, for an error; those of a set in alphabetical order."""
     some = sorted(names) if isinstance(names, set) else names
     return ", ".join(some[:5]) + (", ..." if len(some) > 5 else "")
-
-
-def stamp_of(status: os.stat_result) -> str:
-    """Size and time of a local file."""
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def stamps(path: list[str]) -> list[str]:

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lfm.config.schema import DataConfig
-from lfm.data.sources.base import SPLITS, TRAIN, Encoded, Index, Joined
+from lfm.data.sources.base import SPLITS, TRAIN, Encoded, Index, Joined, stamp_of
 from lfm.data.sources.class_names import named, number_classes
-from lfm.data.sources.image_listing import Found, first_few, stamp_of
+from lfm.data.sources.image_listing import Found, first_few
 from lfm.data.sources.manifest import LABEL_COLUMNS, PATH_COLUMNS, read_file
 from lfm.data.sources.split_columns import is_split_column, plain_name, split_of_rows
 from lfm.data.sources.split_words import say_splits, splits_of
@@ -44,7 +44,10 @@ def _open(file: str, stamp: str) -> Any:
 @functools.lru_cache(maxsize=8)
 def _group(file: str, stamp: str, column: str, group: int) -> Any:
     """The images of one row group: what is read at a time."""
-    return _open(file, stamp).read_row_group(group, columns=[column]).column(column).combine_chunks()
+    found = _open(file, stamp).read_row_group(group, columns=[column]).column(column).combine_chunks()
+    if not s3.is_remote(file) and _stamp(file) != stamp:  # a remote file was read whole, once
+        raise InputError(f"{file} has changed since it was listed; begin again once the data are at rest")
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lfm.config.schema import DataConfig
 from lfm.data.sources.base import SPLITS, Files, Index, Source
 from lfm.data.sources.class_names import named
 from lfm.data.sources.downloads import download_again, require
-from lfm.data.sources.fingerprint import fingerprint, join
+from lfm.data.sources.fingerprint import fingerprint_of, join, stamps_of
 from lfm.errors import InputError
 from lfm.progress import say
 
@@ -184,14 +184,15 @@ def source_of(
         )
     root = config.images or str(lists[0].file.parent)
     paths = [path for listed in lists for path in listed.paths]
+    stamps = stamps_of(root, paths)
     counts = ", ".join(f"{len(listed.paths):,} {SPLITS[listed.split]}" for listed in lists)
     say(f"{title}: {counts} images below {root}")
     return Source(
-        Files([join(root, path) for path in paths]),
+        Files([join(root, path) for path in paths], stamps),
         np.concatenate([listed.label_N for listed in lists]),
         np.repeat(np.array([listed.split for listed in lists], np.int8), [len(listed.paths) for listed in lists]),
         names,
-        fingerprint(root, paths, [listed.file for listed in lists]),
+        fingerprint_of(root, paths, [listed.file for listed in lists], stamps),
         equal_names,
     )
 

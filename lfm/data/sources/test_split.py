@@ -1,4 +1,9 @@
-"""A balanced test split, made by the images' content."""
+"""A test split made by the images' content, which stays when images are added.
+
+Whether an image may train follows from its own bytes alone: those whose hash lies below a threshold never do, whatever
+lies beside them. So an image that was a test image once is never trained on later, and a model that was trained before
+has not seen the test images of now.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from lfm.data.sources.base import TEST, TRAIN, Encoded, Index
+from lfm.data.sources.base import NOWHERE, TEST, TRAIN, Encoded, Index
 from lfm.errors import InputError
 from lfm.progress import bar
 
@@ -16,70 +21,79 @@ AT_ONCE = 64
 Split = NDArray[np.int8]
 
 
-def choose_test(
-    digest_N: Sequence[bytes], label_N: Index, split_N: Split, classes: Sequence[str], per_class: int
-) -> Split:
-    """Move the same number of training images of each class to the test split.
+def kept_from_training(digest: bytes, share: float) -> bool:
+    """Whether the hash of an image's bytes lies in the lowest share of all."""
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
-    Images with the same bytes stay together, and stay where they are when two classes or two splits have them. A
-    class gives its images in the order of their digests, so images added elsewhere change nothing, and an added image
-    takes the place of at most a few.
+
+def choose_test(
+    digest_N: Sequence[bytes], label_N: Index, split_N: Split, classes: Sequence[str], share: float, per_class: int = 0
+) -> Split:
+    """Move training images whose hash lies below the threshold to the test split, about as many of each class.
+
+    Images with the same bytes stay together, and stay where they are when two classes or two splits have them. Of each
+    class the lowest hashes are taken: at most as many as are to be expected of the smallest class. What is left of
+    those below the threshold is in no split. A class gives one even if none lies below, and keeps one for training.
 
     Args:
-        digest_N: of each image's bytes.
+        digest_N: of each image's bytes; empty for files that cannot be read, which stay.
         label_N: class of each image.
         split_N: split of each image; none is in test.
         classes: names of all classes.
-        per_class: test images of each class; 0: a fifth of the smallest class, 1 to 100.
+        share: the threshold: this share of all images never trains.
+        per_class: test images of each class, taken beyond the threshold if need be; 0: `share` of the smallest class.
 
     Returns:
-        The new split of each image.
+        The new split of each image. A class of one image, or of copies of one, gives none and does not count as the
+        smallest.
 
     Raises:
-        InputError: a class cannot give so many and keep one.
+        InputError: a class of several images cannot give `per_class` and keep one.
     """
     label, split = label_N.tolist(), split_N.tolist()
     copies: dict[bytes, list[int]] = {}
     for i, digest in enumerate(digest_N):
-        copies.setdefault(digest, []).append(i)
+        copies.setdefault(digest or str(i).encode(), []).append(i)
     units_C: list[list[list[int]]] = [[] for _ in classes]
     for digest in sorted(copies):
         same = copies[digest]
-        if all(label[i] == label[same[0]] and split[i] == TRAIN for i in same):
+        if digest_N[same[0]] and all(label[i] == label[same[0]] and split[i] == TRAIN for i in same):
             units_C[label[same[0]]].append(same)
-    count_C = np.bincount(label_N[split_N == TRAIN], minlength=len(classes)).tolist()
-    n = per_class or min(max(min(count_C) // 5, 1), 100)
+    count_C = np.bincount(label_N[split_N == TRAIN], minlength=len(classes))
+    able_C = np.array([any(len(same) < n for same in units) for n, units in zip(count_C, units_C, strict=True)])
+    n = per_class or max(1, int(share * count_C[able_C].min(initial=2**40) + 1e-9))
     result = split_N.copy()
-    for name, count, units in zip(classes, count_C, units_C, strict=True):
-        if count <= n:
-            most = min(count_C) - 1
-            lower = f", or set data.test_per_class to {most} or less" if most else " or leave the class out"
-            raise InputError(
-                f"class {name!r} has {count} training images, too few to give {n} to the test split, which the data "
-                f"lack, and keep one; add images{lower}"
-            )
-        taken = 0
+    for k, units in enumerate(units_C):
+        taken, left = 0, int(count_C[k])
         for same in units:
-            if taken + len(same) <= n:
-                result[same] = TEST
-                taken += len(same)
-        if taken < n:
+            below = kept_from_training(digest_N[same[0]], share)
+            fits = taken + len(same) <= n and (below or bool(per_class) or not taken)
+            if (fits or below) and len(same) < left:
+                result[same] = TEST if fits else NOWHERE
+                taken, left = taken + len(same) * fits, left - len(same)
+        if able_C[k] and not (taken or per_class):  # each group of copies is larger than n
+            some = [same for same in units if len(same) < count_C[k]]
+            result[min(some, key=lambda same: (result[same[0]] == TRAIN, len(same)))] = TEST
+        if able_C[k] and taken < per_class:
             raise InputError(
-                f"class {name!r} can give only {taken} of its {count} images to the test split, not {n}: copies of "
-                f"one image stay together, and those that two classes or splits share stay where they are; remove the "
-                f"copies{f' or set data.test_per_class to {taken}' if taken else ''}"
+                f"class {classes[k]!r} can give only {taken} of its {count_C[k]} training images to the test split, "
+                f"which the data lack, and keep one, not {per_class}: copies of an image stay together, and those that "
+                f"two classes or splits share stay where they are; add images, or set data.test_per_class to "
+                f"{taken or 'less'}{' or less' if taken else ''}"
             )
     return result
 
 
 def digests(images: Encoded) -> list[bytes]:
-    """sha256 of each image's bytes; several threads read."""
+    """sha256 of each image's bytes, empty where there is no such file (a link to nothing); several threads read."""
 
     def some(start: int) -> list[bytes]:
         found = []
         for i in range(start, min(start + AT_ONCE, len(images))):
             try:
                 found.append(hashlib.sha256(images.read(i)).digest())
+            except FileNotFoundError:  # an image that cannot be used, which the build lists
+                found.append(b"")
             except OSError as error:
                 raise InputError(f"{images.name(i)} cannot be read ({error.strerror or error})") from error
         return found
