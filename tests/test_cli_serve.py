@@ -65,9 +65,10 @@ def test_json_is_one_object_a_line_and_a_new_class_is_marked(folder: Path, photo
 def test_what_is_wrong_is_named(folder: Path, photos: Path, home: Path) -> None:
     (photos / "torn.png").write_bytes((photos / "a.png").read_bytes()[:100])
     (photos / "empty").mkdir()
+    for name, message in (("torn.png", "torn.png is truncated or damaged"), ("notes.txt", "notes.txt is no image")):
+        done = CliRunner().invoke(app, ["predict", str(photos / name), "--model", str(folder)])
+        assert done.exit_code == 1 and message in done.stderr and "error: 1 of 1 images cannot be used" in done.stderr
     for arguments, message in (
-        ((photos / "torn.png", "--model", folder), r"torn.png is truncated or damaged"),
-        ((photos / "notes.txt", "--model", folder), r"notes.txt is no image"),
         ((photos / "empty", "--model", folder), r"empty holds no image; one ends in .apng"),
         ((photos / "absent.png", "--model", folder), r"absent.png does not exist; give files or folders"),
         ((photos / "a.png", "--model", photos), r"photos holds no model; give models:/NAME@champion"),
