@@ -35,7 +35,7 @@ class Row:
     ratio: float
     goal: float
     source: str = "stand-in"
-    """Of the reference: "stand-in", "authors' code" or "bare model"."""
+    """Of the reference: "stand-in", "authors' code", "bare model", or "without" what the part is about."""
     mfu: float | None = None
     """Of ours on a GPU of `PEAK`: its operations a second by the GPU's, in percent."""
 

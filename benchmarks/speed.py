@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import reference as usual
+from benchmarks.checkpoints import checkpoint_row
 from benchmarks.inputs import jpeg_input_row, small_images, small_input_row
 from benchmarks.measure import Row, row, seconds, unit_rows
 from benchmarks.training import BATCH, SMALL, TOWER, loop_row, step_row, validation_row
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     at_least, jpegs = (0.0, 200) if options.quick else (3.0, 400)
     theirs, name = options.reference, SMALL if options.quick else TOWER
     steps, epochs = (4, 1) if options.quick else (200, 3) if device.type == "cuda" else (6, 4)
+    every = 16 if options.quick else 400 if device.type == "cuda" else 12  # steps between checkpoints
     parts: list[Callable[[], Row]] = [
         lambda: small_input_row("fast", 50, device, at_least, theirs),
         lambda: small_input_row("exact", 2.8, device, at_least, theirs),
@@ -88,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         lambda: step_row(2, 3.8, device, at_least, name),
         lambda: loop_row(1, 0.97, small_images(BATCH * steps, device), epochs, name),
         lambda: loop_row(2, 0.98, small_images(BATCH * steps, device), epochs, name),
+        lambda: checkpoint_row(0.97, small_images(BATCH * every, device), every, name, options.json.parent),
         lambda: validation_row(small_images(10_000, device), 32 if options.quick else 96, at_least, name),
     ]
     rows = []

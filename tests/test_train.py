@@ -467,7 +467,10 @@ def test_features_kept_in_stage_2_score_as_the_images_do() -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_writes_a_checkpoint_and_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_training_resumes_to_the_same_weights(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     values = {"train__precision": "fp32", "train__checkpoint_minutes": 1e9, "stage1__epochs": 80}
     whole = start(tmp_path / "a", tmp_path / "whole.safetensors", 1, **values)
     output, _ = whole.communicate(timeout=120)
@@ -477,9 +480,10 @@ def test_sigterm_writes_a_checkpoint_and_training_resumes_to_the_same_weights(tm
     seen = ""
     while "0%" not in seen:  # the bar: the loop has begun, and with it the handler
         seen += process.stdout.read(1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode != 0 and "was asked to stop; it resumes from step" in output, seen + output
+    assert process.returncode != 0, seen + output
+    assert re.search(r"was asked to stop at step (\d+); it resumes from step \1\b", output), seen + output
     assert len(list((tmp_path / "b").glob("step-*"))) == 1 and not (tmp_path / "never").exists()
     again = start(tmp_path / "b", tmp_path / "again.safetensors", 1, **values)
     output, _ = again.communicate(timeout=120)

@@ -285,9 +285,10 @@ class TrainConfig(Section):
     validate_every: int = Field(5, ge=0)
     """Epochs between scores on the validation images; 0: never."""
     checkpoint_minutes: float = Field(1.0, gt=0)
-    """Minutes between checkpoints: the most work that a killed process loses."""
+    """Minutes between checkpoints, which are written while training goes on: with the time that writing one takes,
+    the most work that a killed process loses."""
     checkpoint_steps: int = Field(0, ge=0)
-    """Steps between further checkpoints; 0: none but those by time."""
+    """Steps between further checkpoints; 0: none but those by time. One that is still being written is waited for."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of checkpoints that are kept; if the newest is damaged, the one before is used."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -72,6 +72,23 @@ class Snapshot:
         """The state of a stage that is running."""
         return cls(position, batch_size, model, tuple(optimizer.state[parameter] for parameter in trained))
 
+    def copy(self) -> "Snapshot":
+        """The same in the host's memory, where training does not change it."""
+
+        def copied(value: Tensor) -> Tensor:
+            return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+        return Snapshot(
+            Position(self.position.step, self.position.images, copied(self.position.loss_sum)),
+            self.batch_size,
+            {name: copied(value) for name, value in self.model.items()},
+            tuple({name: copied(value) for name, value in state.items()} for state in self.optimizer),
+        )
+
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(value.nbytes for value in self.tensors().values())
+
     def restore_optimizer(self, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]) -> None:
         """Give a new optimizer the state of the old one; the fused step needs it in the parameters' memory layout."""
         for parameter, state in zip(trained, self.optimizer, strict=bool(self.optimizer)):
@@ -150,6 +167,11 @@ class Checkpoints:
             shutil.rmtree(old)
         if self.written:
             self.written(folder)
+
+    def remove_left_behind(self) -> None:
+        """Remove what a killed process had written of a checkpoint."""
+        for aside in self.folder.glob(".step-*"):
+            shutil.rmtree(aside, ignore_errors=True)
 
     def newest(self, device: torch.device) -> Snapshot | None:
         """The newest intact checkpoint, if there is one.

@@ -24,6 +24,7 @@ from lfm.method.mixup import PairBatch
 from lfm.progress import bar, say
 from lfm.training.batch_size import search_batch_size
 from lfm.training.batches import pair_sampler
+from lfm.training.checkpoint_writer import CheckpointWriter
 from lfm.training.checkpoints import Checkpoints, Position, Snapshot, made_with
 from lfm.training.memory import FrozenTower, lay_out
 from lfm.training.nonfinite import LOOK_EVERY, LossWatch, check_weights
@@ -94,6 +95,9 @@ class Stage:
         self.losses = LossWatch(number, self.sampler, self.processes)
         self.validation = Validation(number, config, model, train, val)
         self.timer = CheckpointTimer(config.train, self.processes)
+        self.writer = CheckpointWriter(self.checkpoints, self.position.step)
+        if self.processes.first:
+            self.checkpoints.remove_left_behind()
         if resumed and self.processes.first:
             say(f"stage {number} resumes from step {self.position.step}")
 
@@ -102,13 +106,15 @@ class Stage:
 
         Raises:
             NonFiniteLossError: the loss is infinite or NaN; names the epoch and the pairs.
-            PreemptedError: SIGTERM came; a checkpoint is written.
+            PreemptedError: SIGTERM or Ctrl-C came; a checkpoint that takes no time is written.
+            OSError: a checkpoint could not be written.
         """
         position, per_epoch = self.position, self.sampler.steps_per_epoch
         batches = (self.sampler.batch(*divmod(step, per_epoch)) for step in range(position.step, self.steps))
         began, images_before = time.perf_counter(), position.images
         with (
-            self.timer.catching_sigterm(),
+            self.timer.catching_signals(),
+            self.writer,
             bar(self.steps, f"stage {self.number}", "steps", position.step, not self.processes.first) as progress,
         ):
             for batch, pixels in fetched_ahead(self.train, batches, lambda b: self.processes.rows(len(b.index_B2))[0]):
@@ -124,7 +130,7 @@ class Stage:
                     position.end_epoch()
                     began, images_before = time.perf_counter(), 0
                 # After the epoch was logged: a run resumed from this checkpoint does not log it again.
-                if self.timer.due(position.step) and position.step < self.steps:
+                if self.timer.due(position.step, self.writer.busy()) and position.step < self.steps:
                     self._save()
         unwrap(self.accelerator, self.net, self.model)
         self.tower.restore()
@@ -194,7 +200,7 @@ class Stage:
         return f"loss {loss:.3f} · {images_per_second:,.0f} images/s"
 
     def _save(self) -> None:
-        """Write a checkpoint, and stop if some process received SIGTERM."""
+        """Begin to write a checkpoint, or write the last one and stop if some process was asked to."""
         self.processes.synchronise_statistics(self.model)
         self.losses.check(self.position.step)
         check_weights(self.number, self.trained)  # resuming from broken weights would fail again and again
@@ -202,10 +208,13 @@ class Stage:
         if self.processes.first:
             position = Position(self.position.step, self.position.images, loss_sum)
             state = self.tower.state_dict()
-            self.checkpoints.save(Snapshot.take(position, self.batch_size, state, self.optimizer, self.trained))
+            snapshot = Snapshot.take(position, self.batch_size, state, self.optimizer, self.trained)
+            (self.writer.write_last if self.timer.stopping else self.writer.write)(snapshot)
         self.timer.restart()
         if self.timer.stopping:
-            raise PreemptedError(f"stage {self.number} was asked to stop; it resumes from step {self.position.step}")
+            newest = int(self.processes.reduce(torch.tensor(self.writer.newest, device=self.train.device), "max"))
+            where = f"it resumes from step {newest}" if newest else "it starts over"
+            raise PreemptedError(f"stage {self.number} was asked to stop at step {self.position.step}; {where}")
 
     def _searched_batch_size(self) -> int:
         shape = (self.train.shape[0], self.train.side, self.train.side)

@@ -1,5 +1,6 @@
 """Train one small stage and write its weights: STAGE CHECKPOINT_FOLDER OUT.safetensors [FIELD=VALUE ...]."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -19,4 +20,5 @@ def main(stage: int, folder: Path, out: Path, settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
     main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
