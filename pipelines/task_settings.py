@@ -44,16 +44,18 @@ class TaskFactory:
             shared_memory = quantity(self.settings.shared_memory) / GIB if gpu and self.settings.shared_memory else 0.0
             asked = request(component.name, self.configs, bool(self.settings.accelerator), shared_memory)
             changes = self.settings.steps.get(component.name, StepResources())
-            _set_resources(task, step, asked, changes, self.settings)
+            seconds = _set_resources(task, step, asked, changes, self.settings)
             _set_pod(task, self.settings)
             if gpu:
                 _set_gpu_pod(task, self.gpus, self.settings)
             elif starts_others:
                 task.set_env_variable("LFM_IMAGE", self.settings.image)  # image of the machines that it starts
+                task.set_env_variable("LFM_STEP_SECONDS", str(seconds))  # and their time limit
         return task
 
 
-def _set_resources(task: Any, step: Step, asked: Request, changes: StepResources, settings: ClusterSettings) -> None:
+def _set_resources(task: Any, step: Step, asked: Request, changes: StepResources, settings: ClusterSettings) -> int:
+    """Set what the step requests and when it is tried again; its time limit in seconds."""
     memory = changes.memory or asked.memory
     retries = step.retries if changes.retries is None else changes.retries
     task.set_container_image(settings.image)
@@ -65,6 +67,7 @@ def _set_resources(task: Any, step: Step, asked: Request, changes: StepResources
         waits = settings.backoff_seconds * (2**retries - 1)
         task.set_retry(retries, f"{settings.backoff_seconds}s", 2.0, f"{(retries + 1) * seconds + waits}s")
     kubernetes().set_timeout(task, seconds=seconds)
+    return seconds
 
 
 def _set_pod(task: Any, settings: ClusterSettings) -> None:

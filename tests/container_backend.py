@@ -5,7 +5,7 @@ Containers see a job's work folder at /workspace. They have no GPUs, get no secr
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from kubeflow.trainer import ContainerBackendConfig, CustomTrainer, TrainerClien
 from kubeflow.trainer.backends.container.types import TrainingRuntimeSource
 from kubeflow.trainer.options import Name
 
+from lfm.jobs.train_job import WORK, NodeJob
 from lfm.training.task import WorkerTask
 
 WORKSPACE = Path("/workspace")
@@ -34,8 +35,6 @@ class Containers:
         work: the work folder of the stage.
     """
 
-    line_end = ""
-
     def __init__(self, image: str, work: Path) -> None:
         self.image, self.work = image, work
         self.docker = docker.from_env()
@@ -53,7 +52,7 @@ class Containers:
         file = replace(task, remote=None, **seen).write(self.work)
         return WORKSPACE / file.name
 
-    def start(self, name: str, nodes: int, per_node: int, task_file: Path) -> None:
+    def start(self, job: NodeJob, task_file: Path) -> None:
         """Start the containers on a network of their own."""
         (self.work / ".profile").write_text(PROFILE)
         written = _below(self.work, "out", "checkpoints", "curves.jsonl")
@@ -63,7 +62,7 @@ class Containers:
         for path in _below(self.work, "inputs"):
             _let_read(path)
         # The SDK mounts what this name leads to, and no other folder: with a link, checkpoints stay in ours.
-        place = self._place(name)
+        place = self._place(job.name)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(self.work.resolve())
         threads = {k: v for k, v in os.environ.items() if k == "OMP_NUM_THREADS"}
@@ -71,11 +70,11 @@ class Containers:
             func=_train_here,
             func_args={"path": str(task_file), "out": str(WORKSPACE / "out")},
             image=self.image,
-            num_nodes=nodes,
-            resources_per_node={"gpu": per_node},  # it only counts processes by this
+            num_nodes=job.nodes,
+            resources_per_node={"gpu": job.per_node},  # it only counts processes by this
             env={**threads, "HOME": str(WORKSPACE), "LFM_HOME": str(WORKSPACE)},
         )
-        self.client.train(runtime="torch-distributed", trainer=trainer, options=[Name(name)])
+        self.client.train(runtime="torch-distributed", trainer=trainer, options=[Name(job.name)])
 
     def delete(self, name: str) -> bool:
         """Stop and remove the containers, the network, and the name of the folder."""
@@ -88,6 +87,21 @@ class Containers:
         for network in self.docker.networks.list(names=[f"^{name}-net$"]):  # of a start that was cut off
             network.remove()
         return existed
+
+    def log(self, name: str, node: str, over: Callable[[], bool]) -> Iterator[str]:
+        """Lines of a container's log."""
+        rest = ""
+        for piece in self.client.get_job_logs(name, step=node, follow=not over()):
+            *lines, rest = (rest + piece).split("\n")
+            yield from lines
+        if rest:
+            yield rest
+
+    def find(self, label: str, value: str) -> list[str]:
+        """Jobs with this work folder: their names begin alike."""
+        assert label == WORK
+        names = [path.name for path in self._place("").iterdir()] if self._place("").is_dir() else []
+        return [name for name in names if value[:12] in name]
 
     def _place(self, name: str) -> Path:
         return Path.home() / ".kubeflow" / "trainer" / "containers" / name

@@ -127,6 +127,8 @@ def test_a_step_that_only_starts_machines_asks_for_little_and_for_no_gpu(tmp_pat
         assert "accelerator" not in container["resources"]
         assert container["resources"]["resourceMemoryLimit"] == "2Gi"
         assert {"name": "LFM_IMAGE", "value": "lfm:test"} in container["env"]
+        limit = executors[f"exec-{name}"]["activeDeadlineSeconds"]
+        assert limit and {"name": "LFM_STEP_SECONDS", "value": str(limit)} in container["env"]
         assert "emptyDirMounts" not in executors[f"exec-{name}"]
     evaluate = spec["deploymentSpec"]["executors"]["exec-evaluate"]["container"]
     assert evaluate["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"

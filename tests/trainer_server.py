@@ -1,6 +1,7 @@
 """A small stand-in for a cluster with Kubeflow Trainer: it speaks the Kubernetes API and runs a TrainJob's nodes here.
 
 It does as the controller does (`torch` policy): every node gets the job's command and where to meet in PET_ variables.
+Logs are as kubelet's: each line has a time, of which several may share one; `cut_after` cuts the streams.
 """
 
 import json
@@ -13,6 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import yaml
 
@@ -42,6 +44,11 @@ class Trainer(ThreadingHTTPServer):
         self.body: dict[str, Any] | None = None
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.refuse = False
+        self.cut_after: int | None = None
+        """Bytes after which a stream that follows a log is cut; None: none is."""
+        self.cuts = 0
+        self.stamped: dict[int, list[tuple[int, bytes]]] = {}
+        self.turn = threading.Lock()
         runtime = yaml.safe_load((ROOT / "infra/kustomize/trainer/training-runtime.yaml").read_text())
         self.runtimes = {runtime["metadata"]["name"]: runtime}
         place = {"cluster": {"server": f"http://127.0.0.1:{self.server_port}"}, "name": "here"}
@@ -77,10 +84,24 @@ class Trainer(ThreadingHTTPServer):
         for node in self.nodes:
             node.terminate()
             node.wait(60)
-        self.job, self.nodes = None, []
+        self.job, self.nodes, self.stamped = None, [], {}
 
     def log(self, rank: int) -> Path:
         return self.folder / f"node-{rank}.log"
+
+    def lines(self, rank: int) -> list[tuple[int, bytes]]:
+        """The whole lines of a log with their times in nanoseconds, which come in steps of a tenth of a second."""
+        now = time.time_ns() // 10**8 * 10**8
+        with self.turn:
+            known = self.stamped.setdefault(rank, [])
+            whole = self.log(rank).read_bytes().splitlines(keepends=True)
+            over = self.nodes[rank].poll() is not None
+            known += [(now, line) for line in whole[len(known) :] if over or line.endswith(b"\n")]
+            return list(known)
+
+    def names(self) -> list[str]:
+        """Names of the jobs."""
+        return [self.job["metadata"]["name"]] if self.job else []
 
     def state(self) -> dict[str, Any]:
         """The job with its condition."""
@@ -108,6 +129,11 @@ class Trainer(ThreadingHTTPServer):
         ]  # fmt: skip
 
 
+def stamp(at: int) -> str:
+    """A time as kubelet writes it: nine digits, always."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at // 10**9)) + f".{at % 10**9:09d}Z"
+
+
 class Handler(BaseHTTPRequestHandler):
     """What the SDK asks for."""
 
@@ -128,26 +154,46 @@ class Handler(BaseHTTPRequestHandler):
         kind, name = path.rsplit("/", 1)
         if kind == RUNTIMES and name in self.server.runtimes:
             self.answer(200, self.server.runtimes[name])
+        elif path == JOBS:
+            self.answer(200, {"items": [job for job in [self.server.job] if job and self.has(job, query)]})
         elif kind == JOBS and self.server.job and name == self.server.job["metadata"]["name"]:
             self.answer(200, self.server.state())
         elif path == PODS:
             self.answer(200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self.server.pods()})
         elif name == "log":
-            self.send_log(int(kind.rpartition("-")[2]), "follow=True" in query)
+            self.send_log(int(kind.rpartition("-")[2]), {k: v[0] for k, v in parse_qs(query).items()})
         else:
             self.answer(404, {"kind": "Status", "message": f"{path} not found"})
 
-    def send_log(self, rank: int, follow: bool) -> None:
+    def has(self, job: dict[str, Any], query: str) -> bool:
+        key, _, value = parse_qs(query).get("labelSelector", [""])[0].partition("=")
+        return not key or job["metadata"].get("labels", {}).get(key) == value
+
+    def send_log(self, rank: int, query: dict[str, str]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.end_headers()
-        with self.server.log(rank).open("rb") as log:
-            while True:
-                over = not follow or self.server.nodes[rank].poll() is not None
-                self.wfile.write(log.read())
-                if over:
-                    return
-                time.sleep(0.1)
+        sent, follow = 0, query.get("follow") == "True"
+        since = (time.time() - float(query["sinceSeconds"])) // 1 * 10**9 if "sinceSeconds" in query else 0
+        room = self.server.cut_after if follow else None
+        while True:
+            over = not follow or self.server.nodes[rank].poll() is not None
+            lines = self.server.lines(rank)
+            for at, line in lines[sent:]:
+                if at < since:
+                    continue
+                text = f"{stamp(at)} ".encode() + line if query.get("timestamps") == "True" else line
+                self.wfile.write(text[:room])
+                if room is not None:
+                    room -= len(text)
+                    if room < 0:  # in the middle of a line
+                        self.server.cuts += 1
+                        return
+            self.wfile.flush()
+            sent = len(lines)
+            if over:
+                return
+            time.sleep(0.02)
 
     def do_POST(self) -> None:
         self.server.asked.append(f"POST {self.path}")
@@ -159,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         self.server.asked.append(f"DELETE {self.path}")
-        if self.server.job is None:
+        if self.server.job is None or self.server.job["metadata"]["name"] != self.path.rpartition("/")[2]:
             self.answer(404, {"kind": "Status", "message": "not found"})
         else:
             self.server.end()

@@ -9,18 +9,19 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lfm.errors import ERROR_MARK, SIGTERM_EXIT, InputError
+from lfm.jobs.left_behind import removed
 from lfm.jobs.step import unwound_by_sigterm
-from lfm.jobs.train_job import NO_ANSWER, Backend, Cluster, reason
+from lfm.jobs.train_job import NO_ANSWER, Backend, Cluster, NodeJob, reason
 from lfm.progress import say
 from lfm.storage.artifact import copy_to
 from lfm.training.curves import Curves, following
+from lfm.training.heartbeat import LIMIT_SECONDS, beating
 from lfm.training.task import WorkerTask
 
 POLL_SECONDS = 1.0
@@ -29,7 +30,7 @@ START_SECONDS = 3600.0
 LOST_SECONDS = 300.0
 """Longest time without an answer about a running job."""
 END_SECONDS = 30.0
-"""Longest wait for the rest of a log once a job is over, and for a removed job to be gone."""
+"""Longest wait for the rest of a log once a job is over."""
 LAST_LINES = 60
 """Enough for the traceback above what torchrun says of it."""
 ENDED = ("Complete", "Failed")
@@ -51,14 +52,14 @@ def train_on_nodes(task: WorkerTask, nodes: int, curves: Curves, backend: Backen
         RuntimeError: a node failed otherwise; the last lines of the nodes whose log was not passed on are printed.
     """
     backend = backend or Cluster()
-    per_node = task.processes // nodes
-    name = f"lfm-stage{task.stage}-{task.work.name[:12]}"
-    with unwound_by_sigterm(), _removed(backend, name), following(curves):
+    started = NodeJob.of(task, nodes)
+    with unwound_by_sigterm(), removed(backend, started), beating(task.heartbeat), following(curves):
         task_file = _lay_out(task, backend)
-        backend.start(name, nodes, per_node, task_file)
-        say(f"training on {nodes} machines, {per_node} {'process' if per_node == 1 else 'processes'} each ({name})")
+        backend.start(started, task_file)
+        each = f"{started.per_node} {'process' if started.per_node == 1 else 'processes'} each"
+        say(f"training on {nodes} machines, {each} ({started.name})")
         errors: dict[str, None] = {}
-        job = _watch(backend, name, errors)
+        job = _watch(backend, started.name, errors)
         if job.status != "Complete":
             _fail(backend, job, errors)
     for path in (task.work / "out").iterdir():
@@ -75,7 +76,7 @@ def _lay_out(task: WorkerTask, backend: Backend) -> Path:
         if source := getattr(task, name):
             seen[name] = task.work / "inputs" / name
             copy_to(source, seen[name])
-    return backend.publish(replace(task, **seen))  # type: ignore[arg-type]
+    return backend.publish(replace(task, silence=LIMIT_SECONDS, **seen))  # type: ignore[arg-type]
 
 
 def _watch(backend: Backend, name: str, errors: dict[str, None]) -> Any:
@@ -86,11 +87,12 @@ def _watch(backend: Backend, name: str, errors: dict[str, None]) -> Any:
         name: name of the job.
         errors: gets the lines for the user as keys, in their order.
     """
+    over = threading.Event()
     log_reader, deadline = None, time.monotonic() + START_SECONDS
     job = _ask(backend, name)
     while job.status not in ENDED:
         if log_reader is None and any(step.name == "node-0" and step.status not in WAITING for step in job.steps):
-            log_reader = _pass_on_log(backend, name, errors)
+            log_reader = _pass_on_log(backend, name, errors, over)
         if log_reader is None and time.monotonic() > deadline:
             raise InputError(
                 f"no node of {name} started in {START_SECONDS / 60:.0f} minutes; kubectl describe trainjob {name} "
@@ -98,7 +100,8 @@ def _watch(backend: Backend, name: str, errors: dict[str, None]) -> Any:
             )
         time.sleep(POLL_SECONDS)
         job = _ask(backend, name)
-    (log_reader or _pass_on_log(backend, name, errors)).join(END_SECONDS)
+    over.set()
+    (log_reader or _pass_on_log(backend, name, errors, over)).join(END_SECONDS)
     return job
 
 
@@ -117,25 +120,23 @@ def _ask(backend: Backend, name: str) -> Any:
         time.sleep(POLL_SECONDS)
 
 
-def _pass_on_log(backend: Backend, name: str, errors: dict[str, None]) -> threading.Thread:
-    thread = threading.Thread(target=_print_log, args=(backend, name, errors), daemon=True)
+def _pass_on_log(
+    backend: Backend, name: str, errors: dict[str, None], over: threading.Event
+) -> threading.Thread:  # fmt: skip
+    thread = threading.Thread(target=_print_log, args=(backend, name, errors, over), daemon=True)
     thread.start()
     return thread
 
 
-def _print_log(backend: Backend, name: str, errors: dict[str, None]) -> None:
+def _print_log(backend: Backend, name: str, errors: dict[str, None], over: threading.Event) -> None:
     """Print node 0's log as it comes; a line for the user waits until the end, since every process prints it."""
-    rest = ""
-    with suppress(*NO_ANSWER):  # a log that breaks off does not end the training
-        for piece in backend.client.get_job_logs(name, step="node-0", follow=True):
-            *lines, rest = re.split(r"(?<=[\n\r])", rest + piece + backend.line_end)
-            for line in lines:
-                if line.startswith(ERROR_MARK):
-                    errors[line.strip()] = None
-                else:
-                    sys.stdout.write(line)
-            sys.stdout.flush()
-    sys.stdout.write(rest)
+    with suppress(*NO_ANSWER):  # a log that cannot be read does not end the training
+        for line in backend.log(name, "node-0", over.is_set):
+            if line.startswith(ERROR_MARK):
+                errors[line.strip()] = None
+            else:
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
 
 
 def _fail(backend: Backend, job: Any, errors: dict[str, None]) -> NoReturn:
@@ -143,8 +144,7 @@ def _fail(backend: Backend, job: Any, errors: dict[str, None]) -> NoReturn:
     logs: dict[str, list[str]] = {}
     for node in sorted(step.name for step in job.steps):
         with suppress(*NO_ANSWER):  # the log of a pod that is gone
-            pieces = backend.client.get_job_logs(job.name, step=node, follow=False)
-            logs[node] = "".join(piece + backend.line_end for piece in pieces).splitlines()
+            logs[node] = list(backend.log(job.name, node, lambda: True))
     lines = [line for log in logs.values() for line in log]
     errors.update(dict.fromkeys(line for line in lines if line.startswith(ERROR_MARK)))
     codes = {int(code) for line in lines for code in re.findall(r"exitcode\s*: (\d+) ", line)}
@@ -158,19 +158,3 @@ def _fail(backend: Backend, job: Any, errors: dict[str, None]) -> NoReturn:
     for node, log in logs.items():
         print("\n".join([f"the last lines of {node}:", *log[-LAST_LINES:]]), file=sys.stderr, flush=True)  # noqa: T201
     raise RuntimeError(f"{job.name}: training failed on a node; the nodes' last lines are above")
-
-
-@contextmanager
-def _removed(backend: Backend, name: str) -> Iterator[None]:
-    """Remove a job of this name that a killed step left behind, and in the end the new one."""
-    deadline = time.monotonic() + END_SECONDS
-    with suppress(*NO_ANSWER):  # a server that refuses this will refuse the new job too, and that is reported
-        while backend.delete(name) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-    try:
-        yield
-    finally:
-        try:
-            backend.delete(name)
-        except NO_ANSWER as error:
-            say(f"warning: the job {name} may be left behind: {error}: {reason(error)}")

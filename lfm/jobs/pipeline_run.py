@@ -75,15 +75,29 @@ def whole_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @step
 def finish(state: str) -> None:
-    """Close the pipeline run in MLflow, if its last step has not.
+    """Close the pipeline run in MLflow, if its last step has not; remove the TrainJobs that its steps left behind.
 
     Args:
         state: State in which KFP says the steps ended. It is RUNNING after Terminate and where the last branch was not
             taken: then the steps' own ends decide.
     """
+    from lfm.jobs.left_behind import remove_jobs_of
     from lfm.tracking import pipeline_run
 
+    remove_jobs_of(os.environ.get("LFM_PIPELINE_RUN", ""))
     status = ENDS.get(state)
     # A dead tracking server takes no status; the error to show is that of the step that met it first.
     with suppress(*() if status == "FINISHED" else (InputError,)):
+        pipeline_run.end_pipeline_run(status)
+
+
+def end_unfinished(status: str) -> None:
+    """Close this process's pipeline run in MLflow if its exit handler did not, as after Ctrl-C.
+
+    Args:
+        status: FAILED or KILLED.
+    """
+    from lfm.tracking import pipeline_run
+
+    with suppress(InputError):
         pipeline_run.end_pipeline_run(status)

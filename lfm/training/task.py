@@ -28,6 +28,8 @@ class WorkerTask:
         processes: number of processes that train together, over all machines.
         remote: address at LFM_STORE where checkpoints are copied; None without a shared store.
         code: hash of the code that trains, as the launcher has it.
+        silence: seconds without a heartbeat of the step after which training elsewhere ends; 0: it trains beside the
+            step, and ends with it.
     """
 
     config: RunConfig
@@ -42,6 +44,7 @@ class WorkerTask:
     processes: int
     remote: str | None
     code: str
+    silence: float = 0
 
     @property
     def checkpoints(self) -> Path:
@@ -52,6 +55,11 @@ class WorkerTask:
     def curves(self) -> Path:
         """File with a line for each epoch."""
         return self.work / "curves.jsonl"
+
+    @property
+    def heartbeat(self) -> Path:
+        """File in which the step that started other machines counts (`lfm.training.heartbeat`)."""
+        return self.work / "heartbeat"
 
     def write(self, folder: Path) -> Path:
         """Write the task as JSON into a folder; the file's path."""

@@ -23,6 +23,7 @@ from lfm.errors import ERROR_MARK, InputError
 from lfm.storage.import_closure import source_hash
 from lfm.storage.store import Mirror
 from lfm.training.curves import Curves
+from lfm.training.heartbeat import end_with
 from lfm.training.loop import Stage
 from lfm.training.model_artifact import model_info, new_model
 from lfm.training.nonfinite import NonFiniteLossError
@@ -40,7 +41,7 @@ def train(task: WorkerTask, log: Callable[[Mapping[str, float], int], None]) -> 
 
     Raises:
         InputError: the inputs do not fit each other, or the loss is not finite; names the images.
-        PreemptedError: SIGTERM came; a checkpoint is written.
+        PreemptedError: SIGTERM or Ctrl-C came; it can be resumed.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     assert started == task.processes, f"{started} processes were started, {task.processes} were asked for"
@@ -101,6 +102,8 @@ def main(path: str) -> None:
                 "this machine's image holds another version of LFM than the step's; set LFM_IMAGE, or the image of the "
                 "training runtime, to the one that the step runs in"
             )
+        if task.silence and os.environ.get("RANK", "0") == "0":  # the others end with it
+            end_with(task.heartbeat, task.silence)
         train(task, Curves(task.curves, lambda values, epoch: None).log)  # the step sends what the file gets
     except InputError as error:
         print(f"{ERROR_MARK}{error}", file=sys.stderr, flush=True)  # noqa: T201
