@@ -23,6 +23,7 @@ from kfp import local
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
+from lfm.jobs.pipeline_run import end_unfinished
 from lfm.pipelines.fork_server import ended_by
 from lfm.pipelines.kfp_internals import DOCKER, replaced
 from lfm.storage.artifact import home
@@ -78,7 +79,11 @@ def docker_steps(image: str, config: RunConfig) -> Iterator[local.DockerRunner]:
         return _run(client.containers.create(chosen, command, volumes=volumes, **arguments))
 
     with replaced(DOCKER, run):
-        yield runner
+        try:
+            yield runner
+        except (KeyboardInterrupt, SystemExit):
+            end_unfinished("KILLED")
+            raise
 
 
 def _check(image: str) -> bool:

@@ -8,7 +8,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from lfm.backbones.towers import uses_open_clip
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
-from lfm.jobs.pipeline_run import belong_to
+from lfm.jobs.pipeline_run import end_unfinished
 from lfm.pipelines.fork_server import forked_steps
 from lfm.pipelines.retrain import retraining_pipeline
 from lfm.pipelines.step_output import StepOutput
@@ -102,8 +102,13 @@ def in_processes(config: RunConfig) -> Iterator[Any]:
     """Run each step as a process of this environment."""
     from kfp import local
 
-    with forked_steps(*(["open_clip"] if uses_open_clip(config.model) else [])):
-        yield local.SubprocessRunner(use_venv=False)
+    with forked_steps(*(["open_clip"] if uses_open_clip(config.model) else [])) as call:
+        try:
+            yield local.SubprocessRunner(use_venv=False)
+        except (KeyboardInterrupt, SystemExit):
+            if not call(end_unfinished, "KILLED"):  # there: importing MLflow here would take seconds
+                end_unfinished("KILLED")
+            raise
 
 
 def run_local(
@@ -177,8 +182,8 @@ def run_pipeline(
                 pipeline()
         except BaseException as error:
             logging.getLogger().handlers.clear()  # of kfp.local; they would print what urllib3 logs about a dead server
-            stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-            _close(key, "KILLED" if stopped else "FAILED")
+            if isinstance(error, Exception):  # after Ctrl-C and SIGTERM the runner has done it
+                end_unfinished("FAILED")
             if isinstance(error, RuntimeError) and output.error:
                 raise InputError(output.error) from error
             if isinstance(error, RuntimeError):
@@ -189,12 +194,3 @@ def run_pipeline(
             logging.getLogger().handlers.clear()
             builtins.print = printer  # kfp.local replaces print to indent it, which breaks when steps run in parallel
     return Result(root, log_path)
-
-
-def _close(key: str, status: str) -> None:
-    """End the run in MLflow if its exit handler did not run, as after Ctrl-C."""
-    from lfm.tracking import pipeline_run
-
-    belong_to(key)
-    with suppress(InputError):
-        pipeline_run.end_pipeline_run(status)

@@ -73,6 +73,7 @@ def train_in_processes(task: WorkerTask, curves: Curves) -> None:
         SystemExit: a process ended with an error for the user, which it has printed, or by SIGTERM.
         torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a process failed otherwise.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -80,9 +81,13 @@ def train_in_processes(task: WorkerTask, curves: Curves) -> None:
         min_nodes=1, max_nodes=1, nproc_per_node=task.processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0", max_restarts=0,
     )  # fmt: skip
+    # It would also take SIGINT, which is ignored in a step of `lfm run`, and pass it on in place of SIGTERM.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM")
     try:
         with following(curves):
             elastic_launch(launcher, sys.executable)("-u", "-m", "lfm.training.worker", str(task.write(task.work)))
+    except SignalException:  # the processes have ended, each with what a signal has it do
+        raise SystemExit(SIGTERM_EXIT) from None
     except ChildFailedError as error:
         explained = {failure.exitcode for failure in error.failures.values()} & {InputError.exit_code, SIGTERM_EXIT}
         if explained:

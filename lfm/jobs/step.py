@@ -57,9 +57,10 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def unwound_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the process by way of every `finally`."""
+    """SIGTERM ends the process by way of every `finally`; a second one does not disturb that."""
 
     def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise SystemExit(SIGTERM_EXIT)
 
     if threading.current_thread() is not threading.main_thread():  # only there can signals be caught
