@@ -95,11 +95,17 @@ def test_a_year_of_schedules(home: Path, small_fashion: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("champion", ["of a retraining", "of lfm run"])
 def test_files_that_the_champion_was_trained_on_are_not_read_again(
-    home: Path, small_fashion: Path, capsys: pytest.CaptureFixture[str]
+    champion: str, home: Path, small_fashion: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As where the volume was emptied, or none is shared: a night without news lists the files, and no more."""
-    retrain(small_fashion)
+    if champion == "of lfm run":
+        run_local(load(PRESET, {**SMALL, "data.source": str(small_fashion)}))
+        registry.promote(PRESET, "1", "looked at its mistakes")
+        assert retrain(small_fashion).news == "unchanged", "by the images themselves"
+    else:
+        assert retrain(small_fashion).news == "changed"
     shutil.rmtree(home / "store")
     capsys.readouterr()
     assert retrain(small_fashion, stage1__epochs=9).news == "unchanged"

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 CHANGED, UNCHANGED = "changed", "unchanged"
 DATA_KEY = "lfm.data_key"
-"""Tag of a run: `lfm.jobs.prepare.data_key` of its data."""
+"""Tag of a run and of a version: `lfm.jobs.prepare.data_key` of its data. A version that `lfm run` registered gets it
+from the first retraining that finds its data unchanged."""
 
 
 @step
@@ -39,8 +40,9 @@ def nothing_to_do(config: dict[str, Any], load: Callable[[], Any]) -> bool:
     else:
         key, known = data_key(run_config, load), _aliased(run_config.preset)
         pipeline_run.tag({DATA_KEY: key})
-        trained = past_runs.by_id(version.run for version in known)
-        same = next((v for v in known if v.run in trained and trained[v.run].tags.get(DATA_KEY) == key), None)
+        trained = {run_id: run.tags for run_id, run in past_runs.by_id(version.run for version in known).items()}
+        keys = [(v.tags.get(DATA_KEY), trained.get(v.run, {}).get(DATA_KEY)) for v in known]
+        same = next((version for version, of in zip(known, keys, strict=True) if key in of), None)
         if same is None or makes_again():
             return False
         why = f"unchanged: {same.aliases[0]} {same.number} of {same.name} was trained on these very files"
@@ -76,6 +78,8 @@ def data_news(config: dict[str, Any], dataset: str) -> str:
         if same:
             say(f"unchanged: {same.aliases[0]} {same.number} of {name} was trained on these very data ({found[:12]})")
             run.tags({"lfm.outcome": UNCHANGED})
+            if key := run.client.get_run(run.parent).data.tags.get(DATA_KEY):
+                registry.tag(same.name, same.number, {DATA_KEY: key})
         else:
             say(f"data {found[:12]} are new to the champion of {name}" if known else f"{name} has no champion yet")
             return CHANGED
