@@ -1,6 +1,9 @@
 """Past runs read back from a real MLflow store: which is meant, what differs, which fill the paper's tables."""
 
+import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from lfm.report.published import TABLE_1
 from lfm.tracking import past_runs
 from lfm.tracking.client import connect
 from tests.reader import Reader
+from tests.test_report_page import drawn
 
 pytestmark = pytest.mark.slow
 
@@ -176,3 +180,20 @@ def test_the_papers_tables_are_filled_by_the_runs_there_are(logged: Logged) -> N
     assert [row[2:6] for row in rows] == [[r.many, r.medium, r.few, r.all] for r in TABLE_1]
     (line,) = [row for row in Reader(report.html).tables[0] if row[0] == "LFM + CE, ours, 2 seeds"]
     assert line[1:5] == ["82.0", "77.0", "", "78.0"]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_dates(logged: Logged, home: Path, tmp_path: Path) -> None:
+    files = drawn(["a", "b", "c", "d"], tmp_path / "metrics", load("fashion-mnist-lt"), each=4)
+    found = json.loads((files / "metrics.json").read_text())
+    (files / "metrics.json").write_text(json.dumps(found | {"provenance": found["provenance"] | {"seed": 0}}))
+    runs = [logged("fashion-mnist-lt", 60), logged("fashion-mnist-lt", 60), logged("fashion-mnist-lt", 60, seed=1)]
+    for run in runs:
+        connect().log_artifacts(run, str(files))
+    with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        database.execute("UPDATE runs SET start_time = ? WHERE run_uuid = ?", (86_400_000 * 365, runs[1]))
+    done = CliRunner().invoke(app, ["compare", *runs, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    first, second, third = (line.partition(")")[0] + ")" for line in done.output.splitlines()[1:4])
+    assert first.endswith(f", seed 0, 1970-01-01 00:00 ({runs[0][:8]})")
+    assert second.endswith(f", seed 0, 1971-01-01 00:00 ({runs[1][:8]})")
+    assert third.endswith(f", seed 0 ({runs[2][:8]})"), "its name is there once"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lfm import __version__
-from lfm.cli import cluster, data, models, report, run, serve
+from lfm.cli import clean, cluster, data, models, report, run, serve
 from lfm.cli.options import debugging
 from lfm.errors import SIGTERM_EXIT
 
@@ -40,7 +40,7 @@ def _root(
         os.environ["LFM_DEBUG"] = "1"
 
 
-for commands in (run, data, report, cluster, models, serve):
+for commands in (run, data, report, cluster, models, serve, clean):
     commands.add_to(app)
 
 

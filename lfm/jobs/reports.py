@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,9 +84,15 @@ def compare_runs(selectors: Sequence[str]) -> tuple["Report", Sequence[Any]]:
                 f"run {run.run_id[:12]} ({run.name}) is of an older version, which did not say which test images it "
                 f"was scored on; run it again: what it trained is reused"
             )
+    names = Counter((run.method, run.seed) for run in chosen)
     with tempfile.TemporaryDirectory() as place:
         found = [
-            read_run(past_runs.download(run, FILES, Path(place) / run.run_id), run_id=run.run_id) for run in chosen
+            read_run(
+                past_runs.download(run, FILES, Path(place) / run.run_id),
+                run_id=run.run_id,
+                date=run.date if names[run.method, run.seed] > 1 else "",
+            )
+            for run in chosen
         ]
     about = {k: found[0].provenance[k] for k in ("data", "split", "shots")}
     report = compare_page(found, about)

@@ -22,8 +22,9 @@ Differences = Mapping[str, Difference | None]
 
 
 def name_of(run: Run) -> str:
-    """Method, seed and the beginning of the run's id."""
-    return f"{run.method}, seed {run.provenance['seed']} ({run.run_id[:8]})"
+    """Method, seed, the date where that tells runs apart, and the beginning of the run's id."""
+    date = f", {run.date}" if run.date else ""
+    return f"{run.method}, seed {run.provenance['seed']}{date} ({run.run_id[:8]})"
 
 
 def differences(ours: Run, base: Run) -> dict[str, Difference | None]:

@@ -72,6 +72,8 @@ class Run:
     test_images: str = ""
     """Names the test images and their labels; empty in an artifact of an older version."""
     run_id: str = ""
+    date: str = ""
+    """When it began, where a page has several runs of one method and seed."""
     curves: Mapping[str, Points] = field(default_factory=dict)
     others: Sequence[Other] = ()
     baseline: "Run | None" = None
@@ -105,7 +107,7 @@ def read_run(folder: Path, **more: Any) -> Run:
 
     Args:
         folder: with the `FILES`.
-        more: what MLflow knows: `run_id`, `curves`, `others`, `baseline`, `sweeps`.
+        more: what MLflow knows: `run_id`, `date`, `curves`, `others`, `baseline`, `sweeps`.
 
     Raises:
         InputError: the artifact is of a version that kept less, or is damaged.
