@@ -131,6 +131,8 @@ def as_user_error(error: BaseException) -> InputError | None:
             f"the database {home() / 'mlflow.db'} is damaged ({words}); put a copy of it back, or move it away: then "
             f"MLflow begins anew, while models and data in {home() / 'store'} stay"
         )
+    if "database is locked" in str(error):  # for longer than MLflow waits
+        return InputError(f"another process holds {home() / 'mlflow.db'}; wait for it, then run again to continue")
     if isinstance(error, OSError) and error.errno in SYSTEM:
         path = error.filename or home()
         whose = whose_volume(Path(os.fsdecode(path))) if error.errno == errno.EACCES else ""

@@ -21,6 +21,8 @@ from lfm.progress import say
 from lfm.storage.artifact import home
 from lfm.tracking.uri import SQLITE, VARIABLE, sqlite_file
 
+BUSY_SECONDS = 20.0
+"""MLflow waits as long for another process that writes."""
 ARTIFACTS = "mlartifacts"
 """Folder in LFM_HOME that MLflow keeps artifacts in, where runs go to an SQLite file."""
 PATHS = (
@@ -105,6 +107,10 @@ def _newest() -> str:
 
 
 def _unusable(path: Path, error: BaseException) -> InputError:
+    if "locked" in str(error):
+        return InputError(
+            f"{path} is locked by another process for more than {BUSY_SECONDS:.0f} s; wait for it or end it"
+        )
     return InputError(
         f"{path} is damaged or cannot be read ({error}); put a copy of it back, or move it away: then MLflow begins "
         f"anew, while models and data in {home() / 'store'} stay"
@@ -112,21 +118,28 @@ def _unusable(path: Path, error: BaseException) -> InputError:
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write; also on a disk that cannot be written."""
-    for options in ("mode=ro", "mode=ro&immutable=1"):
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=20)
+    """A connection to read with; also on a disk that cannot be written.
+
+    One who may write opens it so all the same: what a killed process left half written is taken back by SQLite then.
+    """
+    ways = ["mode=rw" if _writable(path) else "mode=ro"]
+    ways.append("mode=ro&immutable=1")  # without the right to make a lock beside it, it can be read as unchanging
+    for options in ways:
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=BUSY_SECONDS)
         try:
             database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.OperationalError:  # without the right to make a lock beside it, it can be read as unchanging
+        except sqlite3.DatabaseError as error:
             database.close()
-            if "immutable" in options:
+            beside = isinstance(error, sqlite3.OperationalError) and "locked" not in str(error)
+            if options == ways[-1] or not beside or _writable(path):
                 raise
-        except sqlite3.DatabaseError:
-            database.close()
-            raise
         else:
             return database
     raise AssertionError("unreachable")
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def moved_from(path: Path) -> list[str]:
@@ -165,7 +178,7 @@ def adopt_home() -> None:
         return
     with FileLock(home() / "mlflow.lock"):
         if moved := moved_from(path):
-            with closing(sqlite3.connect(path, timeout=20)) as database:
+            with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database:
                 _rewrite(database, moved)
             was = moved[0].removeprefix("file://").removesuffix(f"/{ARTIFACTS}")
             say(f"LFM_HOME was at {was}; what MLflow keeps of it is found here now")
@@ -191,7 +204,7 @@ def to_read(path: Path) -> Path:
     writes to it may see it in another place. A copy lasts as long as this process.
     """
     moved = moved_from(path)
-    if not path.is_file() or (not moved and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+    if not path.is_file() or (not moved and _writable(path)):
         return path
     key = path, path.stat().st_mtime_ns, tuple(moved)
     if key not in _copies:

@@ -47,7 +47,9 @@ def is_server() -> bool:
 def sqlite_file() -> Path | None:
     """The SQLite file that runs go to, if they go to one."""
     uri = tracking_uri()
-    return Path(uri.removeprefix(SQLITE).partition("?")[0]).absolute() if uri.startswith(SQLITE) else None
+    if not uri.startswith(SQLITE):
+        return None
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0])).absolute()  # as SQLAlchemy reads it
 
 
 def server_address() -> str:
