@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lfm.evaluation.comparison import best_of, rows_of, same_images, to_csv
+from lfm.evaluation.comparison import best_of, plain_cell, rows_of, same_images, to_csv
+from lfm.report.draw import write_csv
 from lfm.report.sweep_page import sweep_figure, sweep_page, write_figure
 from tests.reader import Reader
 
@@ -66,3 +67,18 @@ def test_figure_and_page_are_whole(values: bool, tmp_path: Path) -> None:
         ["<b>alpha 0.5 & more", "80.0", "60.0", "–", "66.0", "1"],
     ]
     assert not re.findall(r'(?:src|href)="https?:', html), "no external requests"
+
+
+@pytest.mark.parametrize(
+    "name", ["=HYPERLINK(1)", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", " =1", "\r=1", "＝1+1"]
+)
+def test_a_name_that_a_spreadsheet_would_run_is_text(name: str, tmp_path: Path) -> None:
+    rows = rows_of([{"label": name, "value": 1.0}], [{"many": -1.5, "medium": None, "few": None, "all": 2.0}])
+    found = list(csv.reader(io.StringIO(to_csv(rows), newline="")))[1]
+    name = name.replace("\r", " ")
+    assert found[0] == f"'{name}" and "-1.5" in found
+    write_csv(tmp_path / "t.csv", ["class", name], [[name, -3.25], ["fox", "-3.25"]])
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["class", f"'{name}"], [f"'{name}", "-3.25"], ["fox", "-3.25"]]
+    for plain in ("fox", "a=b", "T-shirt", "-1.5", "+2e-3", "3 - 1", ""):
+        assert plain_cell(plain) == plain

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from lfm.cli.options import read_config
 from lfm.config.overrides import apply_overrides, code_values, field_names, flatten, parse_overrides
 from lfm.config.presets import PRESETS, load
 from lfm.config.schema import RunConfig, Section
@@ -369,3 +370,30 @@ def test_stages_and_shots_by_name() -> None:
     config = changed(stage1__epochs=7, stage2__epochs=8, shots__few=21)
     assert (config.stage(1).epochs, config.stage(2).epochs) == (7, 8)
     assert config.shots.rule == "many > 100, few < 21"
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "message"),
+    [
+        ("custom", {"data.imbalance": 50}, r"imbalance 50 has no effect with profile=as-is; set imbalance=100"),
+        ("custom", {"data.max_per_class": 9}, r"max_per_class 9 has no effect with profile=as-is"),
+        ("fashion-mnist-lt", {"data.profile": "as-is", "data.imbalance": 10}, r"imbalance 10 has no effect"),
+        ("custom", {"data.max_bad": 0.2}, r"max_bad 0.2 has no effect with on_bad_image=stop"),
+        ("custom", {"data.depth": [5, 5]}, r"depth \[5.0, 5.0\] is \[level of black, level of white\]"),
+    ],
+)
+def test_fields_that_have_no_effect_beside_others_are_refused(
+    preset: str, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load(preset, values)
+
+
+def test_what_a_preset_says_of_its_subset_goes_with_the_subset() -> None:
+    assert load("fashion-mnist-lt", {"data.profile": "as-is"}).data.max_per_class == 0
+    assert load("custom", {"data.profile": "step", "data.imbalance": 50}).data.imbalance == 50
+    assert load("custom", {"data.on_bad_image": "skip", "data.max_bad": 0.2}).data.max_bad == 0.2
+    for item in ("data.imbalance=100", "data.max_per_class=0"):
+        with pytest.raises(InputError, match=r"has no effect with data.profile=as-is; leave it out"):
+            read_config("custom", [item])
+    assert load("custom", {"data.depth": [0, 4095]}).data.depth == (0, 4095)

@@ -127,7 +127,7 @@ def test_split_folders(put: Put, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows(load(root + "/"), root) == set(TABLE)
 
 
-def test_class_folders_get_a_test_split(put: Put) -> None:
+def test_class_folders_get_a_test_split(put: Put, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{kind}/{i}.png" for kind in ("train", "b", "a") for i in range(4)]
     root = put({name: image(name) for name in names})  # a class may be called train
     source = load(root)
@@ -139,6 +139,10 @@ def test_class_folders_get_a_test_split(put: Put) -> None:
     assert {path for path, _, split in found if split == "test"} == chosen
     below = {name for name in names if hashlib.sha256(image(name)).digest()[0] < 0.2 * 256}
     assert {path for path, _, split in found if split == "nowhere"} == below - chosen
+    said = capsys.readouterr().out
+    assert "images chosen by their content are one now (1 a class)" in said and "1 test images a class make" in said
+    spare = f"{len(below - chosen):,} more images of larger classes are neither trained on nor scored"
+    assert (spare in said) == bool(below - chosen)
 
 
 def test_number_folders_are_in_the_order_of_numbers(put: Put, tmp_path: Path) -> None:

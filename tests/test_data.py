@@ -1,5 +1,6 @@
 """From a source to batches: selection, Arrow files, pixels, the fast path, and what a bad image leads to."""
 
+import dataclasses
 import io
 import json
 import os
@@ -191,6 +192,25 @@ def test_the_validation_set_is_the_last_images_of_each_class_whatever_the_seed(
     for seed in (0, 1):
         folder = made(tmp_path / f"data-{seed}", arrays.source(), seed=seed)
         assert set(contents(np.load(folder / "val_images.npy"))) == expected
+
+
+@pytest.mark.parametrize(("counts", "per_class", "most"), [((9, 3), 3, 2), ((4, 12), 5, 3), ((20, 20), 20, 19)])
+def test_a_validation_set_that_would_empty_a_class_is_refused(
+    counts: tuple[int, int], per_class: int, most: int, tmp_path: Path
+) -> None:
+    label_N = np.repeat([0, 1, 0, 1], [*counts, 2, 2])
+    data = [encoded(photo(k, 12, 12)) for k in range(len(label_N))]
+    source = files(tmp_path / "raw", data)
+    split_N = np.array([TRAIN] * sum(counts) + [TEST] * 4, np.int8)
+    source = dataclasses.replace(source, label_N=label_N, split_N=split_N)
+    config = AS_IS.model_copy(update={"val_per_class": per_class})
+    name = f"kind {int(np.argmin(counts))}"
+    message = (
+        rf"class '{name}' has {min(counts)} training images, and data.val_per_class={per_class} would take them all"
+    )
+    with pytest.raises(InputError, match=rf"{message}; set it to {most} or less"):
+        made(tmp_path / "data", source, config)
+    assert len(open_split(made(tmp_path / "less", source, config.model_copy(update={"val_per_class": most})), "val"))
 
 
 def test_the_subset_is_a_function_of_the_seed(small_fashion: Path, tmp_path: Path) -> None:

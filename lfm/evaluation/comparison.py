@@ -80,12 +80,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-RUNS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+RUNS = ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠")
 """A cell that begins so is a formula to some spreadsheet, which would run it."""
 
 
 def plain_cell(value: Any) -> Any:
     """A text that a spreadsheet would run, behind an apostrophe, as OWASP advises; everything else as it is."""
+    if isinstance(value, str):
+        value = value.replace("\r", " ").replace("\n", " ")  # which some readers take for the end of a row
     if not isinstance(value, str) or not value.lstrip(" ").startswith(RUNS):
         return value
     try:

@@ -92,7 +92,8 @@ def _refuse_idle(config: DataConfig, kind: str, *fields: str) -> None:
 
 def _say_made(source: str, label_N: Index, split_N: NDArray[np.int8]) -> None:
     count_C = np.bincount(label_N[split_N == TEST])
-    least, most = int(count_C[count_C > 0].min(initial=0)), int(count_C.max(initial=0))
+    given = count_C[count_C > 0].tolist() or [0]
+    least, most = min(given), max(given)
     span = f"{most}" if least == most else f"{least} to {most}"
     say(f"{source} has no test split: of each class, images chosen by their content are one now ({span} a class)")
     if spare := int((split_N == NOWHERE).sum()):
