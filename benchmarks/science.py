@@ -70,8 +70,6 @@ PARTNERS: dict[str, dict[str, Any]] = {
     ANY_PARTNER: {},
     "no partner above .8 (Shirt and T-shirt/top, .81)": {"mixup.max_similarity": 0.8},
     "no partner above .55 (7 pairs)": {"mixup.max_similarity": 0.55},
-    "tau .05, any partner": {"mixup.tau": 0.05},
-    "tau .05, no partner above .8": {"mixup.tau": 0.05, "mixup.max_similarity": 0.8},
 }
 
 
