@@ -18,6 +18,8 @@ from lfm.storage.store import build_once
 from lfm.tracking import pipeline_run, registration, registry
 from lfm.tracking.client import connect
 from lfm.tracking.membership import KEY_VARIABLE
+from lfm.tracking.step_logger import StepLogger
+from lfm.tracking.uri import tracking_uri
 
 pytestmark = pytest.mark.slow
 
@@ -42,16 +44,29 @@ def run_and_register(home: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> s
         data, _ = build_once("dataset", {"n": key}, lambda aside: write(aside, f"data {key}"))
         inputs = {"dataset": read_manifest(data)["content"]}
         model, _ = build_once("served", inputs, lambda aside: write(aside, f"weights {key}"))
-        step.client.log_artifacts(step.parent, str(model), "model")
-        source = f"{step.client.get_run(step.parent).info.artifact_uri}/model"
+        source = log_model(step, model, as_mlflow_3=int(key) % 2 == 1)
         tags = {"lfm.content": read_manifest(model)["content"], "lfm.dataset": inputs["dataset"]}
-        step.client.create_model_version("birds", source, step.parent, tags=tags)
+        with pytest.MonkeyPatch.context() as patch:  # MLflow looks for a logged model where the process logs to
+            patch.setenv("MLFLOW_TRACKING_URI", tracking_uri())
+            step.client.create_model_version("birds", source, step.parent, tags=tags)
         run = step.parent
     pipeline_run.end_well()
     folder = home / "pipelines" / f"run-{key}"
     folder.mkdir(parents=True)
     (folder / "log.txt").write_text("log")
     return run
+
+
+def log_model(step: StepLogger, model: Path, as_mlflow_3: bool) -> str:
+    """Keep a model as a logged model, whose files lie beside those of its run, or as files of the run; its source."""
+    client = step.client
+    if not as_mlflow_3:
+        client.log_artifacts(step.parent, str(model), "model")
+        return f"{client.get_run(step.parent).info.artifact_uri}/model"
+    logged = client.create_logged_model(client.get_run(step.parent).info.experiment_id, "model", step.parent)
+    client.log_model_artifacts(logged.model_id, str(model))
+    client.finalize_logged_model(logged.model_id, "READY")
+    return f"models:/{logged.model_id}"
 
 
 def write(aside: Path, text: str) -> None:
@@ -125,6 +140,10 @@ def test_what_a_champion_a_rollback_or_any_version_needs_stays(used: Path, tmp_p
     active = {run.info.run_id for run in client.search_runs([client.get_experiment_by_name("birds").experiment_id])}
     assert {kept[number] for number in "12346"} <= active and kept["5"] not in active
     assert not (used / "mlartifacts" / kept["5"]).exists() and (used / "mlartifacts" / kept["4"]).is_dir()
+    of_versions = [client.get_model_version("birds", number).source for number in "13"]
+    logged = client.search_logged_models([client.get_experiment_by_name("birds").experiment_id])
+    assert sorted(f"models:/{model.model_id}" for model in logged) == sorted(of_versions), "not that of version 5"
+    assert len(list((used / "mlartifacts" / "models").iterdir())) == 2
     texts = {path.read_text()[:9].strip("0") for path in (used / "store").glob("*/*/data")}
     assert {f"weights {n}" for n in "1236"} <= texts and not {"weights 4", "weights 5"} & texts
     assert {path.read_text()[:6] for path in (used / "store" / "dataset").glob("*/data")} == {
@@ -179,7 +198,7 @@ def test_a_home_that_was_moved_is_cleaned_where_it_is(
     age(used, 40)
     new = used.rename(tmp_path / "new home")
     monkeypatch.setenv("LFM_HOME", str(new))
-    before = len(list((new / "mlartifacts").iterdir()))
     clean("--yes")
-    assert len(list((new / "mlartifacts").iterdir())) == before - 3
+    texts = sorted(path.read_text()[:9] for path in (new / "mlartifacts").rglob("data"))
+    assert texts == ["weights 4", "weights 5", "weights 6"]
     assert load("6", tmp_path / "six") == "weights 6"

@@ -65,7 +65,9 @@ def with_model(tmp_path: Path, empty_database: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", [["promote", "m", "1"], ["report", "latest"], ["run", "fashion-mnist-lt"], ["models"]], ids=" ".join
+    "command",
+    [["promote", "m", "1"], ["data", "inspect", "fashion-mnist-lt"], ["run", "fashion-mnist-lt"], ["models"]],
+    ids=" ".join,
 )
 def test_a_command_on_a_full_disk_is_one_line(command: list[str], home: Path, with_model: Path) -> None:
     done = on_small_disk(home, with_model, str(INSTALLED), *command, full=True)

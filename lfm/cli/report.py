@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lfm.cli.options import HomeOption, examples, set_home, use_home
+from lfm.cli.options import HomeOption, examples, set_home
 from lfm.errors import InputError
 from lfm.storage.artifact import check_writable, home
 
@@ -82,7 +82,7 @@ def report(
 
       lfm report paper
     """
-    use_home(home_)
+    set_home(home_)
     if compare:
         return _compare(runs, out)
     if len(runs) > 1:
@@ -113,7 +113,7 @@ def compare(
 
       lfm compare "ce, seed 0" "lfm + ce, seed 0" --out compared
     """
-    use_home(home_)
+    set_home(home_)
     _compare(runs, out)
 
 
