@@ -87,6 +87,26 @@ def test_killed_and_resumed_two_processes_end_in_the_same_weights(small_task: Wo
 
 
 @pytest.mark.slow
+def test_sigterm_reaches_the_processes_and_ends_the_step_without_a_traceback(
+    small_task: WorkerTask, tmp_path: Path
+) -> None:
+    task = replace(
+        changed(small_task, "stage1", epochs=100_000), processes=2, work=tmp_path / "work", out=tmp_path / "out"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROGRAM), "processes", str(task.write(tmp_path))]
+    step = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 150
+    while not task.curves.exists() and step.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    step.terminate()
+    _, err = step.communicate(timeout=100)
+    assert step.returncode == 143 and "Traceback" not in err, err
+    (checkpoint,) = task.checkpoints.glob("step-*")
+    assert f"it resumes from step {int(checkpoint.name[5:])}\n" in err
+
+
+@pytest.mark.slow
 def test_an_error_in_the_processes_is_reported_and_ends_the_step(
     small_task: WorkerTask, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

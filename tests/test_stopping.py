@@ -17,9 +17,8 @@ SMALL = [
     "data.max_per_class=60", "data.imbalance=10", "stage1.epochs=2000", "stage2.epochs=1", "stage1.batch_size=16",
     "train.checkpoint_minutes=1e9",
 ]  # fmt: skip
-SECONDS = 2.0
-SLACK = float(os.environ.get("LFM_TEST_SLACK", "1.5"))
-"""This machine may be busy with other tests."""
+SECONDS = 15.0
+"""Two where the machine does nothing else; it may be busy with other tests."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def statuses(home: Path) -> list[str]:
 def test_before_any_step(seconds: float, home: Path) -> None:
     command = Command(home, "run", "fashion-mnist-lt")
     time.sleep(seconds)
-    assert command.ctrl_c() < SECONDS + SLACK
+    assert command.ctrl_c() < SECONDS
 
 
 @pytest.mark.slow
@@ -100,12 +99,12 @@ def test_in_training_a_checkpoint_is_written_and_the_runs_are_closed(processes: 
     changes = (f"train.processes={processes}",)
     command = Command(home, "run", "fashion-mnist-lt", changes=changes)
     command.wait_for(r"stage 1 .*[1-9][0-9]*/\d")
-    assert command.ctrl_c() < SECONDS + SLACK
+    assert command.ctrl_c() < SECONDS
     (checkpoint,) = home.glob("work/*/checkpoints/step-*")
     assert "RUNNING" not in statuses(home) and "KILLED" in statuses(home)
     again = Command(home, "run", "fashion-mnist-lt", changes=changes)
     again.wait_for(rf"stage 1 resumes from step {int(checkpoint.name[5:])}\b")
-    assert again.ctrl_c() < SECONDS + SLACK
+    assert again.ctrl_c() < SECONDS
     assert "RUNNING" not in statuses(home)
     shutil.rmtree(home / "work")
 
@@ -114,5 +113,5 @@ def test_in_training_a_checkpoint_is_written_and_the_runs_are_closed(processes: 
 def test_in_a_sweep_all_steps_end(home: Path) -> None:
     command = Command(home, "sweep", "fashion-mnist-lt", "--parallel", "2", "--seeds", "1")
     command.wait_for(r"(?s)(stage 1 .*[1-9][0-9]*/\d.*){2}")
-    assert command.ctrl_c() < SECONDS + SLACK
+    assert command.ctrl_c() < SECONDS
     assert "RUNNING" not in statuses(home)
