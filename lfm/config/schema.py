@@ -1,4 +1,4 @@
-"""Every value of a run, in one typed place.
+"""Every value of a run, in one typed place, which is why this file is longer than others.
 
 A run is described by one `RunConfig`. Presets build it (`lfm/config/presets.py`), `--set stage1.epochs=3`
 changes it, and it is checked on construction: a bad value is refused with the value, the rule and the fix.

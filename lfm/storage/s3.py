@@ -49,7 +49,7 @@ def read(uri: str) -> bytes:
 
 
 def read_stamped(uri: str) -> tuple[bytes, str]:
-    """The bytes of an object, and its size and ETag as `listing` has them.
+    """The bytes of an object, and its size and ETag as `listing` has them; nothing if the server sends none.
 
     Raises:
         InputError: as `read`.
@@ -62,7 +62,8 @@ def read_stamped(uri: str) -> tuple[bytes, str]:
             try:
                 found = _client().get_object(Bucket=bucket, Key=key)
                 body: bytes = found["Body"].read()
-                return body, f"{len(body)} {found['ETag'].strip(chr(34))}"
+                etag = found.get("ETag", "").strip('"')
+                return body, f"{len(body)} {etag}" if etag else ""
             except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
                 if attempt == ATTEMPTS - 1:  # boto3 repeats the request, but not a body that breaks off
                     raise

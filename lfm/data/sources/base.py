@@ -72,7 +72,7 @@ class Files:
         else:
             with Path(path).open("rb") as file:
                 data, found = file.read(), stamp_of(os.fstat(file.fileno()))
-        if stamp and found != stamp:
+        if stamp and found and found != stamp:
             raise InputError(f"{path} has changed since it was listed; begin again once the data are at rest")
         return data
 
