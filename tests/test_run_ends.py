@@ -156,6 +156,20 @@ def test_sigterm_closes_a_step_as_killed_though_nobody_reads_its_output_any_more
     assert statuses(client) == {"a run": "KILLED", "stage 1": "KILLED"}
 
 
+def test_a_step_whose_launcher_is_gone_is_killed_while_it_trains_on(client: MlflowClient, home: Path) -> None:
+    """Seen on KFP 2.17.0: the launcher dies of SIGTERM at once, a stage notes it and finishes its step."""
+    program = Path(__file__).with_name("programs") / "talking_step.py"
+    process = subprocess.Popen(
+        [sys.executable, str(program)], env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.stdout.close()
+    assert process.wait(200) != 0
+    finish("RUNNING")
+    assert statuses(client) == {"a run": "KILLED", "stage 1": "KILLED"}
+
+
 def test_a_leftover_run_of_other_work_is_left_alone(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = client.create_run(client.create_experiment("theirs"), run_name="theirs")
     client.set_terminated(theirs.info.run_id)

@@ -7,6 +7,7 @@ parent is the one above all. A sweep has a run for each variant under the parent
 """
 
 import os
+import select
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
@@ -184,17 +185,27 @@ def step_run(step: str) -> Iterator[StepLogger]:
 
 
 def _killed(error: BaseException | None) -> bool:
-    """Whether Ctrl-C or SIGTERM ended the step: this error, or one that it came from.
+    """Whether the step was ended from outside: by Ctrl-C, by SIGTERM, or with the process that reads its output.
 
-    KFP's launcher dies of the same SIGTERM, and our output goes to its pipe: a line that is printed on the way out can
-    fail with BrokenPipeError in place of the exit. (A stage that was terminated on KFP 2.17.0 was FAILED in MLflow.)
+    KFP's launcher dies of the same SIGTERM, and our output goes to its pipe: in the second that a pod then has, a line
+    of a stage that finishes its step fails with BrokenPipeError, with or without the exit that was asked for as its
+    cause. (A stage that was terminated on KFP 2.17.0 was FAILED in MLflow, by both ways.)
     """
+    if _nobody_reads():
+        return True
     while error is not None:
         code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", None)
         if isinstance(error, KeyboardInterrupt) or code == SIGTERM_EXIT:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader is gone."""
+    poll = select.poll()
+    poll.register(1, 0)  # POLLERR is told unasked
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _close(tracker: StepLogger) -> None:
