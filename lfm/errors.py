@@ -1,6 +1,7 @@
 """Errors that the user can correct."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 ERROR_MARK = "error: "
@@ -23,3 +24,28 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = [k for k in known if k.rpartition(".")[2] == name] or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} {name!r}; {hint}")
+
+
+CRASHES = {
+    "SIGSEGV": "a library's own code reached for memory that is not its own",
+    "SIGABRT": "a library found its own state broken and gave up; its last words are in the log",
+    "SIGBUS": "memory behind a file was not there: mostly /dev/shm or the disk is full, or a file became shorter while "
+    "it was read. Make room (a container: more shared memory) and run again",
+    "SIGILL": "a library was built for instructions that this CPU lacks: take another build, or another machine",
+    "SIGFPE": "a library divided by zero, or met another error of arithmetic",
+}
+"""Signals by which a process ends itself: what that says, and where there is one, the fix."""
+CRASH_FIX = (
+    ". It will most likely happen again: try another tower, train.device or train.precision, or other versions of "
+    "PyTorch and of the library that the log names last"
+)
+
+
+def ended_by(number: int) -> str:
+    """Message for the user about a step that a signal ended, from outside or by a fault of its own."""
+    name = signal.Signals(number).name
+    if name in CRASHES:
+        fix = CRASH_FIX if name in ("SIGSEGV", "SIGABRT", "SIGFPE") else ""
+        return f"{ERROR_MARK}the step crashed with {name}: {CRASHES[name]}{fix}"
+    memory = ", most likely for lack of memory: lower the batch or image size" if name == "SIGKILL" else ""
+    return f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to continue"

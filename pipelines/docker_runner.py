@@ -22,9 +22,8 @@ from kfp import local
 
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig
-from lfm.errors import InputError
+from lfm.errors import InputError, ended_by
 from lfm.jobs.pipeline_run import end_unfinished
-from lfm.pipelines.fork_server import ended_by
 from lfm.pipelines.kfp_internals import DOCKER, replaced
 from lfm.storage.artifact import home
 

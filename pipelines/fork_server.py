@@ -6,7 +6,6 @@ step, more than most steps take. Here Python's own fork server imports them once
 
 import multiprocessing
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from lfm.errors import ERROR_MARK, SIGTERM_EXIT, InputError
+from lfm.errors import SIGTERM_EXIT, InputError, ended_by
 from lfm.pipelines.kfp_internals import SUBPROCESS, replaced, split_command
 
 PRELOAD = (
@@ -184,13 +183,6 @@ def _first(action: Callable[[int], None], *numbers: signal.Signals) -> Iterator[
 def _both(action: Callable[[int], None], then: Callable[[int, Any], Any], number: int, frame: Any) -> None:
     action(number)
     then(number, frame)
-
-
-def ended_by(number: int) -> str:
-    """Message for the user about a step that a signal ended."""
-    name = signal.Signals(number).name
-    memory = ", most likely for lack of memory: lower the batch or image size" if name == "SIGKILL" else ""
-    return f"{ERROR_MARK}the step was ended from outside by {name}{memory}; run again to continue"
 
 
 def _call(environment: dict[str, str], folder: str, function: Callable[..., None], arguments: Sequence[Any]) -> None:

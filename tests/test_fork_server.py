@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lfm.errors import ended_by
+
 PROGRAM = Path(__file__).parent / "programs" / "forked_pipeline.py"
 
 
@@ -42,6 +44,34 @@ def test_each_step_is_a_process_of_its_own_with_the_current_environment(tmp_path
 def test_a_step_that_fails_fails_the_pipeline(how: str, traceback: bool, tmp_path: Path) -> None:
     out = run(tmp_path, how)
     assert "failed:" in out and ("ValueError: a mistake of ours" in out) == traceback
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("SIGSEGV", "crashed with SIGSEGV: a library's own code reached for memory that is not its own. It will most"),
+        (
+            "SIGABRT",
+            "crashed with SIGABRT: a library found its own state broken and gave up; its last words are in the",
+        ),
+        ("SIGBUS", "crashed with SIGBUS: memory behind a file was not there: mostly /dev/shm or the disk is full"),
+        ("SIGILL", "crashed with SIGILL: a library was built for instructions that this CPU lacks: take another build"),
+        ("SIGFPE", "crashed with SIGFPE: a library divided by zero"),
+        ("SIGKILL", "was ended from outside by SIGKILL, most likely for lack of memory: lower the batch"),
+        ("SIGHUP", "was ended from outside by SIGHUP; run again to continue"),
+        ("SIGTERM", "was ended from outside by SIGTERM; run again to continue"),
+    ],
+)
+def test_the_words_for_a_signal_say_what_it_means(name: str, words: str) -> None:
+    said = ended_by(getattr(signal, name))
+    assert said.startswith(f"error: the step {words}")
+    assert ("run again to continue" in said) == ("from outside" in said)
+
+
+@pytest.mark.slow
+def test_a_step_that_crashes_says_so(tmp_path: Path) -> None:
+    out = run(tmp_path, "SIGSEGV")
+    assert "error: the step crashed with SIGSEGV" in out and "failed:" in out and "outside" not in out
 
 
 @pytest.mark.slow

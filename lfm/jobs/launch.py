@@ -5,7 +5,7 @@ import sys
 import uuid
 
 from lfm.config.schema import TrainConfig
-from lfm.errors import SIGTERM_EXIT, InputError
+from lfm.errors import SIGTERM_EXIT, InputError, ended_by
 from lfm.jobs.multinode import train_on_nodes
 from lfm.training.curves import Curves, following
 from lfm.training.task import WorkerTask
@@ -92,4 +92,8 @@ def train_in_processes(task: WorkerTask, curves: Curves) -> None:
         explained = {failure.exitcode for failure in error.failures.values()} & {InputError.exit_code, SIGTERM_EXIT}
         if explained:
             raise SystemExit(explained.pop()) from None
+        # The others end by SIGTERM once the first one is gone: the first alone says what happened.
+        _, first = error.get_first_failure()
+        if first.exitcode < 0:
+            print(ended_by(-first.exitcode), file=sys.stderr, flush=True)  # noqa: T201
         raise

@@ -1,6 +1,7 @@
 """What all jobs share: how a step ends after an error, and what it prints."""
 
 import errno
+import faulthandler
 import functools
 import json
 import os
@@ -38,6 +39,7 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(job)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         no_other_bars()
+        show_crashes()
         mistake = Mistake.of(job.__name__)
         os.umask(0o022)  # Argo's emissary sets 0: what a step writes could be written by all
         try:
@@ -53,6 +55,12 @@ def step(job: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(correctable.exit_code) from None
 
     return wrapped
+
+
+def show_crashes() -> None:
+    """Let a crash in a library's own code leave the lines of Python that led to it in the log."""
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 `lfm.jobs.multinode` on others.
 """
 
+import faulthandler
 import json
 import os
 import sys
@@ -95,6 +96,7 @@ def main(path: str) -> None:
     Args:
         path: file that `WorkerTask.write` wrote.
     """
+    faulthandler.enable()
     task = WorkerTask.read(Path(path))
     try:
         if task.code != source_hash(*METHOD):

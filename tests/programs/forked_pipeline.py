@@ -1,4 +1,4 @@
-"""Run forked steps: `forked_pipeline.py ROOT good`; with exit, raise, kill or sleep, a step does so; many: 120."""
+"""Run forked steps: `forked_pipeline.py ROOT good`; with exit, raise, sleep or a signal, a step does so; many: 120."""
 
 import os
 import signal
@@ -34,6 +34,8 @@ def fail(how: str) -> None:
         raise ValueError("a mistake of ours")
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, how))
     if how == "sleep":
         print("sleeping", os.getpid(), flush=True)
         time.sleep(60)
