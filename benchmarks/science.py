@@ -77,7 +77,7 @@ def train_and_score(config: RunConfig) -> dict[str, Any]:
     """Both stages of one arm and seed, and its test metrics."""
     device = pick_device(config.train.device)
     folder, _ = dataset_for(config.data, config.model, config.seed)
-    backbone, _ = backbone_for(config.model, config.seed)
+    backbone, _ = backbone_for(config.model, config.seed, config.text)
     text, _ = embeddings_for(config.text, folder, backbone)
     train, val, test = (open_split(folder, split, device, config.train.resize) for split in ("train", "val", "test"))
     classes = read_info(folder)["classes"]

@@ -37,6 +37,23 @@ def use_bf16(precision: str, device: "torch.device") -> bool:
     """Whether to multiply in bfloat16: on request, or where the hardware does it natively."""
     if precision != "auto":
         return precision == "bf16"
+    return _multiplies_bf16(device)
+
+
+def bf16_warning(precision: str, device: "torch.device") -> str:
+    """What bfloat16 costs where it was asked for and the hardware has no instructions for it; else nothing."""
+    if precision != "bf16" or _multiplies_bf16(device):
+        return ""
+    return (
+        f"warning: precision bf16 was asked for, and this {'GPU' if device.type == 'cuda' else 'CPU'} has no "
+        "instructions that multiply bfloat16: it is computed by way of float32, which may take several times as long "
+        "as fp32 itself; auto or fp32 is faster here"
+    )
+
+
+def _multiplies_bf16(device: "torch.device") -> bool:
     import torch
 
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -46,6 +46,18 @@ def build(config: dict[str, Any], folder: Path, seed: int = 0) -> Any:
         return kind(**config).eval()
 
 
+def build_image_alone(config: dict[str, Any], seed: int = 0) -> Any:
+    """What `build` gives without its text tower: `visual` alone, weights drawn from the seed."""
+    from open_clip.model import _build_vision_tower
+
+    net = nn.Module()
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        net.visual = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
+    return net.eval()
+
+
 def load(folder: Path) -> nn.Module:
     """open_clip's whole model from what `fetch` left, without a network: float32, on the CPU, in eval mode."""
     net: nn.Module = build(json.loads((folder / "config.json").read_text()), folder)

@@ -19,6 +19,16 @@ from lfm.errors import InputError, unknown
 from lfm.storage import s3
 
 FILE_KINDS = (".safetensors", ".pt", ".pth", ".bin")
+FOLDER = "local-dir:"
+"""Begins open_clip's name of a folder that holds a model, as `open_clip.push_to_hf_hub` writes it."""
+CONFIG = "open_clip_config.json"
+IN_FOLDER = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
+"""Names of a folder's weights, in open_clip's order."""
+MINILM_DIM = 384
+"""Dimensions of MiniLM's embeddings (`lfm.backbones.text_encoders.minilm_encoder`)."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +95,55 @@ def tags_of(name: str) -> dict[str, dict[str, Any]]:
     return {tag: tags.get_pretrained_cfg(name, tag) for tag in tags.list_pretrained_tags_by_model(name)}
 
 
+def folder_of(place: str) -> Path | None:
+    """The folder that a tower or weights name: `local-dir:FOLDER`, or a folder with open_clip_config.json."""
+    if place.startswith(FOLDER):
+        return Path(place.removeprefix(FOLDER)).expanduser()
+    return Path(place) if (Path(place) / CONFIG).is_file() else None
+
+
+def config_file(tower: str) -> str:
+    """The JSON file of a tower of the user's own, by itself or in a folder; empty for one of open_clip's."""
+    if tower.endswith(".json"):
+        return tower
+    folder = folder_of(tower)
+    return str(folder / CONFIG) if folder else ""
+
+
+def weights_of(model: ModelConfig) -> str:
+    """Where the weights are: `random`, a tag, or the path of a checkpoint, also where a folder was named.
+
+    A tower that is a folder brings its weights, if no others are named.
+
+    Raises:
+        InputError: a folder without a checkpoint.
+    """
+    weights = model.weights
+    if folder_of(model.tower) and weights == ModelConfig.model_fields["weights"].default:
+        weights = model.tower
+    folder = folder_of(weights)
+    if folder is None:
+        return weights
+    inside = {path.name: path for path in sorted(folder.glob("*")) if path.suffix in FILE_KINDS}
+    found = next((inside[name] for name in IN_FOLDER if name in inside), None)
+    if found is None and len(inside) == 1:
+        (found,) = inside.values()
+    if found is None:
+        several = f"several ({', '.join(inside)})" if inside else "none"
+        raise InputError(
+            f"{folder} should hold a checkpoint, as {IN_FOLDER[0]}, but holds {several}; set model.weights to a file, "
+            "or to random"
+        )
+    return str(found)
+
+
 def name(model: ModelConfig) -> str:
-    """open_clip's name of the tower: ViT-B/32 -> ViT-B-32, ViT-L/14@336px -> ViT-L-14-336; a path to JSON stays.
+    """open_clip's name of the tower: ViT-B/32 -> ViT-B-32, ViT-L/14@336px -> ViT-L-14-336; a path of one's own stays.
 
     Raises:
         InputError: no such model; the nearest name is given.
     """
-    if model.tower.endswith(".json"):
+    if config_file(model.tower):
         return model.tower
     plain = model.tower.replace("/", "-").replace("@", "-").removesuffix("px")
     known = {known.lower(): known for known in built_in()}
@@ -102,6 +154,7 @@ def name(model: ModelConfig) -> str:
 
 def _own_file(tower: str) -> dict[str, Any]:
     """The user's JSON: a model configuration, or open_clip_config.json with model_cfg and preprocess_cfg."""
+    tower = config_file(tower)
     rule = "needs embed_dim, vision_cfg and text_cfg, as open_clip's model_configs/*.json or open_clip_config.json"
     try:
         raw = json.loads(s3.read(tower) if s3.is_remote(tower) else Path(tower).read_bytes())
@@ -118,22 +171,54 @@ def _own_file(tower: str) -> dict[str, Any]:
 
 def tag_of(model: ModelConfig) -> dict[str, Any] | None:
     """What open_clip knows of the pre-trained tag; None: the weights are random or a file."""
-    if model.weights == "random" or model.tower.endswith(".json"):
+    if model.weights == "random" or config_file(model.tower):
         return None
     tag = model.weights.lower().replace("-", "_")
     return tags_of(name(model)).get(tag)
 
 
-def config_of(model: ModelConfig) -> dict[str, Any]:
-    """open_clip's configuration of the model, with the activation that its weights were trained with."""
-    own = model.tower.endswith(".json")
+def config_of(model: ModelConfig, own_text: bool = True) -> dict[str, Any]:
+    """open_clip's configuration of the model, with the activation that its weights were trained with.
+
+    Args:
+        model: tower and weights.
+        own_text: whether its text tower is used. If not, nothing is asked for that comes from the hub for text alone,
+            and a tower of random weights is drawn with MiniLM's dimensions: it is free to have any.
+    """
+    own = config_file(model.tower)
     config: dict[str, Any] = (
         _own_file(model.tower)["model_cfg"] if own else json.loads(built_in()[name(model)].read_bytes())
     )
     # open_clip only warns when the tag says QuickGELU and the configuration does not, and loses points of accuracy.
     if (tag_of(model) or {}).get("quick_gelu"):
         config["quick_gelu"] = True
-    return config
+    return config if own_text else _for_minilm(model, config)
+
+
+def _for_minilm(model: ModelConfig, config: dict[str, Any]) -> dict[str, Any]:
+    text, vision = dict(config["text_cfg"]), dict(config["vision_cfg"])
+    if text.get("hf_model_name"):
+        text = {}  # even its configuration is on the hub
+    text.pop("hf_tokenizer_name", None)
+    own_dim = config["embed_dim"]
+    dim = MINILM_DIM if model.weights == "random" else own_dim
+    if dim != own_dim and vision.get("timm_proj") == "none":
+        vision["timm_proj"] = "linear"  # what the trunk gives has dimensions of its own
+    return {**config, "embed_dim": dim, "text_cfg": text, "vision_cfg": vision}
+
+
+def check_text(model: ModelConfig) -> None:
+    """Refuse a tower whose images cannot be compared with text of MiniLM.
+
+    Raises:
+        InputError: pre-trained weights of other dimensions.
+    """
+    dim = config_of(model, own_text=False)["embed_dim"]
+    if dim != MINILM_DIM:
+        raise InputError(
+            f"{model.tower} {model.weights} embeds images in {dim} dimensions, text.encoder minilm text in {MINILM_DIM}"
+            "; set text.encoder=backbone, or model.weights=random"
+        )
 
 
 def check(model: ModelConfig) -> None:
@@ -147,7 +232,7 @@ def check(model: ModelConfig) -> None:
             raise InputError(f"conv4 is always trained from scratch; model.weights={model.weights} must be random")
         return
     preprocess(model)
-    weights, tower = model.weights, name(model)
+    weights, tower = weights_of(model), name(model)
     if weights == "random" or tag_of(model):
         return
     tags = list(tags_of(tower))
@@ -176,7 +261,7 @@ def preprocess(model: ModelConfig) -> Preprocess:
     if len(sides) != 1:
         raise InputError(f"{name(model)} takes images of {size} pixels; only square ones are supported: another tower")
     found: dict[str, Any] = {}
-    if model.tower.endswith(".json"):
+    if config_file(model.tower):
         found = _own_file(model.tower).get("preprocess_cfg") or {}
     elif tag := tag_of(model):
         found = tag

@@ -6,19 +6,19 @@ import json
 import os
 import urllib.error
 import urllib.request
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from lfm.backbones import towers
-from lfm.backbones.openclip import WEIGHTS, build, hub_tokenizer
+from lfm.backbones.checkpoint_files import check_finite, read_state
+from lfm.backbones.openclip import WEIGHTS, build, build_image_alone, hub_tokenizer
 from lfm.config.schema import ModelConfig
 from lfm.errors import InputError
 from lfm.progress import say
@@ -30,23 +30,30 @@ T = TypeVar("T")
 HUB_WAIT = 5.0  # seconds for the Hugging Face hub to answer at all; its own client retries for minutes
 
 
-def weights_id(model: ModelConfig, seed: int) -> dict[str, Any]:
+def weights_id(model: ModelConfig, seed: int, own_text: bool = True) -> dict[str, Any]:
     """What names the backbone in a content key: its configuration, its preprocessing and where its weights come from.
 
     A checkpoint counts by the sha256 of its bytes; one at s3:// is downloaded for that, once a process.
+
+    Args:
+        model: tower and weights.
+        seed: draws `random` weights.
+        own_text: as in `fetch`.
     """
     towers.check(model)
     named = {
         "tower": towers.name(model),
-        "config": content_key(towers.config_of(model)),
+        "config": content_key(towers.config_of(model, own_text)),
         "preprocess": asdict(towers.preprocess(model)),
     }
+    if own_text and (beside := _tokenizer_beside(model)):
+        named["tokenizer"] = {path.name: sha256_file(path) for path in sorted(beside.glob("*token*"))}
     if model.weights == "random":
         versions = {package: importlib.metadata.version(package) for package in ("open_clip_torch", "torch")}
         return {**named, "weights": {"random": seed, **versions}}
     if tag := towers.tag_of(model):
         return {**named, "weights": {"tag": model.weights, "hub": tag["hf_hub"]}}
-    return {**named, "weights": {"sha256": sha256_file(_checkpoint(model.weights, home()))}}
+    return {**named, "weights": {"sha256": sha256_file(_checkpoint(towers.weights_of(model), home()))}}
 
 
 @functools.cache
@@ -60,7 +67,7 @@ def _checkpoint(weights: str, where: Path) -> Path:
     return path
 
 
-def fetch(model: ModelConfig, seed: int, folder: Path) -> None:
+def fetch(model: ModelConfig, seed: int, folder: Path, own_text: bool = True) -> None:
     """Fill an empty folder with the model: weights, configuration, preprocessing, tokenizer, info.
 
     Args:
@@ -68,22 +75,25 @@ def fetch(model: ModelConfig, seed: int, folder: Path) -> None:
         seed: draws `random` weights; the global random state stays as it is.
         folder: gets model.safetensors (both towers and logit_scale, float32), config.json, preprocess.json,
             info.json; tokenizer/ and text/ where these come from the Hugging Face hub.
+        own_text: whether its text tower will embed the class names. If not, no tokenizer is fetched, and a text tower
+            whose configuration is on the hub is left out.
 
     Raises:
         InputError: what `towers.check` refuses; weights that cannot be fetched, are no plain tensors, or do not fit.
     """
     towers.check(model)
-    config, ready = towers.config_of(model), towers.preprocess(model)
+    config, ready = towers.config_of(model, own_text), towers.preprocess(model)
+    if own_text:
+        _fetch_language(config["text_cfg"], folder, _tokenizer_beside(model))
     path = _weights_file(model)
-    _fetch_language(config["text_cfg"], folder)
     try:
-        net = build(config, folder, seed)
+        net = build(config, folder, seed) if config["text_cfg"] else build_image_alone(config, seed)
     except Exception as error:
         if not model.tower.endswith(".json"):
             raise
         raise InputError(f"model.tower={model.tower}: open_clip cannot build it: {error}; correct the file") from error
     if path:
-        _fill(net, _read_state(path), f"{path} ({towers.name(model)})")
+        _fill(net, path, f"{path} ({towers.name(model)})", image_alone=not config["text_cfg"])
         _warn_of_activation(model, config)
     save_model(net, str(folder / WEIGHTS))
     image = sum(weight.numel() for weight in net.visual.parameters())
@@ -106,7 +116,7 @@ def _weights_file(model: ModelConfig) -> Path | None:
         return None
     tag = towers.tag_of(model)
     if tag is None:
-        return _checkpoint(model.weights, home())
+        return _checkpoint(towers.weights_of(model), home())
     tags = towers.open_clip_tags()
     repo, _, file = tag["hf_hub"].rpartition("/")
     files = [f"{Path(file).stem}.safetensors", file] if file else [tags.HF_SAFE_WEIGHTS_NAME, tags.HF_WEIGHTS_NAME]
@@ -168,9 +178,17 @@ def _silence() -> str:
     return ""
 
 
-def _fetch_language(text: dict[str, Any], folder: Path) -> None:
+def _tokenizer_beside(model: ModelConfig) -> Path | None:
+    """The folder of the tower, where it holds a tokenizer, as open_clip's folders do."""
+    folder = towers.folder_of(model.tower)
+    return folder if folder and any((folder / f"tokenizer{end}.json").is_file() for end in ("", "_config")) else None
+
+
+def _fetch_language(text: dict[str, Any], folder: Path, beside: Path | None) -> None:
     """Keep what the text tower needs from the hub: tokenizer/, and text/ with the configuration of a hub's tower."""
-    if source := str(text.get("hf_tokenizer_name") or ""):
+    if text.get("hf_tokenizer_name") and beside:
+        hub_tokenizer(text, str(beside), True).save_pretrained(folder / "tokenizer")
+    elif source := str(text.get("hf_tokenizer_name") or ""):
 
         def tokenizer(local_only: bool) -> Any:
             return hub_tokenizer(text, source, local_only)
@@ -187,64 +205,40 @@ def _fetch_language(text: dict[str, Any], folder: Path) -> None:
         _from_hub(configuration, encoder, "config.json", "config.json").save_pretrained(folder / "text")
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, names as open_clip has them; nothing in the file is run.
-
-    Raises:
-        InputError: TorchScript, pickled objects, a broken file, or no tensors.
-    """
-    convert = "from safetensors.torch import save_file; save_file({{k: v.contiguous() for k, v in {}.items()}}, {!r})"
-    target = str(path.with_suffix(".safetensors"))
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        elif _is_torchscript(path):
-            script = convert.format(f"torch.jit.load({str(path)!r}, 'cpu').state_dict()", target)
-            raise InputError(
-                f"{path} is a TorchScript program, as OpenAI's own files are, and may run code; where you trust it, "
-                f'turn it into plain weights: python -c "import torch; {script}"'
-            )
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file can come to anything
-        script = convert.format("model.state_dict()", target)
-        raise InputError(
-            f"{path} is damaged or holds pickled objects beside plain tensors ({type(error).__name__}); it was not "
-            f"loaded, as that could run code. Where you trust it, save its weights alone: {script}"
-        ) from error
-    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} is no state dict (name -> tensor); save one: {convert.format('model', target)}")
-    if all(key.startswith("module.") for key in state):  # the mark of DistributedDataParallel
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    for key in ("input_resolution", "context_length", "vocab_size"):  # OpenAI's files carry these as tensors
-        state.pop(key, None)
-    return dict(state)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(entry.endswith("/constants.pkl") for entry in archive.namelist())
-
-
-def _fill(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Give the model its weights; every one must be there and fit.
+def _fill(net: nn.Module, path: Path, what: str, image_alone: bool) -> None:
+    """Give the model its weights; every one must be there, fit and be finite.
 
     Position embeddings of another image size or context length are interpolated, as open_clip does.
 
+    Args:
+        net: of `build` or `build_image_alone`.
+        path: of the checkpoint.
+        what: the file and the model, for an error.
+        image_alone: whether only the image tower is wanted.
+
     Raises:
-        InputError: names the weights that are missing, not known, or of another shape.
+        InputError: names the weights that are missing, not known, of another shape, or not finite.
     """
-    from open_clip.convert import convert_state_dict
-    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
 
     own = net.state_dict()
-    state = convert_state_dict(net, state)
+    state = _by_own_names(net, read_state(path, own.keys()), image_alone)
+    _check_fit(own, state, what)
+    check_finite(state, what)
+    resize_pos_embed(state, net)
+    if not image_alone:
+        resize_text_pos_embed(state, net)
+    net.load_state_dict(state)
+
+
+def _by_own_names(net: nn.Module, state: dict[str, Tensor], image_alone: bool) -> dict[str, Tensor]:
+    """The tensors as open_clip's loader would name them for this model."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    own, state = net.state_dict(), convert_state_dict(net, state)
+    if image_alone:
+        return {key: value for key, value in state.items() if key.startswith("visual.")}
     if "positional_embedding" in state and "positional_embedding" not in own:
         state = convert_to_custom_text_state_dict(state)
     if "logit_bias" in own and "logit_scale" in state:  # a model of CLIP's kind in SigLIP's clothes
@@ -255,6 +249,10 @@ def _fill(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
     unused = "text.transformer.embeddings.position_ids"
     if unused not in own:
         state.pop(unused, None)
+    return dict(state)
+
+
+def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         both = {"missing": missing, "unknown": extra}
@@ -266,9 +264,6 @@ def _fill(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
         if value.dim() != state[key].dim() or value.shape[first:] != state[key].shape[first:]:
             shapes = f"{tuple(state[key].shape)} where the model has {tuple(value.shape)}"
             raise InputError(f"{what} holds another model's weights: {key} is {shapes}; set model.tower to that model")
-    resize_pos_embed(state, net)
-    resize_text_pos_embed(state, net)
-    net.load_state_dict(state)
 
 
 def _warn_of_activation(model: ModelConfig, config: dict[str, Any]) -> None:

@@ -53,6 +53,8 @@ def check(config: RunConfig) -> None:
             raise InputError(f"data.{field}: {place} does not exist; correct the path")
     if towers.uses_open_clip(config.model):
         towers.check(config.model)
+        if config.text.encoder == "minilm":
+            towers.check_text(config.model)
         if config.model.image_size:
             raise InputError(f"model.image_size is for conv4; {config.model.tower} has a size of its own: set it to 0")
     elif config.text.encoder == "backbone":
@@ -68,16 +70,23 @@ def preprocess_for(model: ModelConfig) -> Any:
     return towers.Preprocess(model.image_size, (), (), "bicubic", "squash")
 
 
-def backbone_for(model: ModelConfig, seed: int) -> tuple[Path, bool]:
-    """The pre-trained towers in the store, fetched if need be; and whether they were there."""
+def backbone_for(model: ModelConfig, seed: int, text: TextConfig | None = None) -> tuple[Path, bool]:
+    """The pre-trained towers in the store, fetched if need be; and whether they were there.
+
+    Args:
+        model: tower and weights.
+        seed: draws random weights.
+        text: where class names are not embedded by the model's own text tower, nothing is fetched for it.
+    """
     from lfm.backbones import towers, weights
 
     if not towers.uses_open_clip(model):
         return build_once(
             "backbone", {"tower": model.tower}, lambda aside: _write_json(aside / "info.json", {"tower": model.tower})
         )
-    inputs = weights.weights_id(model, seed) | {"code": source_hash("lfm.backbones.weights")}
-    return build_once("backbone", inputs, lambda aside: weights.fetch(model, seed, aside))
+    own_text = text is None or text.encoder == "backbone"
+    inputs = weights.weights_id(model, seed, own_text) | {"code": source_hash("lfm.backbones.weights")}
+    return build_once("backbone", inputs, lambda aside: weights.fetch(model, seed, aside, own_text))
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -185,13 +194,20 @@ def embeddings_for(config: TextConfig, dataset: Path, backbone: Path) -> tuple[P
 
 
 @step
-def fetch_backbone(model: dict[str, Any], seed: int, out: str) -> None:
-    """Fetch the pre-trained towers once, so that no later step asks a network."""
+def fetch_backbone(model: dict[str, Any], seed: int, out: str, text: dict[str, Any] | None = None) -> None:
+    """Fetch the pre-trained towers once, so that no later step asks a network.
+
+    Args:
+        model: tower and weights.
+        seed: draws random weights.
+        out: folder for them.
+        text: configuration of the class embeddings, which says whether the text tower is needed.
+    """
     from lfm.tracking import pipeline_run
 
     with pipeline_run.step_run("fetch backbone") as run:
         config = ModelConfig.model_validate(model)
-        folder, reused = backbone_for(config, int(seed))
+        folder, reused = backbone_for(config, int(seed), TextConfig.model_validate(text or {}))
         run.tags({"lfm.backbone": f"{config.tower} {config.weights}"})
         say_result("backbone", folder, reused)
         hand_over(folder, out)

@@ -4,6 +4,7 @@ Each pod costs Argo some ten seconds before and ten after its work, so what alwa
 has its own run in MLflow and its own place in the store.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from lfm.jobs.retrain import CHANGED, UNCHANGED, data_news, nothing_to_do
 
 
 def prepare_inputs(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> None:
-    """Prepare the data, fetch the backbone and embed the class names.
+    """Fetch the backbone, prepare the data and embed the class names.
+
+    The backbone is first: that it cannot be had is known in seconds, and decoding the images may take hours.
 
     Args:
         config: The complete configuration.
@@ -21,12 +24,13 @@ def prepare_inputs(config: dict[str, Any], dataset: str, embeddings: str, backbo
         embeddings: Folder for the class embeddings.
         backbone: Folder for the pre-trained towers.
     """
+    fetch_backbone(config["model"], config["seed"], backbone, config["text"])
     prepare_data(config["data"], config["model"], config["seed"], dataset)
-    _beside_data(config, dataset, embeddings, backbone)
+    embed_text(config["text"], dataset, backbone, embeddings)
 
 
 def prepare_retraining(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> str:
-    """Prepare the data, and the rest where they are new to the champion: changed or unchanged.
+    """Do what `prepare_inputs` does, where the data are new to the champion: changed or unchanged.
 
     Args:
         config: The complete configuration; names the registered model.
@@ -37,16 +41,13 @@ def prepare_retraining(config: dict[str, Any], dataset: str, embeddings: str, ba
     load = loading(DataConfig.model_validate(config["data"]))
     unchanged = nothing_to_do(config, load)
     if not unchanged:
+        fetch_backbone(config["model"], config["seed"], backbone, config["text"])
         prepare_data(config["data"], config["model"], config["seed"], dataset, load)
         unchanged = data_news(config, dataset) == UNCHANGED
     if unchanged:
+        shutil.rmtree(backbone, ignore_errors=True)
         for folder in (dataset, embeddings, backbone):  # KFP expects every output
             Path(folder).mkdir(parents=True, exist_ok=True)
         return UNCHANGED
-    _beside_data(config, dataset, embeddings, backbone)
-    return CHANGED
-
-
-def _beside_data(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> None:
-    fetch_backbone(config["model"], config["seed"], backbone)
     embed_text(config["text"], dataset, backbone, embeddings)
+    return CHANGED

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lfm.backbones.device import bf16_warning, use_bf16
 from lfm.backbones.model import LFM
 from lfm.config.schema import RunConfig
 from lfm.data.images import Images
 from lfm.data.prefetch import fetched_ahead, mixed_images
-from lfm.evaluation.inference import use_bf16
 from lfm.method.losses import Classes, make_loss, soft
 from lfm.method.mixup import PairBatch
 from lfm.progress import bar, say
@@ -26,6 +26,7 @@ from lfm.training.batch_size import search_batch_size
 from lfm.training.batches import pair_sampler
 from lfm.training.checkpoint_writer import CheckpointWriter
 from lfm.training.checkpoints import Checkpoints, Position, Snapshot, made_with
+from lfm.training.dropout import seeded
 from lfm.training.memory import FrozenTower, lay_out
 from lfm.training.nonfinite import LOOK_EVERY, LossWatch, check_weights
 from lfm.training.preemption import CheckpointTimer, PreemptedError
@@ -73,7 +74,9 @@ class Stage:
 
         self.accelerator = new_accelerator(device, self.dtype)
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes, device)
-        lay_out(model, config.train.recompute and number == 1, self.processes)
+        if self.processes.first and (slow := bf16_warning(config.train.precision, device)):
+            say(slow)
+        self.layout = lay_out(model, config.train.recompute and number == 1, self.processes)
         self.tower = FrozenTower(model, cast=number == 2 and self.dtype == torch.bfloat16)
         self.trained = model.train_stage(number)
         self.optimizer = OPTIMIZERS[self.values.optimizer](
@@ -150,10 +153,12 @@ class Stage:
         """
         rows, fraction = self.processes.rows(len(batch.index_B2))
         x = mixed_images(self.train, batch, self.config.train.flip, pixels, self.dtype, rows)
+        x = x.contiguous(memory_format=self.layout)
         label_B2, weight_B2 = batch.label_B2[rows].to(x.device), batch.weight_B2[rows].to(x.device)
         if self.config.mixup.name == "none":
             label_B2, weight_B2 = label_B2[:, :1], weight_B2[:, :1]
-        loss_B = self._backward(x, label_B2, weight_B2, fraction)
+        with seeded(x.device, self.config.seed, self.number, "dropout", step, self.processes.rank):
+            loss_B = self._backward(x, label_B2, weight_B2, fraction)
         if self.values.clip:
             self.accelerator.clip_grad_norm_(self.trained, self.values.clip)
         for group in self.optimizer.param_groups:
