@@ -6,6 +6,7 @@ step, more than most steps take. Here Python's own fork server imports them once
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading

@@ -85,13 +85,14 @@ def inspect(
     if target.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--picture {target} does not end in .png, .svg or .pdf; name it so")
     check_file(target)
+    from lfm.data.class_name_audit import cleaned
     from lfm.jobs import prepare, preview
     from lfm.report import data_page
 
     with redirect_stdout(sys.stderr if json_ else sys.stdout):
         prepare.check(config)
         dataset, _ = prepare.dataset_for(config.data, config.model, config.seed)
-        backbone, _ = prepare.backbone_for(config.model, config.seed)
+        backbone, _ = prepare.backbone_for(config.model, config.seed, config.text)
         text, _ = prepare.embeddings_for(config.text, dataset, backbone)
         found = preview.inspect(config, 1, dataset, text)
         data_page.picture(target, f"{preset}, tau {config.mixup.tau:g}", found)
@@ -104,6 +105,9 @@ def inspect(
     )
     for name, near in list(zip(found["classes"], found["neighbours"], strict=True))[: preview.SHOWN_CLASSES]:
         typer.echo(f"  {name}: " + ", ".join(f"{n['class']} {n['cosine']:.2f}" for n in near))
+    if better := cleaned(found["classes"]):
+        few = ", ".join(f"{name!r} -> {plain!r}" for name, plain in list(better.items())[:5])
+        typer.echo(f"\n{len(better):,} class names can be cleaned ({few}): `lfm data report {preset}` writes the list")
     if found["collapsing"]:
         typer.echo(f"\nwarning: {found['collapsing']}")
     typer.echo(f"\nPicture: {target}")
@@ -147,3 +151,8 @@ def report_(
     page.write_text(html, encoding="utf-8", errors="backslashreplace")  # a file name need not be valid Unicode
     values.write_text(json.dumps(found, indent=1))
     typer.echo(f"{preset}\n{data_summary(found)}\n\nPage: {page}\nJSON: {values}")
+    if better := found["audit"]["cleaned"]:
+        names = page.with_name(f"{page.stem}-names.json")
+        proposed = {name: better.get(name, name) for name in found["audit"]["classes"]}
+        names.write_text(json.dumps(proposed, indent=1, ensure_ascii=False), encoding="utf-8")
+        typer.echo(f"Names: {names} (look at it, then --set data.class_names={names})")

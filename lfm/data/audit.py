@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lfm.data.artifact import read_info
-from lfm.data.class_name_audit import SHOWN, name_problems
+from lfm.data.class_name_audit import SHOWN, cleaned, name_problems
 from lfm.data.decoding import ODD, BadImageError, decode
 from lfm.data.depth import grey_of, ranges_in
 from lfm.data.near_duplicates import NEAR, Hashes, chained, close_pairs
@@ -81,8 +81,8 @@ def audit(folder: Path) -> dict[str, Any]:
 
     Returns:
         JSON-like: `images`, `splits`, `classes`, `counts` (of each split and class), `sizes`, `modes`, `depth` (rule
-        and results of deep images), `exact` and `near` (duplicates), `odd`, `bad`, `names`. Lists are cut, their totals
-        are not.
+        and results of deep images), `exact` and `near` (duplicates), `odd`, `bad`, `names`, `cleaned` (name -> better
+        one). Lists are cut, their totals are not.
 
     Raises:
         InputError: the folder is no data set artifact.
@@ -113,6 +113,7 @@ def audit(folder: Path) -> dict[str, Any]:
         "odd": _odd(rows),
         "bad": {"images": len(bad), "first": bad[:SHOWN]},
         "names": name_problems(classes),
+        "cleaned": cleaned(classes),
     }
 
 

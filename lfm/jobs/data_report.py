@@ -174,6 +174,12 @@ def problems_of(
             for kind, problem in ((kind, names[kind]) for kind in NAME_FIXES)
         ),
         (
+            "class names that can be cleaned",
+            len(found["cleaned"]),
+            "Look at the list that is written beside this page, correct it, and give it as data.class_names=FILE.",
+            [f"{name!r} -> {better!r}" for name, better in found["cleaned"].items()],
+        ),
+        (
             f"pairs of class names that are nearly the same to the text tower (cosine above {ALIKE})",
             alike["pairs"],
             f"{ALIKE_FIX[0].upper()}{ALIKE_FIX[1:]}.",

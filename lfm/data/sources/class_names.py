@@ -11,7 +11,7 @@ from lfm.data.class_name_audit import sense
 from lfm.data.sources.base import Index
 from lfm.data.sources.image_listing import Found, absolute, first_few
 from lfm.data.sources.manifest import read_file
-from lfm.data.sources.names_file import RULE, by_number, counts, in_label_order, parse_names
+from lfm.data.sources.names_file import RULE, by_name, by_number, counts, in_label_order, parse_names
 from lfm.data.sources.whole_numbers import whole_number
 from lfm.errors import InputError
 from lfm.progress import say
@@ -30,6 +30,8 @@ def named(config: DataConfig, names: Sequence[str]) -> tuple[str, ...]:
         found = parse_names(str(path), path.read_bytes())
     except OSError as error:
         raise InputError(f"data.class_names: {path} cannot be read ({error}); {RULE}") from error
+    if isinstance(found, dict) and found.keys() == set(names):
+        return tuple(found[name] for name in names)
     if isinstance(found, dict):
         found = by_number(found, len(names), str(path))
     if len(found) != len(names):
@@ -77,6 +79,8 @@ def _from_file(file: str, keys: list[str], found: Found) -> tuple[list[str], Seq
     numbered = isinstance(given, dict) and counts(given.keys())
     if isinstance(given, dict) and found.numbers:
         given = {key if (k := whole_number(key)) is None else str(k): name for key, name in given.items()}
+    elif isinstance(given, dict):
+        given = by_name(given, keys)
     if isinstance(given, dict) and numbered and not set(keys) & given.keys():
         given = [given[key] for key in _in_order(given)]  # keyed by number where labels are names
     if isinstance(given, dict):

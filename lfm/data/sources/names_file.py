@@ -149,6 +149,17 @@ def _words(text: str) -> list[str]:
     return [sense(word) for word in re.findall(r"[^\W_]+", CODE.sub("", text))]
 
 
+def by_name(table: Mapping[str, str], labels: Collection[str]) -> dict[str, str]:
+    """The table keyed by the labels themselves, where its keys are their names: with spaces for underscores, say.
+
+    `lfm data report` proposes names in this form. A table of other keys comes back as it is.
+    """
+    shown = {label.replace("_", " "): label for label in labels}
+    if len(shown) < len(labels) or set(labels) <= table.keys() or table.keys() != shown.keys():
+        return dict(table)
+    return {shown[name]: better for name, better in table.items()}
+
+
 def by_number(table: Mapping[str, str], classes: int, file: str) -> list[str]:
     """The names of labels 0 to C-1.
 
