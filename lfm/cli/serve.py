@@ -64,9 +64,11 @@ def predict(
     set_home(home_)
     files = _files(images)
     with _folder_of(model) as (folder, uri):
-        from lfm.serving.predictor import Predictor
+        from lfm.serving.predictor import NOT_PLACED, Predictor
 
         predictor = Predictor(folder, device)
+        if new_class and predictor.from_scratch:
+            typer.echo(NOT_PLACED, err=True)
         if not json_:
             sure = "calibrated" if predictor.calibration else "not calibrated"
             typer.echo(f"{uri}, {len(predictor.classes)} classes, probabilities {sure}")
@@ -170,15 +172,17 @@ def serve(
     """
     set_home(home_)
     with _folder_of(model) as (folder, uri):
-        from lfm.backbones.device import pick_device
+        from lfm.backbones.device import bf16_warning, pick_device
         from lfm.serving.settings import Settings
         from lfm.serving.supervisor import serve as run
         from lfm.storage.artifact import verify
 
         verify(folder)
-        pick_device(device)
+        chosen = pick_device(device)
         if precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"--precision {precision} is not one of auto, fp32, bf16")
+        if slow := bf16_warning(precision, chosen):
+            typer.echo(slow, err=True)
         settings = Settings(
             folder=folder, model=uri, workers=workers, threads=threads, device=device, precision=precision,
             body_mb=body_mb, images=images, requests=requests,

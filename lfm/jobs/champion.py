@@ -15,6 +15,7 @@ from lfm.config.schema import RunConfig
 from lfm.data.artifact import read_info
 from lfm.data.sources.test_split import kept_from_training
 from lfm.data.table import open_table
+from lfm.errors import InputError
 from lfm.jobs.step import content
 from lfm.progress import say
 from lfm.storage.artifact import content_key
@@ -39,7 +40,7 @@ class Champion:
     uri: str
 
     def predict(self, test: Any, config: RunConfig) -> Any:
-        """Class of each test image, (N,).
+        """Class of each test image, (N,); None, with a line that says why, for a model that cannot be loaded any more.
 
         Args:
             test: `lfm.data.Images`, whose mean and deviation give way to those that the champion was trained with.
@@ -49,8 +50,12 @@ class Champion:
         from lfm.evaluation.inference import predict_split
         from lfm.serving.predictor import Predictor
 
-        with tempfile.TemporaryDirectory() as folder:
-            predictor = Predictor(registration.fetch_model(self.uri, Path(folder)))
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                predictor = Predictor(registration.fetch_model(self.uri, Path(folder)))
+        except InputError as error:  # a retraining must not fail night after night for what it may replace
+            say(f"warning: champion {self.version} is not scored beside: {error}")
+            return None
         images = dataclasses.replace(test, to=Preprocess.of(predictor.info["preprocess"]))
         return predict_split(predictor.model.to(test.device), images, config)
 

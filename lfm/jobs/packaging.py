@@ -54,7 +54,8 @@ def _make(config: RunConfig, dataset: str, backbone: str, model: str, aside: Pat
 
     from lfm.backbones.openclip import keep_text_half
     from lfm.evaluation.metrics import shot_group
-    from lfm.serving.predictor import SERVED, TEXT_HALF
+    from lfm.serving import self_check
+    from lfm.serving.predictor import SERVED, TEXT_HALF, Predictor
 
     for name in read_manifest(Path(model))["files"]:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,7 @@ def _make(config: RunConfig, dataset: str, backbone: str, model: str, aside: Pat
         "groups": shot_group(torch.tensor(info["counts"]), config.shots),
         "calibration": _calibrated(config, Path(dataset), Path(model), info["temperature"]),
         "text": _text(config),
+        "check": self_check.kept(Predictor(Path(model), precision="fp32").of_picture()),
     }
     (aside / SERVED).write_text(json.dumps(about, indent=1))
 

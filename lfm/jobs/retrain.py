@@ -122,7 +122,8 @@ def _compared(champion: Any, dataset: str, metrics: Path, run: Any) -> tuple[boo
     from lfm.tracking import registry
 
     if not (metrics / CHAMPION_PREDICTIONS).is_file():
-        return False, f"champion {champion.number} knows other classes or takes other pixels, so the two do not compare"
+        why = "knows other classes, takes other pixels or cannot be loaded"
+        return False, f"champion {champion.number} {why}, so the two do not compare"
     same = champion.tags.get(registry.TEST) == split_images(dataset, "test")
     fair_N = unseen_images(dataset, 1.0 if same else float(champion.tags.get(registry.TEST_SHARE, 0)))
     if not fair_N.any():

@@ -70,8 +70,7 @@ def score_models(
         answers[name] = answer(net, image_features(net, test, config), config, temperature)
         predicted_N = torch.from_numpy(answers[name].predicted_N).long().to(test.device)
         found["test" if name == "trained" else name] = counted(predicted_N)
-    if champion:
-        predicted_N = champion.predict(test, config)
+    if champion and (predicted_N := champion.predict(test, config)) is not None:
         found["champion"] = counted(predicted_N) | {"version": champion.version}
         np.save(aside / CHAMPION_PREDICTIONS, predicted_N.cpu().numpy().astype(np.int32))
     (aside / "metrics.json").write_text(json.dumps(found))

@@ -27,12 +27,18 @@ from lfm.config.schema import TextConfig
 from lfm.data.decoding import fitted, pixels_of
 from lfm.data.depth import ranges_in
 from lfm.errors import InputError
+from lfm.serving import self_check
 from lfm.storage.artifact import verify
 
 SERVED, TEXT_HALF = "served.json", "text"
 BATCH = 32
 ZERO_SHOT = "zero-shot"
 """The shot group of a class that training has not seen."""
+NOT_PLACED = (
+    "note: this model's image tower was trained from scratch and has seen its own classes alone, so it cannot place "
+    "new names: where an image falls between them and its classes says little. A pre-trained tower can"
+)
+"""What an answer with new classes says of a model that is `from_scratch`."""
 
 
 class Predictor:
@@ -45,7 +51,8 @@ class Predictor:
         precision: auto (bf16 where the hardware multiplies it natively), fp32 or bf16.
 
     Raises:
-        InputError: the folder is no intact model artifact.
+        InputError: the folder is no intact model artifact, or this code computes something else than the model was
+            trained with (`lfm.serving.self_check`).
     """
 
     def __init__(self, folder: Path, device: str = "cpu", precision: str = "auto") -> None:
@@ -59,18 +66,34 @@ class Predictor:
             image = conv4(self.info["channels"], text_CD.shape[1], seed=0)
         self.text_CD, self.model = text_CD, LFM(image, text_CD)
         load_weights(self.model, weights)
-        self.device = pick_device(device)
-        self.model.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
-        self.bf16 = use_bf16(precision, self.device)
+        self.model.eval().requires_grad_(False)
         self.to = Preprocess.of(self.info["preprocess"])
         self.ranges = ranges_in(self.info)
-        self.mean, self.std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self.to.mean, self.to.std))
         served = json.loads((folder / SERVED).read_text()) if (folder / SERVED).is_file() else {}
+        self._place(torch.device("cpu"), False)
+        if "check" in served:
+            self_check.compare(served["check"], self.of_picture())
+        chosen = pick_device(device)
+        self._place(chosen, use_bf16(precision, chosen))
         self.calibration: dict[str, Any] | None = served.get("calibration")
         self.temperature = float((self.calibration or self.info)["temperature"])
         self.classes: list[str] = self.info["classes"]
         self.groups: list[str | None] = served.get("groups") or [None] * len(self.classes)
         self.words = _words(served, folder)
+
+    def _place(self, device: torch.device, bf16: bool) -> None:
+        self.device, self.bf16 = device, bf16
+        self.model.to(device).to(memory_format=torch.channels_last)
+        self.mean, self.std = (torch.tensor(v, device=device)[:, None, None] for v in (self.to.mean, self.to.std))
+
+    def of_picture(self) -> Tensor:
+        """f_I of the picture that `self_check` keeps the answer to, (D,)."""
+        return self.features(np.stack([self.fit(self_check.picture(self.info))]))[0]
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the image tower knows nothing but its classes: it was drawn at random before it was trained."""
+        return bool(self.info["weights"] == "random")
 
     def fit(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """One image as the tower wants it, (H, W, channels) uint8: resized and cropped, grey or colour.
