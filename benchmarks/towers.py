@@ -106,7 +106,7 @@ def row(name: str, million: float) -> str:
     size = towers.preprocess(ModelConfig(tower=name, weights="random")).size
     weights = image_weights(name)
     found = in_a_process(name) if weights <= million * 1e6 else None
-    trained = "only built" if found is None else found.get("error") or f"{found['seconds']:.1f} s a step"
+    trained = "only built" if found is None else found.get("error") or "trains"
     layout = (found or {}).get("layout", "").replace("contiguous_format", "plain").replace("_", " ")
     tags = len(towers.tags_of(name))
     needs = "; ".join(hub_needs(name)) or "nothing"

@@ -145,9 +145,13 @@ class Server:
 
     @property
     def workers(self) -> list[int]:
-        """Processes that serve, by what they were started to do."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        """Processes that serve: forks of the supervisor's child that was started for that."""
+
+        def children(pid: int) -> list[int]:
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+        servers = [p for p in children(self.process.pid) if b"forkserver" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        return [worker for server in servers for worker in children(server)]
 
     def wait_ready(self, seconds: float = 90) -> None:
         """Until a worker answers."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,15 @@ def test_every_way_of_sending_gets_the_predictors_own_answer(
         ("/predict", b"--a--", "multipart/form-data; boundary=a", 400, "there is no image"),
         ("/predict?top=0", b"x", "image/png", 422, "top: "),
         ("/predict?top=many", b"x", "image/png", 422, "top: "),
+        ("/predict?tpo=3", b"x", "image/png", 422, "unknown query field 'tpo'; there are top and new_class"),
+        ("/predict?top=3&new_classes=owl", b"x", "image/png", 422, "unknown query field 'new_classes'; there are"),
+        (
+            "/invocations?top=3",
+            b"{}",
+            "application/json",
+            422,
+            "unknown query field 'top'; top and new_classes go into",
+        ),
         ("/predict?new_class=Bag", b"x", "image/png", 422, "'Bag' is named twice, or a class of the model"),
         ("/predict?new_class=" + "x" * 101, b"x", "image/png", 422, "1 to 100 printable characters"),
         ("/nowhere", b"x", "image/png", 404, "Not Found"),
@@ -210,23 +220,75 @@ def test_killed_workers_under_load_give_no_wrong_answer_and_are_replaced(
     images = fashion.test_images[:24]
     expected = rows(predictor, images)
     killed: set[int] = set()
+    replaced: list[float] = []
     with Clients(server, images, expected) as clients:
         for _ in range(3):
             enough = clients.answered + 50
             wait_for(lambda: clients.answered >= enough)  # noqa: B023
             victim = server.workers[0]
             os.kill(victim, signal.SIGKILL)
+            began = time.monotonic()
             killed.add(victim)
             wait_for(lambda: len(server.workers) == 2 and not killed & set(server.workers))
+            replaced.append(time.monotonic() - began)
         enough = clients.answered + 50
         wait_for(lambda: clients.answered >= enough)
     assert not clients.wrong and not clients.surprises and len(killed) == 3
     assert clients.failed < clients.answered
+    assert sorted(replaced)[1] < 5, replaced
     server.wait_ready()
     for _ in range(4):
         status, answer = server.invoke({"inputs": images[:4].tolist()})
         assert status == 200 and same(answer["predictions"], expected[:4])
     assert "lfm_requests_in_flight 0.0" in server.ask("/metrics")[1], "those of the dead count no more"
+
+
+def test_the_only_worker_is_back_within_seconds_and_the_log_says_so(folder: Path, fashion: Fashion) -> None:
+    """While clients ask: a worker that dies while it is asked whether it lives gives no answer to that."""
+    with serving(folder, "--threads", "1") as server:
+        took = []
+        for _ in range(3):
+            stop = threading.Event()
+
+            def keep_asking(stop: threading.Event = stop) -> None:
+                while not stop.is_set():
+                    with suppress(OSError, http.client.HTTPException):
+                        server.invoke({"inputs": fashion.test_images[:8].tolist()})
+
+            asking = threading.Thread(target=keep_asking)
+            asking.start()
+            (victim,) = server.workers
+            os.kill(victim, signal.SIGKILL)
+            began = time.monotonic()
+            wait_for(lambda victim=victim: server.workers and server.workers != [victim])  # type: ignore[arg-type, misc]
+            server.wait_ready()
+            took.append(time.monotonic() - began)
+            stop.set()
+            asking.join(60)
+            assert server.process.stdout
+            line = server.process.stdout.readline()
+            (other,) = server.workers
+            assert f"worker {victim} was ended by SIGKILL; worker {other} takes its place" in line
+        assert sorted(took)[1] < 5, took
+
+
+def test_a_worker_that_hangs_is_replaced(folder: Path, tmp_path: Path) -> None:
+    program = tmp_path / "serve.py"
+    program.write_text("""
+import sys
+from lfm.serving import supervisor
+supervisor.HUNG_SECONDS = 3
+if __name__ == "__main__":
+    from lfm.cli.main import main
+    main()
+""")
+    with serving(folder, "--threads", "1", program=(sys.executable, str(program))) as server:
+        (victim,) = server.workers
+        os.kill(victim, signal.SIGSTOP)
+        wait_for(lambda: server.workers and server.workers != [victim])  # type: ignore[arg-type, return-value]
+        server.wait_ready()
+        assert server.process.stdout
+        assert f"worker {victim} has not answered for 3 s; worker" in server.process.stdout.readline()
 
 
 @pytest.fixture(scope="module")

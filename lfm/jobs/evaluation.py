@@ -177,8 +177,11 @@ def register(config: dict[str, Any], dataset: str, backbone: str, model: str) ->
     with pipeline_run.step_run("register") as run:
         dataset, backbone = resolve(dataset, "prepare"), resolve(backbone, "prepare")
         model = resolve(model, "train-stage2")
-        known = registration.registered_version(run, name, content(model))
-        uri = known or _register(run, run_config, dataset, backbone, model)
+        broken, known = "", registration.registered_version(run, name, content(model))
+        if known and (why := registration.damage(known)):
+            say(f"warning: {why}")
+            broken, known = known, None
+        uri = known or _register(run, run_config, dataset, backbone, model, broken)
         origin = data_tags(dataset) | {registry.INPUT: input_of(dataset), "lfm.method": run_config.method}
         registry.tag(name, uri.rpartition("/")[2], origin)
         run.tags({"lfm.model": uri})
@@ -187,8 +190,8 @@ def register(config: dict[str, Any], dataset: str, backbone: str, model: str) ->
     return uri
 
 
-def _register(run: "StepLogger", config: RunConfig, dataset: str, backbone: str, model: str) -> str:
-    """Make the artifact that is served, let it answer an example, and register it with that."""
+def _register(run: "StepLogger", config: RunConfig, dataset: str, backbone: str, model: str, broken: str) -> str:
+    """Make the artifact that is served, let it answer an example, and register it, perhaps for a broken version."""
     from lfm.jobs.packaging import example_of, served
     from lfm.serving.predictor import Predictor
     from lfm.serving.request import Limits, of_table, pixels_of
@@ -198,4 +201,4 @@ def _register(run: "StepLogger", config: RunConfig, dataset: str, backbone: str,
     predictor, example = Predictor(folder), example_of(dataset, EXAMPLE_IMAGES)
     unit_ND = predictor.features(pixels_of(of_table(example, None), predictor, Limits()))
     answer = predictor.table(predictor.answers(unit_ND))
-    return register_model(run, config.preset, content(model), folder, example, answer, config.text.encoder)
+    return register_model(run, config.preset, content(model), folder, example, answer, config.text.encoder, broken)

@@ -7,6 +7,7 @@ GET  /version      which model                                   GET /metrics  f
 
 import asyncio
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 import torch
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
@@ -27,7 +29,7 @@ from lfm.revision import commit
 from lfm.serving import server_metrics
 from lfm.serving.admission import Admission, refusal
 from lfm.serving.batching import Batches
-from lfm.serving.predictor import BATCH, Predictor
+from lfm.serving.predictor import BATCH, NOT_PLACED, Predictor
 from lfm.serving.request import FORMATS, MOST_TOP, TOP, RequestError, of_json, params_of, pixels_of
 from lfm.serving.request import Request as Asked
 from lfm.serving.settings import Settings, from_environment
@@ -80,6 +82,15 @@ FILE_BODY = {
 }
 
 
+class Asking(BaseModel):
+    """The query of /predict."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top: int = Field(TOP, ge=1, le=MOST_TOP)
+    new_class: list[str] = []
+
+
 class Service:
     """The model of one worker and the threads around it.
 
@@ -108,7 +119,8 @@ class Service:
         unit_ND = await self.batches(pixels)
         answers = await asyncio.to_thread(self.predictor.answers, unit_ND, asked.top, asked.new_classes)
         server_metrics.IMAGES.inc(len(pixels))
-        return {"predictions": self.predictor.rows(answers)}
+        note = {"note": NOT_PLACED} if asked.new_classes and self.predictor.from_scratch else {}
+        return {"predictions": self.predictor.rows(answers), **note}
 
 
 def create(settings: Settings | None = None) -> FastAPI:
@@ -144,27 +156,30 @@ def create(settings: Settings | None = None) -> FastAPI:
 
 
 async def _end_with(supervisor: int) -> None:
-    """A worker whose supervisor was killed would hold the port for ever."""
-    while supervisor in (0, os.getppid()):
+    """A worker whose supervisor was killed would hold the port for ever.
+
+    The process that it was forked from stays as long as the worker does; multiprocessing knows who asked for it.
+    """
+    parent = multiprocessing.parent_process()
+    while not supervisor or parent is None or parent.is_alive():
         await asyncio.sleep(WATCH_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def invocations(request: Request) -> dict[str, Any]:
     """MLflow's scoring protocol: images in JSON, with params top and new_classes."""
+    if request.query_params:
+        field = next(iter(request.query_params))[:50]
+        raise RequestError(f"unknown query field {field!r}; top and new_classes go into params of the body")
     if _kind(request) != "application/json":
         raise RequestError("send application/json; image files go to /predict", 415)
     asked = await asyncio.to_thread(_parsed, await request.body())
     return await _service(request).answer(asked)
 
 
-async def predict(
-    request: Request,
-    top: Annotated[int, Query(ge=1, le=MOST_TOP)] = TOP,
-    new_class: Annotated[list[str] | None, Query()] = None,
-) -> dict[str, Any]:
+async def predict(request: Request, asking: Annotated[Asking, Query()]) -> dict[str, Any]:
     """An image file as the body, or several as the files of a form."""
-    params, kind = params_of({"top": top, "new_classes": new_class or []}), _kind(request)
+    params, kind = params_of({"top": asking.top, "new_classes": asking.new_class}), _kind(request)
     if kind == "multipart/form-data":
         async with request.form(max_files=MOST_FILES, max_fields=10) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
@@ -235,6 +250,9 @@ async def _refuse(_: Request, error: Exception) -> Response:
 async def _refuse_value(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "extra_forbidden":
+        known = " and ".join(Asking.model_fields)
+        return refusal(422, f"unknown query field {str(first['loc'][-1])[:50]!r}; there are {known}")
     return refusal(422, f"{first['loc'][-1]}: {first['msg']}")
 
 

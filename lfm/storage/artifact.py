@@ -71,11 +71,17 @@ def verify(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest.get("content") != _content_of(manifest["files"]):
         raise InputError(f"{folder / MANIFEST} was changed by hand; delete {folder} and run again")
+    for name in damaged(folder, manifest):
+        raise InputError(f"{folder / name} is missing or does not match its checksum; delete {folder} and run again")
+    return manifest
+
+
+def damaged(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """The files of an artifact that are missing or were changed, relative to its folder."""
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file() or sha256_file(path) != expected:
-            raise InputError(f"{path} is missing or does not match its checksum; delete {folder} and run again")
-    return manifest
+            yield name
 
 
 def _content_of(files: dict[str, str]) -> str:

@@ -12,8 +12,9 @@ from mlflow.exceptions import MlflowException
 
 from lfm.errors import InputError
 from lfm.progress import no_other_bars
-from lfm.storage.artifact import MANIFEST
+from lfm.storage.artifact import MANIFEST, damaged, read_manifest
 from lfm.storage.import_closure import copy_code
+from lfm.tracking import registry
 from lfm.tracking.client import connect_to_read, every
 from lfm.tracking.registry import CONTENT
 from lfm.tracking.step_logger import StepLogger
@@ -54,7 +55,7 @@ def registered_version(tracker: StepLogger, name: str, content: str) -> str | No
 
 
 def register_model(
-    tracker: StepLogger, name: str, content: str, model: Path, example: Any, output: Any, encoder: str
+    tracker: StepLogger, name: str, content: str, model: Path, example: Any, output: Any, encoder: str, broken: str = ""
 ) -> str:
     """Log the model from code with its weights and register it.
 
@@ -66,6 +67,8 @@ def register_model(
         example: an input, kept with the model: a data frame with the column image.
         output: what the model says to it; gives the outputs of the signature.
         encoder: of text, one of `TEXT_PACKAGES`.
+        broken: `models:/NAME/VERSION` of the same weights that cannot be read any more: the new version takes its
+            place and its aliases.
 
     Returns:
         `models:/NAME/VERSION`.
@@ -101,6 +104,8 @@ def register_model(
         )
     tracker.client.update_run(tracker.parent, status="RUNNING")  # the pipeline says when it has ended
     ours = f"models:/{name}/{info.registered_model_version}"
+    if broken:
+        registry.replace(name, broken.rpartition("/")[2], str(info.registered_model_version))
     # Of two runs of the same weights at once, the later one sees the earlier one's version here, and gives way.
     first = registered_version(tracker, name, content)
     if first and first != ours:
@@ -129,4 +134,29 @@ def fetch_model(uri: str, folder: Path) -> Path:
     found = next(Path(place).rglob(MANIFEST), None)
     if found is None:
         raise InputError(f"{uri} holds no model of ours; register one with lfm run")
+    try:
+        manifest = read_manifest(found.parent)
+    except InputError as error:
+        raise _damaged(uri, MANIFEST) from error
+    for name in damaged(found.parent, manifest):
+        raise _damaged(uri, name)
     return found.parent
+
+
+def _damaged(uri: str, file: str) -> InputError:
+    name, _, number = uri.removeprefix("models:/").partition("/")
+    return InputError(
+        f"version {number} of the registered model {name} is damaged: its {file} is missing or was changed; "
+        f"`lfm run {name}`, with the settings that it was made with, registers the same weights again, and "
+        f"`lfm models {name}` lists other versions"
+    )
+
+
+def damage(uri: str) -> str:
+    """Why a registered model cannot be used; empty for an intact one."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="lfm-model-") as folder:
+            fetch_model(uri, Path(folder))
+    except InputError as error:
+        return str(error)
+    return ""

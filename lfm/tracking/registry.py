@@ -189,6 +189,22 @@ def rollback(name: str) -> tuple[Version, Version]:
     return champion, version_of(name, before)
 
 
+def replace(name: str, number: str, by: str) -> None:
+    """Let a version take the place of one of the same weights that is damaged: its aliases and their reason.
+
+    Args:
+        name: of the model.
+        number: of the damaged version, which stays, under no content.
+        by: number of the new version.
+    """
+    client, old = connect(), version_of(name, number)
+    tag(name, by, {key: old.tags[key] for key in (REASON, WHEN, BEFORE) if key in old.tags})
+    for alias in old.aliases:
+        client.set_registered_model_alias(name, alias, by)
+    tag(name, number, {REASON: f"damaged; version {by} has the same weights", WHEN: _now()})
+    client.delete_model_version_tag(name, number, CONTENT)
+
+
 def content_of(version: Version) -> str:
     """Names the weights of a version."""
     return version.tags.get(CONTENT, "")
