@@ -36,7 +36,6 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: unknown data set, tower or weights, a place that is not there, parts that do not fit each other.
     """
-    from lfm.backbones import towers
     from lfm.data.sources.registry import loader_of
 
     loader_of(config.data.name)
@@ -51,6 +50,12 @@ def check(config: RunConfig) -> None:
         place = getattr(config.data, field)
         if place and not is_remote(place) and not Path(place).exists():
             raise InputError(f"data.{field}: {place} does not exist; correct the path")
+    _check_model(config)
+
+
+def _check_model(config: RunConfig) -> None:
+    from lfm.backbones import towers
+
     if towers.uses_open_clip(config.model):
         towers.check(config.model)
         if config.text.encoder == "minilm":
