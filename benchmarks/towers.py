@@ -2,9 +2,9 @@
 
     python -m benchmarks.towers --out docs/towers.md
 
-Every tower is built without weights, on PyTorch's meta device, with the text of its own tower and with MiniLM's. Those
-of at most `--million` weights in the image tower are also drawn at random and trained for two steps by the loop itself
-(stage 1, two images a step, float32, on the CPU), each in a process of its own, since a library may crash.
+Every image tower is built without weights, on PyTorch's meta device. Those of at most `--million` weights are drawn at
+random too, and trained for two steps by the loop itself (stage 1, two images a step, float32, on the CPU, with text of
+MiniLM's dimensions), each in a process of its own, since a library may crash.
 """
 
 import argparse
