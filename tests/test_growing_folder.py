@@ -1,6 +1,7 @@
 """A plain folder that grows: its made test split stays fair to the champion, so that the gate may promote."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,16 @@ def test_the_gate_compares_although_the_test_split_has_grown(tmp_path: Path, hom
     assert unseen_images(dataset, 0.2).all() and len(unseen_images(dataset, 0.2)) > 15
     lowest = {hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.png")}
     assert sum(int(digest[:13], 16) < 0.2 * 16**13 for digest in lowest) >= len(unseen_images(dataset, 0.2))
+
+
+def test_a_class_of_one_image_is_trained_without_a_score(tmp_path: Path, home: Path) -> None:
+    root = tmp_path / "photos"
+    put(root, range(20))
+    (root / "owl").mkdir()
+    Image.new("RGB", (16, 16), (200, 180, 40)).save(root / "owl" / "0.png")
+    values = SETTINGS | {"data.source": str(root), "data.without_test": "keep"}
+    found = run_retraining(load(PRESET, values))
+    scores = json.loads((found.metrics / "metrics.json").read_text())["test"]
+    assert scores["classes"] == ["bird", "cat", "dog", "owl"] and scores["counts"][3] == 1
+    assert scores["per_class"][3] is None and None not in scores["per_class"][:3]
+    assert (found.metrics / "report.html").is_file()
