@@ -39,7 +39,7 @@ def predict(*arguments: object) -> str:
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
-    return done.output
+    return done.stdout
 
 
 def test_a_table_for_each_file_of_a_folder(folder: Path, photos: Path, fashion: Fashion) -> None:
