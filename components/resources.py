@@ -27,6 +27,10 @@ CHECKPOINT, TRAINING = 12, 16
 """Bytes of a weight in a checkpoint (itself and Adam's two moments), and where it trains (its gradient too)."""
 WATCHING = 0.5, 2.0
 """Cores and GiB of a step that starts other machines and watches them, or only writes a few lines."""
+ALIVE = 0.08
+"""Share of a tower's activations that are in memory at a time where nothing is trained; seen: RN50 0.077."""
+EVALUATED = 335
+"""Images of 224 x 224 pixels that evaluation takes through a tower at a time (`lfm.evaluation.inference`)."""
 AUTO_BATCH = 128
 """Batch that a request allows for where the batch size is searched; the search keeps within the memory there is."""
 DECODERS = 4
@@ -119,12 +123,16 @@ def _need(step: str, config: RunConfig, gpus: bool, shared_memory: float) -> tup
         case "prepare" | "prepare-retraining" | "prepare-variant":
             gib = PROGRAM + 3 * 4 * size.whole / GIB  # and as they are written
         case "train-stage1" | "train-stage2":
-            held = CHECKPOINT * size.image / GIB + shared_memory
+            held = shared_memory
             if not gpus:
-                held += (TRAINING * size.image + _batch(config, step) * size.activations) / GIB
+                # Stage 2 leaves the tower as it is, and what it trains is small.
+                share = 1.0 if step == "train-stage1" else ALIVE
+                held += _batch(config, step) * share * size.activations / GIB
+            if step == "train-stage1":
+                held += (CHECKPOINT + TRAINING * (not gpus)) * size.image / GIB
             gib = gib * processes + held
         case "evaluate":
-            gib += shared_memory
+            gib += shared_memory + EVALUATED * ALIVE * size.activations / GIB * (not gpus)
         case _:
             cores = 1
     return cores, max(SMALLEST, gib * MARGIN)
