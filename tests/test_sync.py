@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 
 from lfm.cli.main import app
 from lfm.errors import InputError
+from lfm.jobs.pipeline_run import finish
+from lfm.tracking import pipeline_run
+from lfm.tracking.client import connect
 from lfm.tracking.membership import KEY_VARIABLE
 from lfm.tracking.step_logger import StepLogger
 from lfm.tracking.sync import elsewhere, sync
@@ -115,3 +118,26 @@ def test_refused_is_not_sent(home: Path, prefix: str, monkeypatch: pytest.Monkey
     assert "12 records were refused by the server; they are kept in" in done.output
     kept = (home / "outbox" / "refused.jsonl").read_text().splitlines()
     assert len(kept) == 12 and sum('"do": "metrics"' in line for line in kept) == 10
+
+
+@pytest.mark.slow
+def test_a_step_that_had_no_time_to_say_its_end_is_killed(
+    home: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on KFP 2.17.0, with a server: Terminate left a stage's records, and `finish` closed it and the run FAILED."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{prefix}/b")
+    monkeypatch.setenv(KEY_VARIABLE, "terminated")
+    pipeline_run.begin_pipeline_run("nightly", "a run")
+    step = [sys.executable, str(Path(__file__).with_name("programs") / "waiting_step.py")]
+    process = subprocess.Popen(step, env=dict(os.environ), stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    process.kill()
+    process.wait()
+    assert list((home / "outbox").glob("*/header.json")), "what it left behind"
+    finish("RUNNING")
+    client = connect()
+    ends = {
+        run.info.run_name: run.info.status for run in client.search_runs([client.search_experiments()[0].experiment_id])
+    }
+    assert ends == {"a run": "KILLED", "stage 1": "KILLED"}
+    assert not list((home / "outbox").glob("*/header.json"))

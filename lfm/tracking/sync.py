@@ -66,4 +66,4 @@ def _end_of_killed(delivery: outbox.Send, ended: bool) -> None:
     """A step that was killed said nothing of its end."""
     assert isinstance(delivery, RecordSender)
     if not ended and delivery.header["step"]:
-        delivery({"do": "end", "on": ["child"], "status": "FAILED", "at": get_current_time_millis()})
+        delivery({"do": "end", "on": ["child"], "status": "KILLED", "at": get_current_time_millis()})
