@@ -124,7 +124,7 @@ def test_refused_is_not_sent(home: Path, prefix: str, monkeypatch: pytest.Monkey
 def test_a_step_that_had_no_time_to_say_its_end_is_killed(
     home: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen on KFP 2.17.0, with a server: Terminate left a stage's records, and `finish` closed it and the run FAILED."""
+    """Seen on KFP 2.17.0: a terminated stage left its records, and `finish` closed it and the run as FAILED."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{prefix}/b")
     monkeypatch.setenv(KEY_VARIABLE, "terminated")
     pipeline_run.begin_pipeline_run("nightly", "a run")

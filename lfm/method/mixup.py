@@ -1,4 +1,4 @@
-"""The method: whom an image is mixed with, and where its label goes; Mixup and Remix beside it.
+"""The method: whom an image is mixed with, and where its label goes. One file, to be read with the paper, hence longer.
 
 Source: Franklin et al. 2024, arXiv 2409.03583, in the paper's order: local sampling, mixing, label shift, and the
 algorithm that draws training batches with them.
