@@ -1,4 +1,4 @@
-"""Building a data set artifact from a tree of JPEGs, beside torchvision's ImageFolder: the table of docs/build.md.
+"""Building a data set artifact from a tree of JPEGs, against torchvision's ImageFolder: the table of docs/build.md.
 
     .venv/bin/python benchmarks/build.py
 

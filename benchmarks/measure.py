@@ -26,7 +26,7 @@ PEAK = {
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement beside its reference."""
+    """One measurement and its reference."""
 
     part: str
     reference: float

@@ -1,4 +1,4 @@
-"""Memory of the steps beside what they request on a cluster (components/resources.py).
+"""Memory of the steps against what they request on a cluster (components/resources.py).
 
 .venv/bin/python -m benchmarks.memory            # runs each step and prints the table; 4 minutes on 2 idle cores
 .venv/bin/python -m benchmarks.memory --towers   # writes lfm/backbones/tower_sizes.json; after open_clip changed

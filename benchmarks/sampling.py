@@ -1,4 +1,4 @@
-"""Partner classes for a batch of 256, beside the reference way of working: the table of docs/sampling.md.
+"""Partner classes for a batch of 256, against the reference way of working: the table of docs/sampling.md.
 
     .venv/bin/python benchmarks/sampling.py
 

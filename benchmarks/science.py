@@ -151,14 +151,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds, from 0")
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="rows; default all")
-    parser.add_argument("--precision", action="store_true", help="bf16 beside fp32 instead of the methods")
+    parser.add_argument("--precision", action="store_true", help="bf16 against fp32 instead of the methods")
     parser.add_argument("--partners", action="store_true", help="near names as partners or not, instead of the methods")
     parser.add_argument("--quick", action="store_true", help="10 and 3 epochs instead of 40 and 10")
     parser.add_argument("--out", type=Path, help="writes OUT.md and OUT.json; default docs/science or docs/precision")
     options = parser.parse_args(argv)
     base, title, name = BASE, "Every loss and every mixup", "science"
     if options.precision:
-        base, title, name, options.arms = FP32, "bf16 beside fp32", "precision", list(PRECISION)
+        base, title, name, options.arms = FP32, "bf16 against fp32", "precision", list(PRECISION)
     if options.partners:
         base, title, name, options.arms = ANY_PARTNER, "Near names as partners or not", "partners", list(PARTNERS)
     options.out = options.out or Path("docs") / name

@@ -1,4 +1,4 @@
-"""`lfm serve` under load, beside plain open_clip inference: the table of docs/serving-speed.md.
+"""`lfm serve` under load, against plain open_clip inference: the table of docs/serving-speed.md.
 
     python -m benchmarks.serving
 
@@ -48,7 +48,7 @@ BOUNDARY = "benchmark-boundary"
 
 @dataclass(frozen=True)
 class Row:
-    """One way of asking, beside plain inference on batches of as many images."""
+    """One way of asking, against plain inference on batches of as many images."""
 
     precision: str
     batch: int

@@ -1,13 +1,13 @@
-"""Every hot part beside the reference way of working, in one run: the table of docs/performance.md.
+"""Every hot part against the reference way of working, in one run: the table of docs/performance.md.
 
     make bench
 
 The reference is the method as it is usually written, in our own words: for one pair at a time a walk over the
 probabilities of all classes in Python; one PIL resize an image, then mixing; fp32; the whole validation set through the
 tower each time; a loop over the images to count hits. `--reference PATH` times the authors' own functions instead where
-their repository lies at PATH. The whole loop is held against the bare model: forward, backward and optimizer on one
+their repository is at PATH. The whole loop is held against the bare model: forward, backward and optimizer on one
 fixed batch in the same precision, in turns with the loop's epochs. `goal` is the ratio to reach; where a time is to be
-reached, it is the ratio that makes that time. On a GPU the share of its peak that a step uses (MFU) stands beside it.
+reached, it is the ratio that makes that time. On a GPU the share of its peak that a step uses (MFU) is given, too.
 Run it on an idle machine: two processes on the same cores slow each other more than twofold.
 """
 

@@ -71,7 +71,7 @@ def step_row(stage: int, goal: float, device: torch.device, at_least: float, nam
 
 
 def loop_row(stage: int, goal: float, images: Images, epochs: int, name: str) -> Row:
-    """Images per second of `Stage.run`, beside the bare model: a step of the one, a step of the other, in turns.
+    """Images per second of `Stage.run`, against the bare model: a step of the one, a step of the other, in turns.
 
     What the loop does between steps, at the end of epochs too, counts as the loop's.
 

@@ -2,7 +2,7 @@
 
 KFP reads a component's parameters from the signature of its function and ships the function's source to the step. So
 the source is written here from the table, and put where `inspect.getsource` finds it, as attrs does for the methods
-that it makes. A step costs a cluster two pods and some twenty seconds beside its work, so what always goes together is
+that it makes. A step costs a cluster two pods and some twenty seconds besides its work, so what always goes together is
 one: the configuration is resolved where the data are prepared.
 """
 
@@ -56,7 +56,7 @@ class First(NamedTuple):
     returned: dict[str, str]
     """Output -> description."""
     jobs: str
-    """Import of the jobs that it calls, beside `configure`."""
+    """Import of the jobs that it calls, besides `configure`."""
     body: str
     """Lines after `configure`."""
     configured: str = "config, run"

@@ -1,7 +1,7 @@
 """Resources that each step requests on a cluster, its time limit and retries. A local run ignores them.
 
 Cores and memory come from the configuration: the images of the data set, the weights of the tower, the processes and
-the batch. `python -m benchmarks.memory` measures steps beside what is requested here.
+the batch. `python -m benchmarks.memory` measures steps and compares them with what is requested here.
 """
 
 import json

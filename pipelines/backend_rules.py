@@ -22,7 +22,7 @@ is there besides.
 
 A workflow above the limit has the state of its nodes packed with gzip and base64, and is refused if it is above it
 still. Seen: 564 KB for the nodes of a training, so every sweep of two is packed; then 23 KB for the four steps of a
-configuration, 45 KB for the three steps beside the loop, groups and root, and 85 KB for the rest, of a file of 49 KB.
+configuration, 45 KB for the three steps outside the loop, groups and root, and 85 KB for the rest, of a file of 49 KB.
 """
 A_CONFIGURATION, AN_ARTIFACT = 2_380, 500
 """Bytes of a configuration in a list and of an artifact in the executor input: 128 KiB at about 55 (seen)."""
@@ -31,7 +31,7 @@ MISSING = "missing"
 
 
 def channels_are_there(spec: Spec) -> list[str]:
-    """What an input reads is an input of its group or an output of a task beside it.
+    """What an input reads is an input of its group or an output of a task of the same group.
 
     Else the driver fails: "parent DAG does not have input parameter" (driver/resolve.go:394). The SDK takes a parameter
     that only a setting of a pod reads to the task, but not into a group around it.

@@ -24,7 +24,7 @@ MOST = 25
 
 Argo keeps a run's state in one object of at most 1 MiB, and packs the nodes' part with gzip before it gives up (Argo
 4.0.5, workflow/packer/packer.go:15). Seen with KFP 2.17.0, a sweep of 3: 85 KB for the pipeline and, packed, 45 KB
-for the nodes beside the loop, 23 KB for those of a configuration. So 39 would fit; further attempts are further nodes.
+for the nodes outside the loop, 23 KB for those of a configuration. So 39 would fit; further attempts are further nodes.
 What the last step is told, 2.9 KB for each configuration, has to stay below 128 KiB.
 """
 VARIANTS = "Configurations to compare, each with a name, a label that its seeds share, and overrides."

@@ -164,7 +164,7 @@ def test_a_manifest_beside_the_training_manifest_is_said(tmp_path: Path, capsys:
     rows = images(tmp_path)
     write(tmp_path / "Test.csv", [row for row in rows if row["true"] == "test"])
     load(write(tmp_path / "Train.csv", [row for row in rows if row["true"] != "test"]))
-    assert "Test.csv lies beside" in capsys.readouterr().out
+    assert "Test.csv is next to" in capsys.readouterr().out
 
 
 def test_saved_data_sets_may_spell_their_splits(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Used inside the build: install a lock file, and nothing beside it, into /opt/lfm.
+# Used inside the build: install a lock file, and nothing else, into /opt/lfm.
 set -eu
 if [ -f /run/secrets/registry ]; then
   set -a

@@ -4,7 +4,7 @@ kubectl get isvc lfm -o json | python infra/kserve/rollout.py canary 4 --percent
 kubectl get isvc lfm -o json | python infra/kserve/rollout.py promote | kubectl replace -f -
 kubectl get isvc lfm -o json | python infra/kserve/rollout.py cancel | kubectl replace -f -
 
-`canary` puts version 4 of the same registered model beside the one that serves, as the Deployment lfm-v4-predictor.
+`canary` puts version 4 of the same registered model next to the one that serves, as the Deployment lfm-v4-predictor.
 `promote` makes it the one that serves; its pods go on. `cancel` takes it away. The rules are those of KServe 0.20
 (pkg/apis/serving/v1beta1/inference_service_validation.go): a canary has a name, whole containers, no autoscaling, and
 another STORAGE_URI.
@@ -29,17 +29,17 @@ def canary(service: dict[str, Any], version: str, percent: int) -> dict[str, Any
     if new == uri["value"]:
         sys.exit(f"error: {new} is what serves already; name another version")
     uri["value"] = new
-    beside = {"name": f"v{version}", "minReplicas": 1, "containers": containers}
-    changed["spec"]["canary"] = [{"trafficPercent": percent, "predictor": beside}]
+    challenger = {"name": f"v{version}", "minReplicas": 1, "containers": containers}
+    changed["spec"]["canary"] = [{"trafficPercent": percent, "predictor": challenger}]
     return changed
 
 
 def promote(service: dict[str, Any]) -> dict[str, Any]:
     """The service with its canary as what serves, scaled as what served before."""
     changed = cancel(service)
-    beside = the_canary(service)
+    challenger = the_canary(service)
     kept = {k: v for k, v in changed["spec"]["predictor"].items() if k in (*SCALING, "minReplicas")}
-    changed["spec"]["predictor"] |= {**beside["predictor"], **kept}
+    changed["spec"]["predictor"] |= {**challenger["predictor"], **kept}
     return changed
 
 

@@ -15,14 +15,14 @@ from lfm.errors import InputError
 from lfm.progress import say
 
 HOLDERS = ("state_dict", "model_state_dict", "model", "module", "net")
-"""Keys under which programs keep the weights beside epoch, optimizer and the like (Lightning, DeepSpeed, MAE ...)."""
+"""Keys under which programs keep the weights next to epoch, optimizer and the like (Lightning, DeepSpeed, MAE ...)."""
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put into names, at any depth; "module" of DataParallel too."""
 PLAIN: list[Any] = [argparse.Namespace, *((dict, f"{package}.AttributeDict") for package in (
     "lightning.fabric.utilities.data", "lightning_fabric.utilities.data", "lightning.pytorch.utilities.parsing",
     "pytorch_lightning.utilities.parsing",
 ))]  # fmt: skip
-"""Settings that programs keep beside the weights; read as plain values, which runs nothing."""
+"""Settings that programs keep next to the weights; read as plain values, which runs nothing."""
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 """OpenAI's files carry these as tensors."""
 NEARLY = 0.9
@@ -34,7 +34,7 @@ def read_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
 
     Understood, in any combination: a state dict under one of `HOLDERS`, names with `WRAPPERS` or "module" inside, names
     that all begin with the attribute that held the model ("model.", "clip." of a LightningModule), other tensors
-    beside it.
+    next to it.
 
     Args:
         path: of the file.
@@ -62,7 +62,7 @@ def read_state(path: Path, own: Collection[str]) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file can come to anything
         script = convert.format("model.state_dict()", target)
         raise InputError(
-            f"{path} is damaged or holds pickled objects beside plain tensors ({type(error).__name__}); it was not "
+            f"{path} is damaged or holds pickled objects besides plain tensors ({type(error).__name__}); it was not "
             f"loaded, as that could run code. Where you trust it, save its weights alone: {script}"
         ) from error
     state = _held(state)
@@ -130,7 +130,7 @@ def _unwrapped(state: Mapping[str, Tensor], own: Collection[str], path: Path) ->
 
 
 def _of_the_model(state: dict[str, Tensor], own: Collection[str], path: Path) -> dict[str, Tensor]:
-    """Only what lies under the attribute that held the model, where that is not the top."""
+    """Only what is under the attribute that held the model, where that is not the top."""
     known = {*own, *(name.removeprefix("text.") for name in own)}  # a CLIP file may fill a model of another layout
 
     def place(name: str) -> str | None:

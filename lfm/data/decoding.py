@@ -170,7 +170,7 @@ def _orientation(image: Image.Image) -> int:
         image.load()  # what tells it may stand behind the pixels
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF beside good pixels
+    except Exception:  # damaged EXIF with good pixels
         return 1
 
 

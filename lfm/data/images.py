@@ -1,6 +1,6 @@
 """A split of a data set artifact, and the way from its pixels to a tower's input.
 
-Small images lie on the device as uint8 and are resized there. Large ones come from a memory map of decoded pixels, or
+Small images are kept on the device as uint8 and resized there. Large ones come from a memory map of decoded pixels, or
 are decoded by a pool of threads.
 """
 
@@ -26,7 +26,7 @@ from lfm.data.sources.base import SPLITS
 from lfm.data.table import Table, open_table
 
 DEVICE_SHARE = 0.25
-"""A split whose pixels take up to this share of a GPU's memory lies there whole."""
+"""A split whose pixels take up to this share of a GPU's memory is kept there whole."""
 PIECE = 8
 """Images that a CPU works on at a time: what they become on the way stays in its cache."""
 

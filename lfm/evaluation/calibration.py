@@ -49,7 +49,7 @@ def fit_temperature(cosine_NC: Tensor, label_N: Tensor, start: float, split: str
     Args:
         cosine_NC: cosine logits of N images.
         label_N: classes of the images.
-        start: temperature of training; the one found lies within `RANGE` times of it.
+        start: temperature of training; the one found is within `RANGE` times of it.
         split: split of the data set that the images are from.
     """
     from scipy.optimize import brentq

@@ -54,7 +54,7 @@ class Champion:
             with tempfile.TemporaryDirectory() as folder:
                 predictor = Predictor(registration.fetch_model(self.uri, Path(folder)))
         except InputError as error:  # a retraining must not fail night after night for what it may replace
-            say(f"warning: champion {self.version} is not scored beside: {error}")
+            say(f"warning: champion {self.version} is not scored: {error}")
             return None
         images = dataclasses.replace(test, to=Preprocess.of(predictor.info["preprocess"]))
         return predict_split(predictor.model.to(test.device), images, config)
@@ -72,7 +72,7 @@ def present_champion(name: str, dataset: str) -> Champion | None:
         return None
     described = version.tags.get(registry.INPUT)
     if described != input_of(dataset):
-        say(f"champion {version.number} of {name} has other classes or takes other pixels; it is not scored beside")
+        say(f"champion {version.number} of {name} has other classes or takes other pixels; it is not scored")
         return None
     return Champion(version.number, registry.content_of(version), version.uri)
 

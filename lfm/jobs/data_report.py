@@ -176,7 +176,7 @@ def problems_of(
         (
             "class names that can be cleaned",
             len(found["cleaned"]),
-            "Look at the list that is written beside this page, correct it, and give it as data.class_names=FILE.",
+            "Look at the list that is written next to this page, correct it, and give it as data.class_names=FILE.",
             [f"{name!r} -> {better!r}" for name, better in found["cleaned"].items()],
         ),
         (
@@ -206,7 +206,7 @@ def problems_of(
 
 
 def _same_names(error: InputError) -> list[dict[str, Any]]:
-    """The problem that stopped the class embeddings, if it lies in the names."""
+    """The problem that stopped the class embeddings, if the names are its cause."""
     from lfm.backbones.text_encoders import SAME_FIX, SameEmbeddingError
 
     if not isinstance(error, SameEmbeddingError):

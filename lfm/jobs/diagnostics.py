@@ -26,7 +26,7 @@ def keep_answers(folder: Path, label_N: Any, untrained: "Answer", trained: "Answ
 def gather(
     config: RunConfig, dataset: Path, text: Path, images: Any, answers: Mapping[str, "Answer"]
 ) -> dict[str, Any]:
-    """All that a page needs of model and images beside the answers, JSON-like (evidence.json).
+    """All that a page needs of model and images besides the answers, JSON-like (evidence.json).
 
     Args:
         config: of the run.

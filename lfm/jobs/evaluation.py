@@ -93,7 +93,7 @@ def _provenance(config: RunConfig, dataset: str) -> dict[str, Any]:
 
 
 def _write_page(run: "StepLogger", config: RunConfig, scores: Path, out: Path, page_out: Path) -> None:
-    """Write the run's page beside its scores and for KFP, and keep page, figures and scores in MLflow.
+    """Write the run's page into the folder of its scores and for KFP, and keep page, figures and scores in MLflow.
 
     The page is not kept in the store: it also shows other runs of the same data, and those come and go.
 

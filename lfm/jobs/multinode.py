@@ -1,7 +1,7 @@
 """Training on several machines: a TrainJob of Kubeflow Trainer, started, followed and removed from inside the step.
 
 The nodes and the step have the stage's work folder in common: the inputs are linked into it; checkpoints, curves and
-weights are written there. It lies under LFM_HOME, a volume that the training runtime mounts at the same path.
+weights are written there. It is under LFM_HOME, a volume that the training runtime mounts at the same path.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The artifact that is registered: the model, and what a server needs beside it to answer well."""
+"""The artifact that is registered: the model, and what else a server needs to answer well."""
 
 import base64
 import io

@@ -113,13 +113,13 @@ def report_paper() -> "Report":
     return paper_page(ours)
 
 
-def _read(folder: Path, past: "Past", beside: Sequence["Past"], place: Path) -> "Run":
+def _read(folder: Path, past: "Past", peers: Sequence["Past"], place: Path) -> "Run":
     from lfm.errors import InputError
     from lfm.report.run_values import FILES, read_run
     from lfm.tracking import past_runs
 
     baseline = None
-    found = next((run for run in beside if _is_baseline(run, past)), None)
+    found = next((run for run in peers if _is_baseline(run, past)), None)
     if found:
         try:
             baseline = read_run(past_runs.download(found, FILES, place), run_id=found.run_id)
@@ -129,9 +129,9 @@ def _read(folder: Path, past: "Past", beside: Sequence["Past"], place: Path) -> 
         folder,
         run_id=past.run_id,
         curves=past_runs.curves(past.run_id),
-        others=others(past, beside),
+        others=others(past, peers),
         baseline=baseline,
-        sweeps=sweeps(past, beside),
+        sweeps=sweeps(past, peers),
     )
 
 
@@ -146,17 +146,17 @@ def _is_baseline(run: "Past", past: "Past") -> bool:
     )
 
 
-def others(past: "Past", beside: Sequence["Past"]) -> list["Other"]:
+def others(past: "Past", peers: Sequence["Past"]) -> list["Other"]:
     """The finished runs on the same images, the newest of each configuration, those of the same seed first.
 
     Args:
         past: the run of the page.
-        beside: of the experiment, newest first.
+        peers: of the experiment, newest first.
     """
     from lfm.report.run_values import Other
 
     kept: dict[str, Other] = {}
-    for run in beside:
+    for run in peers:
         fields = run.differs(past)
         if not run.finished or run.run_id == past.run_id or not run.same_data(past):
             continue
@@ -175,7 +175,7 @@ def _differences(run: "Past", fields: set[str]) -> str:
     return f" · {', '.join(shown[:SHOWN_DIFFERENCES])}{more}" if shown else ""
 
 
-def sweeps(past: "Past", beside: Sequence["Past"]) -> list["Sweep"]:
+def sweeps(past: "Past", peers: Sequence["Past"]) -> list["Sweep"]:
     """Alpha and tau, each from the runs that differ from this one in nothing else."""
     from lfm.report.run_values import Sweep
 
@@ -184,7 +184,7 @@ def sweeps(past: "Past", beside: Sequence["Past"]) -> list["Sweep"]:
         return found
     for field, names in SWEEPS.items():
         points: dict[float, dict[str, float | None]] = {}
-        for run in beside:
+        for run in peers:
             same = run.same_data(past) and not run.differs(past) - USED - set(names)
             if same and (run.finished or run.run_id == past.run_id):
                 value = run.params.get("stage1.alpha_used", "") if field == "alpha" else run.params["mixup.tau"]

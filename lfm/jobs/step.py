@@ -137,7 +137,7 @@ def as_user_error(error: BaseException) -> InputError | None:
     if words := next((words for words in DAMAGED if words in str(error)), ""):
         return InputError(
             f"the database {home() / 'mlflow.db'} is damaged ({words}); put a copy of it back, or move it away: then "
-            f"MLflow begins anew, while models and data in {home() / 'store'} stay"
+            f"MLflow starts from nothing, while models and data in {home() / 'store'} stay"
         )
     if "database is locked" in str(error):  # for longer than MLflow waits
         return InputError(f"another process holds {home() / 'mlflow.db'}; wait for it, then run again to continue")

@@ -17,7 +17,7 @@ from lfm.training.task import WorkerTask
 RUNTIME = "lfm"
 """The TrainingRuntime of infra/kustomize; LFM_TRAINING_RUNTIME names another."""
 CONNECT_SECONDS, SILENCE_SECONDS = 10, 300
-"""Longest waits for a connection, and for a line of a log: a connection that died without a word is made anew."""
+"""Longest waits for a connection, and for a line of a log: a connection that died without a word is made again."""
 NO_ANSWER = (RuntimeError, TimeoutError, ValueError)
 """What the SDK raises where the server refuses, is silent, or has no such job."""
 

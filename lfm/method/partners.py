@@ -1,7 +1,7 @@
 """Drawing partners: a class by inversion of its cumulative distribution, then an image of that class.
 
 The distribution itself is `lfm.method.mixup.local_sampling_rows`. A draw is a function of its class and u, whatever
-was drawn before or beside it, so that a resumed run goes on exactly.
+was drawn before it or in parallel, so that a resumed run goes on exactly.
 
 Letters in the names give shapes:
     B images of a batch; C classes; D embedding dimensions; L classes of a chunk; M chunks; N training images;

@@ -18,7 +18,7 @@ BEYOND = 1.5
 def boundaries(
     pairs: Sequence[tuple[str, str]], of_models: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]
 ) -> tuple[Piece, list[list[Any]]]:
-    """Where the decision boundary of a tail class and its head neighbour lies for each model (Figs. 1 and 8).
+    """Where the decision boundary of a tail class and its head neighbour is for each model (Figs. 1 and 8).
 
     Args:
         pairs: names of tail and head.
@@ -51,7 +51,7 @@ def boundaries(
         legend_above(axes)
     caption = (
         "For test images of a tail class t (first name) and its head neighbour h, the margin f_I · (f_Tt - f_Th) "
-        "decides between the two at 0. Shown is where that 0 lies between the mean margins of the two classes: one "
+        "decides between the two at 0. Shown is where that 0 is between the mean margins of the two classes: one "
         "half is midway, further right the tail's side is the smaller one. A model that has the means in the wrong "
         "order, or both on one side and far off, has no point."
     )

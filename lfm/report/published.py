@@ -154,10 +154,10 @@ TABLE_5 = _rows(
     """,
 )
 ELSEWHERE = [
-    *_rows("listed beside LIFT", "imagenet-lt", OPENAI_16, "zero-shot | 69.2 67.6 67.7 68.3"),
+    *_rows("listed with LIFT", "imagenet-lt", OPENAI_16, "zero-shot | 69.2 67.6 67.7 68.3"),
     *_rows("LIFT, ICML 2024", "imagenet-lt", OPENAI_16, "LIFT | 81.3 77.4 73.4 78.3"),
     *_rows("LIFT, ICML 2024", "places-lt", OPENAI_16, "LIFT | 51.3 52.2 50.5 51.5"),
-    *_rows("listed beside LIFT", "cifar100@100", OPENAI_16, "zero-shot | 67.0"),
+    *_rows("listed with LIFT", "cifar100@100", OPENAI_16, "zero-shot | 67.0"),
     *_rows("LIFT, ICML 2024", "cifar100@100", OPENAI_16, "LIFT | 81.7"),
     *_rows("LIFT, ICML 2024", "cifar100@50", OPENAI_16, "LIFT | 83.1"),
     *_rows("LIFT, ICML 2024", "cifar100@10", OPENAI_16, "LIFT | 84.9"),

@@ -196,7 +196,7 @@ def calibration(confidence_N: Floats, right_N: NDArray[np.bool_]) -> tuple[float
 
 @dataclass(frozen=True)
 class Boundary:
-    """Where the decision boundary of two classes lies among their test images."""
+    """Where the decision boundary of two classes is among their test images."""
 
     position: float | None
     """0 at the mean of the head class's images, 1 at that of the tail class's, one half midway; above one half the

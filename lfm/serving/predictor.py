@@ -136,7 +136,7 @@ class Predictor:
         Args:
             unit_ND: of `features`.
             top: how many; no more than there are.
-            new_classes: names that training has not seen, to be weighed beside its classes.
+            new_classes: names that training has not seen, to be weighed against its classes.
 
         Returns:
             Of each class `label`, `probability` (of all classes, new ones too, they sum to 1), `shot_group` (many,

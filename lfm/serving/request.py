@@ -75,7 +75,7 @@ def of_json(body: Any) -> Request:
     if not isinstance(body, dict) or len(found := [form for form in FORMS if form in body]) != 1:
         raise RequestError(f"the body is a JSON object with one of {', '.join(FORMS)}", 400)
     if extra := body.keys() - {found[0], "params"}:
-        raise RequestError(f"unknown key {sorted(extra)[0][:50]!r}; beside {found[0]} there may be params", 400)
+        raise RequestError(f"unknown key {sorted(extra)[0][:50]!r}; besides {found[0]} there may be params", 400)
     given = body[found[0]]
     images = _of_split(given) if found[0] == "dataframe_split" else _of_rows(given)
     return Request(images, **params_of(body.get("params")))

@@ -1,7 +1,7 @@
 """What a step leaves behind: a folder that is complete or absent, named by its content.
 
 A step's key is the hash of everything its result depends on: the configuration it reads, the artifacts it
-was given, the source code that computes it. The result is built in a folder beside its final place, gets a
+was given, the source code that computes it. The result is built in a temporary folder next to its final place, gets a
 manifest with a checksum for every file, and is renamed into place; a killed step leaves nothing half done.
 """
 
@@ -168,7 +168,7 @@ def check_writable(folder: Path) -> None:
 
 
 def whose_volume(folder: Path) -> str:
-    """More words on a folder that cannot be written, where it lies on a mounted volume of another user; else empty.
+    """More words on a folder that cannot be written, where it is on a mounted volume of another user; else empty.
 
     A new block volume belongs to root, and Kubeflow Pipelines gives the pods of its steps no fsGroup.
     """

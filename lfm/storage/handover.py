@@ -19,7 +19,7 @@ from lfm.storage.store import is_whole_at, pull, push, shared
 
 POINTER = "pointer.json"
 """The one file of a result that is handed over as a pointer: kind and key, which name its folder in the store, and
-content, the hash of what lies there."""
+content, the hash of what is there."""
 
 LARGEST_FILE = 10_000 * 5 * 2**20
 """Bytes of a file that a step may leave to KFP 2.17, which uploads it in at most 10,000 parts of 5 MiB."""

@@ -1,4 +1,4 @@
-"""What lies unused in LFM_HOME for a while: entries of the store, unfinished work, files of local runs."""
+"""What has been unused in LFM_HOME for a while: entries of the store, unfinished work, files of local runs."""
 
 import os
 import shutil

@@ -34,9 +34,9 @@ _MEANING = {
     "InvalidToken": "the session token is not valid; renew AWS_SESSION_TOKEN",
     "ExpiredToken": "the session token has expired; renew AWS_SESSION_TOKEN",
     "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
-    "PermanentRedirect": "the bucket lies in another region; set AWS_DEFAULT_REGION",
-    "301": "the bucket lies in another region; set AWS_DEFAULT_REGION",
-    "AuthorizationHeaderMalformed": "the bucket lies in another region; set AWS_DEFAULT_REGION",
+    "PermanentRedirect": "the bucket is in another region; set AWS_DEFAULT_REGION",
+    "301": "the bucket is in another region; set AWS_DEFAULT_REGION",
+    "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_DEFAULT_REGION",
 }
 
 

@@ -107,7 +107,7 @@ def _build_once(kind: str, inputs: dict[str, Any], build: Callable[[Path], None]
 
 
 def _beside(again: Path, usual: Path) -> None:
-    """Put a result that was made again beside the one of other runs.
+    """Keep a result that was made again next to the one of other runs.
 
     The same bytes lie on the disk once, and the usual result has them where it was missing or damaged. Other bytes
     replace nothing: runs that go on may have pointers to what is there.

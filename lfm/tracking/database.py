@@ -113,7 +113,7 @@ def _unusable(path: Path, error: BaseException) -> InputError:
         )
     return InputError(
         f"{path} is damaged or cannot be read ({error}); put a copy of it back, or move it away: then MLflow begins "
-        f"anew, while models and data in {home() / 'store'} stay"
+        f"from nothing, while models and data in {home() / 'store'} stay"
     )
 
 
@@ -123,7 +123,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     One who may write opens it so all the same: what a killed process left half written is taken back by SQLite then.
     """
     ways = ["mode=rw" if _writable(path) else "mode=ro"]
-    ways.append("mode=ro&immutable=1")  # without the right to make a lock beside it, it can be read as unchanging
+    ways.append("mode=ro&immutable=1")  # without the right to make a lock next to it, it can be read as unchanging
     for options in ways:
         database = sqlite3.connect(f"{path.absolute().as_uri()}?{options}", uri=True, timeout=BUSY_SECONDS)
         try:

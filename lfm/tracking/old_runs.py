@@ -157,7 +157,7 @@ def _above(uri: str) -> Path | None:
 
 
 def _folder(uri: str) -> Path | None:
-    """The folder that an address names, if it lies among the artifacts of LFM_HOME."""
+    """The folder that an address names, if it is among the artifacts of LFM_HOME."""
     address = urlsplit(uri)
     path = Path(unquote(address.path)).resolve()
     return path if address.scheme == "file" and (home() / ARTIFACTS).resolve() in path.parents else None

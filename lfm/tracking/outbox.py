@@ -1,7 +1,7 @@
 """What has to reach a server that may be down: kept on disk, sent in order by a thread, each at least once.
 
 A folder holds `header.json` (whose it is), `records.jsonl`, one byte in `sent` for each record that arrived, and copies
-of files to send; its process holds the lock beside it. What is left when that ends, another sends with `drain`.
+of files to send; its process holds the lock next to it. What is left when that ends, another sends with `drain`.
 """
 
 import json

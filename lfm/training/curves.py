@@ -1,4 +1,4 @@
-"""The curves of a training stage: kept beside its checkpoints, sent once, whichever process writes them."""
+"""The curves of a training stage: kept with its checkpoints, sent once, whichever process writes them."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ FOLLOW_SECONDS = 1.0
 
 
 class Curves:
-    """The curves of a stage, kept beside its checkpoints so that a resumed run has them whole.
+    """The curves of a stage, kept with its checkpoints so that a resumed run has them whole.
 
     Args:
         path: a JSON line an epoch.

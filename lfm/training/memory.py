@@ -1,4 +1,4 @@
-"""How a model lies in memory while it trains: layout, activations computed again, frozen weights in bf16."""
+"""The model's memory while it trains: layout, activations computed again, frozen weights in bf16."""
 
 import functools
 from collections.abc import Iterator

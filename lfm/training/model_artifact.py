@@ -53,7 +53,7 @@ def new_model(config: RunConfig, dataset: str | Path, text: str | Path, backbone
 
 
 def model_info(config: RunConfig, info: Mapping[str, Any], images: "Images", backbone: str | Path) -> dict[str, Any]:
-    """What a predictor must know beside the weights.
+    """What a predictor must know besides the weights.
 
     Args:
         config: the run's configuration.

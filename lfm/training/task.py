@@ -28,7 +28,7 @@ class WorkerTask:
         processes: number of processes that train together, over all machines.
         remote: address at LFM_STORE where checkpoints are copied; None without a shared store.
         code: hash of the code that trains, as the launcher has it.
-        silence: seconds without a heartbeat of the step after which training elsewhere ends; 0: it trains beside the
+        silence: seconds without a heartbeat of the step after which training elsewhere ends; 0: it trains with the
             step, and ends with it.
     """
 

@@ -24,7 +24,7 @@ NOT_OURS = frozenset((
     "@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information",
     "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__",
 ))  # fmt: skip
-"""Folders and files that systems put beside images, in small letters; as are all whose names begin with a dot."""
+"""Folders and files that systems put next to images, in small letters; as are all whose names begin with a dot."""
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 SHOWN = 8
@@ -71,7 +71,7 @@ def _counted(names: Counter[str]) -> str:
 
 @dataclass
 class Scan:
-    """What lies below a folder."""
+    """What is below a folder."""
 
     root: str
     files: list[tuple[str, str]] = field(default_factory=list)

@@ -38,7 +38,7 @@ class Rows:
 def read_lists(source: str) -> list[Rows]:
     """The list; where its name holds `train`, in any case, also those named alike for the other splits.
 
-    Train.txt has Test.txt and Valid.txt beside it, training_list.txt has testing_list.txt; trainval.txt, which holds
+    Train.txt has Test.txt and Valid.txt next to it, training_list.txt has testing_list.txt; trainval.txt, which holds
     the validation images, only test.txt.
     """
     tables = [_read_list(source, TRAIN)]
@@ -118,7 +118,7 @@ def read_manifest(source: str, suffix: str) -> Rows:
         raise InputError(f"{source} has {names.count(twice)} columns {twice}; rename or remove one")
     split = split_of_rows(source, {name: table.column(name) for name in wanted}, place)
     for other in () if split else _beside(source):
-        say(f"warning: {other} lies beside {source} and is not used; put its rows there, with a column split")
+        say(f"warning: {other} is next to {source} and is not used; put its rows there, with a column split")
     return Rows(source, "row", place, path, label, split or [TRAIN] * len(path), raw)
 
 

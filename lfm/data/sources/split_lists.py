@@ -67,7 +67,7 @@ def load_imagenet_lt(config: DataConfig) -> Source:
 def load_places_lt(config: DataConfig) -> Source:
     """Places-LT (Liu et al. 2019): 62,500 training, 7,300 validation, 36,500 test images, 365 scenes.
 
-    The names are those of categories_places365.txt, if it lies in the folder of the lists, otherwise those of the
+    The names are those of categories_places365.txt, if it is in the folder of the lists, otherwise those of the
     training images' folders.
 
     Raises:

@@ -12,7 +12,7 @@ KNOWN = {
     **dict.fromkeys(("test", "testing", "tst", "holdout"), TEST),
 }
 EITHER = ("eval", "evaluation")
-"""The test split, or the validation split beside a test split."""
+"""The test split, or the validation split where there is a test split, too."""
 AROUND = frozenset(
     ("seg", "set", "split", "data", "dataset", "folder", "images", "image", "imgs", "img", "photos", "jpg")
 )

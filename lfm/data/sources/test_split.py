@@ -1,7 +1,7 @@
 """A test split made by the images' content, which stays when images are added.
 
-Whether an image may train follows from its own bytes alone: those whose hash lies below a threshold never do, whatever
-lies beside them. So an image that was a test image once is never trained on later, and a model that was trained before
+Whether an image may train follows from its own bytes alone: those whose hash is below a threshold never do, whatever
+else is in the folder. So an image that was a test image once is never trained on later, and a model that was trained before
 has not seen the test images of now.
 """
 
@@ -22,18 +22,18 @@ Split = NDArray[np.int8]
 
 
 def kept_from_training(digest: bytes, share: float) -> bool:
-    """Whether the hash of an image's bytes lies in the lowest share of all."""
+    """Whether the hash of an image's bytes is in the lowest share of all."""
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def choose_test(
     digest_N: Sequence[bytes], label_N: Index, split_N: Split, classes: Sequence[str], share: float, per_class: int = 0
 ) -> Split:
-    """Move training images whose hash lies below the threshold to the test split, about as many of each class.
+    """Move training images whose hash is below the threshold to the test split, about as many of each class.
 
     Images with the same bytes stay together, and stay where they are when two classes or two splits have them. Of each
     class the lowest hashes are taken: at most as many as are to be expected of the smallest class. What is left of
-    those below the threshold is in no split. A class gives one even if none lies below, and keeps one for training.
+    those below the threshold is in no split. A class gives one even if none is below, and keeps one for training.
 
     Args:
         digest_N: of each image's bytes; empty for files that cannot be read, which stay.

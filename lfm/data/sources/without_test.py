@@ -43,7 +43,7 @@ def settle(config: DataConfig, source: Source) -> Source:
 
 
 def without(source: Source, left_out: set[int]) -> Source:
-    """The source without some classes and their images; the others are numbered anew."""
+    """The source without some classes and their images; the others are numbered again."""
     kept = [k for k in range(len(source.classes)) if k not in left_out]
     number_C = np.full(len(source.classes), -1)
     number_C[kept] = np.arange(len(kept))
