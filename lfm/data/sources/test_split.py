@@ -1,7 +1,7 @@
 """A test split made by the images' content, which stays when images are added.
 
 Whether an image may train follows from its own bytes alone: those whose hash is below a threshold never do, whatever
-else is in the folder. So an image that was a test image once is never trained on later, and a model that was trained before
+else is in the folder. So an image that was a test image once is never trained on later, and a model trained before
 has not seen the test images of now.
 """
 
