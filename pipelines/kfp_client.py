@@ -161,7 +161,7 @@ class Cluster:
         cron = check_cron(cron)
         preset = config.preset
         for known in self.schedules():
-            if known.name in _names(preset):
+            if known.name == pipeline_name("retrain", preset):
                 raise InputError(f"{preset} has a schedule, {known.cron}; change it with lfm schedule replace {preset}")
         return self._create(config, cron, settings, experiment)
 
@@ -198,7 +198,11 @@ class Cluster:
         Raises:
             InputError: There is none, or there are several.
         """
-        found = [one for one in self.schedules() if one.id == preset or one.name in (preset, *_names(preset))]
+        found = [
+            one
+            for one in self.schedules()
+            if one.id == preset or one.name in (preset, pipeline_name("retrain", preset))
+        ]
         if not found:
             raise InputError(f"there is no schedule for {preset}; lfm schedule list shows what there is")
         if len(found) > 1:
@@ -256,14 +260,11 @@ def schedule_name(preset: str) -> str:
     return f"{pipeline_name('retrain', preset)}-"
 
 
-def _names(preset: str) -> tuple[str, str]:
-    """Names that the schedule of a preset may have: that of now, and that of versions before."""
-    return schedule_name(preset), pipeline_name("retrain", preset)
-
-
 def _schedule(run: Any) -> Schedule:
     cron = run.trigger.cron_schedule.cron if run.trigger and run.trigger.cron_schedule else ""
-    return Schedule(str(run.recurring_run_id), str(run.display_name), cron or "", run.status != "DISABLED")
+    # Shown without the hyphen of `schedule_name`, which schedules of earlier versions lack.
+    name = str(run.display_name).removesuffix("-")
+    return Schedule(str(run.recurring_run_id), name, cron or "", run.status != "DISABLED")
 
 
 @contextlib.contextmanager

@@ -246,8 +246,8 @@ def test_schedules_are_listed_over_pages_paused_resumed_and_deleted(kfp: Kfp) ->
     for k, name in enumerate((f"{PRESET}-retrain", "somebody-else", "custom-retrain-")):
         kfp.recurring.append({"recurring_run_id": f"id{k}", "display_name": name, "status": "ENABLED", "trigger": cron})
     shown = cli("schedule", "list", "--host", kfp.host).output.splitlines()
-    assert [line.split() for line in shown][2] == ["custom-retrain-", *NIGHTLY.split(), "on", "id2"]
-    assert cli("schedule", "pause", "custom", "--host", kfp.host).output == f"paused custom-retrain- ({NIGHTLY}), id2\n"
+    assert [line.split() for line in shown][2] == ["custom-retrain", *NIGHTLY.split(), "on", "id2"]
+    assert cli("schedule", "pause", "custom", "--host", kfp.host).output == f"paused custom-retrain ({NIGHTLY}), id2\n"
     assert kfp.of("POST", "/recurringruns/id2:disable") and kfp.recurring[2]["status"] == "DISABLED"
     assert "paused   id2" in cli("schedule", "list", "--host", kfp.host).output
     assert cli("schedule", "resume", "id2", "--host", kfp.host).exit_code == 0
