@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfm.config.overrides import flatten
-from lfm.config.presets import PRESETS
 from lfm.config.run_parameters import pipeline_arguments
 from lfm.config.schema import RunConfig
 from lfm.config.sweeps import Part
@@ -22,6 +20,7 @@ from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.compile import KINDS, pipeline_name, write
 from lfm.pipelines.cron import check_cron
 from lfm.pipelines.kfp_connection import connect, one_line_errors, run_page
+from lfm.pipelines.kfp_names import run_name, schedule_name
 from lfm.pipelines.kfp_requests import plugins_input, start_run, start_schedule
 from lfm.progress import say
 from lfm.revision import commit
@@ -29,10 +28,8 @@ from lfm.revision import commit
 POLL = 5.0
 """Seconds between two looks at a run."""
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "ERROR")
-
-
-SHOWN_FIELDS = 4
-"""Fields that a run's name shows at most."""
+NEWEST = 500
+"""Runs that are looked at for one that goes on."""
 
 
 @dataclass(frozen=True)
@@ -222,42 +219,52 @@ class Cluster:
             self.client.enable_recurring_run(schedule.id)
 
     def delete(self, schedule: Schedule) -> None:
-        """Delete a schedule; its runs remain."""
+        """Delete a schedule; what its runs made remains.
+
+        Raises:
+            InputError: One of its runs goes on.
+        """
+        self._refuse_at_work(schedule)
         with self._one_line_errors():
             self.client.delete_recurring_run(schedule.id)
 
+    def _refuse_at_work(self, schedule: Schedule) -> None:
+        """Refuse while a run of the schedule goes on.
+
+        Seen with KFP 2.17.0: with a schedule go the workflows that it owns. A run that goes on loses its pods without
+        its exit handler, and is RUNNING in KFP and MLflow for good.
+        """
+        page, seen = "", 0
+        while seen < NEWEST:  # newest first: one that goes on is among them
+            with self._one_line_errors():
+                answer = self.client.list_runs(
+                    page_token=page, page_size=100, sort_by="created_at desc", namespace=self.namespace
+                )
+            for run in answer.runs or ():
+                if run.recurring_run_id == schedule.id and str(run.state or "PENDING") not in ENDED:
+                    raise InputError(
+                        f"{schedule.name}: its run {run.run_id} goes on, and KFP would remove that with the schedule; "
+                        "lfm schedule pause starts no more, then try again when it has ended, or terminate it at "
+                        f"{self.run_page(run.run_id)}"
+                    )
+            page, seen = answer.next_page_token or "", seen + len(answer.runs or ())
+            if not page:
+                return
+
     def replace(self, config: RunConfig, cron: str, settings: ClusterSettings, experiment: str = "") -> Schedule:
-        """Replace a schedule, which KFP cannot change, by a new one. The new one is made first."""
+        """Replace a schedule, which KFP cannot change, by a new one. The new one is made first.
+
+        Raises:
+            InputError: A run of the old one goes on.
+        """
         old = self.find_schedule(config.preset)
+        self._refuse_at_work(old)
         made = self._create(config, check_cron(cron), settings, experiment)
         self.delete(old)
         return made
 
     def _one_line_errors(self) -> AbstractContextManager[None]:
         return one_line_errors(self.host)
-
-
-def run_name(kind: str, config: RunConfig) -> str:
-    """Name of a run in KFP's list: what differs from the preset, so that runs can be told apart there.
-
-    Returns:
-        As in `lfm + mms, stage1.lr 0.001, seed 1 (train, 2026-11-27 22:01:05)`.
-    """
-    preset, changed = flatten(PRESETS[config.preset]()), []
-    for field, value in flatten(config).items():
-        if value != preset[field] and field not in ("seed", "mixup.name", "loss.name"):
-            changed.append(f"{field} {value}")
-    shown = ", ".join([config.method, *changed[:SHOWN_FIELDS], *(["..."] if len(changed) > SHOWN_FIELDS else [])])
-    return f"{shown}, seed {config.seed} ({kind}, {time.strftime('%Y-%m-%d %H:%M:%S')})"
-
-
-def schedule_name(preset: str) -> str:
-    """Name of a schedule. KFP names its runs after it, and takes no other name for them.
-
-    It keeps the first 25 of its letters, digits and hyphens, and puts five letters right behind, then count and hash
-    (KFP 2.17.0, apiserver/template/template.go:325): hence the hyphen at the end.
-    """
-    return f"{pipeline_name('retrain', preset)}-"
 
 
 def _schedule(run: Any) -> Schedule:

@@ -20,6 +20,7 @@ from lfm.config.run_parameters import parameter_values
 from lfm.config.sweeps import Part
 from lfm.errors import InputError
 from lfm.pipelines import kfp_client as cluster_module
+from lfm.pipelines import kfp_names
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.kfp_client import Cluster
 from tests.kfp_server import Kfp, serve_kfp
@@ -173,7 +174,7 @@ def test_every_command_for_a_cluster_has_the_same_options(command: str) -> None:
 def test_a_run_is_named_after_what_it_changes(changes: dict[str, Any], shown: str) -> None:
     assert re.fullmatch(
         rf"{re.escape(shown)} \(retrain, 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\)",
-        cluster_module.run_name("retrain", load(PRESET, changes)),
+        kfp_names.run_name("retrain", load(PRESET, changes)),
     )
 
 
@@ -237,7 +238,7 @@ def test_a_schedule_retrains_one_at_a_time_without_making_up_for_missed_runs(kfp
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_runs_of_a_schedule_have_names_that_can_be_read(preset: str) -> None:
     """KFP 2.17.0, template.go:325: 25 letters, digits and hyphens of the schedule's name, then five of its own."""
-    kept = re.sub("[^a-z0-9-]+", "", cluster_module.schedule_name(preset).lower())[:25]
+    kept = re.sub("[^a-z0-9-]+", "", kfp_names.schedule_name(preset).lower())[:25]
     assert kept == f"{preset}-retrain-"
 
 
@@ -259,6 +260,22 @@ def test_schedules_are_listed_over_pages_paused_resumed_and_deleted(kfp: Kfp) ->
     kfp.recurring.append(dict(kfp.recurring[1], recurring_run_id="id3"))
     several = cli("schedule", "pause", "custom", "--host", kfp.host)
     assert "custom has 2 schedules: id2, id3; name one by its id" in str(several.exception)
+
+
+def test_a_schedule_whose_run_goes_on_is_neither_deleted_nor_replaced(kfp: Kfp) -> None:
+    """KFP 2.17.0, seen: the workflows of a schedule are its own in Kubernetes, and are removed with it."""
+    cron = {"cron_schedule": {"cron": NIGHTLY}}
+    kfp.recurring.append({"recurring_run_id": "id0", "display_name": f"{PRESET}-retrain-", "trigger": cron})
+    kfp.runs += [
+        {"run_id": "other", "display_name": "another", "state": "RUNNING", "recurring_run_id": "id7"},
+        {"run_id": "night", "display_name": "a night", "state": "RUNNING", "recurring_run_id": "id0"},
+    ]
+    for what in (("delete", PRESET), ("replace", PRESET, "--cron", NIGHTLY)):
+        done = cli("schedule", *what, "--host", kfp.host)
+        assert f"{PRESET}-retrain: its run night goes on, and KFP would remove that" in str(done.exception)
+    assert len(kfp.recurring) == 1 and not kfp.of("POST", "/recurringruns")
+    kfp.runs[1]["state"] = "FAILED"
+    assert cli("schedule", "delete", PRESET, "--host", kfp.host).exit_code == 0
 
 
 @pytest.mark.slow
