@@ -67,8 +67,8 @@ coverage: setup ## Every test again, and which lines they run: half as slow agai
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-fuzz: setup ## Damaged images into the decoder for SECONDS (60), from seed FIRST on
-	$(BIN)/python -m tests.programs.fuzz_decoder --seconds $(SECONDS) --first $(FIRST)
+fuzz: setup ## Damaged images into the decoder for SECONDS (60), from seed FIRST on, at most MOST
+	$(BIN)/python -m tests.programs.fuzz_decoder --seconds $(SECONDS) --first $(FIRST) $(if $(MOST),--most $(MOST))
 
 lock: $(UV) ## Resolve the dependencies again into requirements/*.txt
 	$(LOCK) --all-extras --group dev pyproject.toml requirements/build.in -o requirements/all.txt

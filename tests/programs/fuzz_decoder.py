@@ -1,4 +1,4 @@
-"""Damaged files into the decoder: python -m tests.programs.fuzz_decoder [--seconds 60] [--first 0]
+"""Damaged files into the decoder: python -m tests.programs.fuzz_decoder [--seconds 60] [--first 0] [--most N]
 
 Each seed is a file (`tests.decoder_inputs.mutated`). Whatever it is, it is used or refused by `BadImageError`; no other
 exception, no end of the process, no line on stderr, and no more than `SLOWEST` seconds. A child process tries them, so
@@ -78,8 +78,8 @@ def try_them(first: int) -> None:
         seed += 1
 
 
-def fuzz(seconds: float, first: int) -> tuple[int, int]:
-    """Try for so long; how many files were tried, and how many of them were used.
+def fuzz(seconds: float, first: int, most: int | None = None) -> tuple[int, int]:
+    """Try for so long, and at most so many; how many files were tried, and how many of them were used.
 
     Raises:
         SystemExit: a seed failed; it is named.
@@ -94,7 +94,7 @@ def fuzz(seconds: float, first: int) -> tuple[int, int]:
     )
     assert child.stdout and child.stderr
     end, seed, tried, used, fault = float("inf"), str(first), 0, 0, ""
-    while time.monotonic() < end and not fault:
+    while time.monotonic() < end and tried != most and not fault:
         if tried == 1 and end == float("inf"):
             end = time.monotonic() + seconds  # the imports are done
         wait = SLOWEST if tried else 120.0  # the first one waits for the imports
@@ -121,11 +121,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long")
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--most", type=int, help="the most files")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         try_them(options.first)
-    tried, used = fuzz(options.seconds, options.first)
+    tried, used = fuzz(options.seconds, options.first, options.most)
     print(
         f"{tried:,} damaged files from seed {options.first}: {used:,} used, {tried - used:,} refused, no other answer"
     )
