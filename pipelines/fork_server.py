@@ -27,14 +27,19 @@ from lfm.pipelines.kfp_internals import SUBPROCESS, replaced, split_command
 PRELOAD = (
     "accelerate",
     "kfp.dsl.executor_main",
-    "lfm.jobs",
+    "lfm.jobs.evaluation",
+    "lfm.jobs.training",
     "lfm.serving.predictor",
     "lfm.tracking.pipeline_run",
     "lfm.training.loop",
+    "matplotlib.pyplot",
     "mlflow.pyfunc",
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
+    "sklearn.manifold",
+    "torch._dynamo",
 )
+"""What steps would else import each for itself: the last of them comes with the first step of an optimizer."""
 
 
 STOP_SECONDS = 1.0

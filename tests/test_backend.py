@@ -114,10 +114,11 @@ class Site(NamedTuple):
         return False
 
 
-def make_site(folder: Path, kind: str) -> Site:
+def make_site(folder: Path, kind: str, tables: Path) -> Site:
     values = yaml.safe_load((REPOSITORY / "infra" / "cluster.yaml").read_text())
     values["home"]["path"] = str(folder / "volume")
     (folder / "volume").mkdir()
+    shutil.copyfile(tables, folder / "mlflow.db")
     settings = ClusterSettings.model_validate(values | {"image": "lfm:test"})
     held = {(one.name, key): "unused" for one in (*settings.secrets, *settings.config_maps) for key in one.keys}
     held["lfm-endpoints", "MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
@@ -147,8 +148,10 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, source: Path) -> Trained:
-    site = make_site(tmp_path_factory.mktemp(request.param), request.param)
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, source: Path, empty_database: Path
+) -> Trained:
+    site = make_site(tmp_path_factory.mktemp(request.param), request.param, empty_database)
     run = site.start(source)
     assert run.state == "SUCCEEDED", run.errors or list(run.logs.items())[-2:]
     return Trained(site, run)
@@ -278,11 +281,11 @@ def test_few_pods(trained: Trained, source: Path) -> None:
 
 
 def test_the_parts_of_a_large_sweep_are_compared_as_one_by_whichever_ends_last(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first part fails and is retried after the second has ended: then all three seeds of a label are compared."""
     monkeypatch.setattr("lfm.pipelines.sweep.MOST", 2)
-    site = make_site(tmp_path, "sweep")
+    site = make_site(tmp_path, "sweep", empty_database)
     config = load(PRESET, {**TINY, "data.source": str(source)})
     lists = parts(variants_of("alpha", (0.5,), seeds=3))
     assert [len(one) for _, one in lists] == [1, 2]
