@@ -11,6 +11,14 @@ from typing import Any
 from lfm.config.schema import DataConfig
 from lfm.jobs.prepare import embed_text, fetch_backbone, loading, prepare_data
 from lfm.jobs.retrain import CHANGED, UNCHANGED, data_news, nothing_to_do
+from lfm.jobs.step import Mistake, step
+
+
+@step
+def repeat_mistakes() -> None:
+    """End a retry at once where the attempt before met a mistake: not by way of a backbone or a list of all files."""
+    for job in (fetch_backbone, prepare_data, embed_text):
+        Mistake.of(job.__name__).repeat()
 
 
 def prepare_inputs(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> None:
@@ -24,6 +32,7 @@ def prepare_inputs(config: dict[str, Any], dataset: str, embeddings: str, backbo
         embeddings: Folder for the class embeddings.
         backbone: Folder for the pre-trained towers.
     """
+    repeat_mistakes()
     fetch_backbone(config["model"], config["seed"], backbone, config["text"])
     prepare_data(config["data"], config["model"], config["seed"], dataset)
     embed_text(config["text"], dataset, backbone, embeddings)
@@ -38,6 +47,7 @@ def prepare_retraining(config: dict[str, Any], dataset: str, embeddings: str, ba
         embeddings: Folder for the class embeddings; empty where the data are unchanged.
         backbone: Folder for the pre-trained towers; empty where the data are unchanged.
     """
+    repeat_mistakes()
     load = loading(DataConfig.model_validate(config["data"]))
     unchanged = nothing_to_do(config, load)
     if not unchanged:
