@@ -18,7 +18,7 @@ from tests.conftest import Fashion
 from tests.serving import png
 from tests.small_run import PRESET, SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tables")]
 
 
 def trained(source: Path) -> Result:

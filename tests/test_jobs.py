@@ -86,6 +86,7 @@ def test_a_command_waits_for_no_library_before_its_steps_do() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.usefixtures("tables")
 def test_data_are_prepared_once_and_shared(home: Path, small_fashion: Path) -> None:
     config = load("fashion-mnist-lt", {**LOCAL, "data.source": str(small_fashion)})
     folder, reused = dataset_for(config.data, config.model, 0)
@@ -101,6 +102,7 @@ def test_data_are_prepared_once_and_shared(home: Path, small_fashion: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tables")
 def test_embeddings_are_shared_by_all_that_ask_for_the_same_sentences(home: Path, small_fashion: Path) -> None:
     config = load("fashion-mnist-lt", {**LOCAL, "data.source": str(small_fashion)})
     folders = [dataset_for(config.data, config.model, seed)[0] for seed in (0, 1)]
@@ -115,6 +117,7 @@ def test_embeddings_are_shared_by_all_that_ask_for_the_same_sentences(home: Path
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("tables")
 def test_skipping_bad_images_needs_no_new_build(home: Path, tmp_path: Path) -> None:
     from tests.pictures import encoded, photo
 

@@ -21,7 +21,7 @@ from lfm.tracking.client import connect
 from tests.reader import Reader
 from tests.test_report_page import drawn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tables")]
 
 Logged = Callable[..., str]
 

@@ -49,6 +49,7 @@ def change(folder: Path, name: str, first: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tables")
 def test_a_year_of_schedules(home: Path, small_fashion: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = retrain(small_fashion)
     assert (first.news, first.outcome, first.model_uri) == ("changed", "champion", f"models:/{PRESET}/1")
@@ -115,6 +116,7 @@ def test_files_that_the_champion_was_trained_on_are_not_read_again(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tables")
 def test_a_retraining_that_goes_on_is_not_begun_twice(
     home: Path, small_fashion: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +187,7 @@ def killer(home: Path) -> Iterator[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tables")
 def test_a_killed_step_is_retried_and_goes_on_where_it_was(
     home: Path, small_fashion: Path, killer: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +208,7 @@ def test_a_killed_step_is_retried_and_goes_on_where_it_was(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tables")
 def test_the_exit_handler_closes_a_run_that_failed(home: Path, small_fashion: Path) -> None:
     overrides = {**SMALL, "data.source": str(small_fashion), "data.max_per_class": 56}
     with pytest.raises(ValueError, match="class 0 has 55 images, 56 were asked for"):

@@ -11,7 +11,7 @@ from lfm.cli.main import app
 from lfm.errors import InputError
 from lfm.tracking import registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tables")]
 
 
 @pytest.fixture

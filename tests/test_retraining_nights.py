@@ -14,7 +14,7 @@ from lfm.pipelines.local_run import Result, run_local, run_retraining
 from lfm.tracking import registry
 from tests.reader import Reader
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tables")]
 PRESET = "custom-small"
 COLOURS = {"cat": (220, 40, 40), "dog": (40, 200, 60), "bird": (40, 60, 210), "horse": (200, 180, 40)}
 TINY = {
