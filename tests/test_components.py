@@ -56,10 +56,11 @@ def test_a_first_step_has_the_run_parameters_and_ships_its_source(name: str) -> 
 def test_the_first_step_gives_each_value_to_its_field(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The function as shipped, with a value of its own for each parameter."""
     wanted = load("places-lt", {
-        "data.source": str(home), "data.imbalance": 7.0, "model.tower": "conv4", "model.weights": "random",
-        "mixup.name": "remix", "mixup.tau": 0.3, "loss.name": "mms", "stage1.epochs": 2, "stage1.lr": 0.5,
-        "stage1.alpha": 0.25, "stage2.epochs": 4, "stage2.lr": 0.125, "stage2.alpha": 0.75, "stage1.batch_size": 9,
-        "stage2.batch_size": 11, "train.processes": 1, "seed": 12, "stage1.clip": 3.0, "text.encoder": "minilm",
+        "data.source": str(home), "data.profile": "exponential", "data.imbalance": 7.0, "model.tower": "conv4",
+        "model.weights": "random", "mixup.name": "remix", "mixup.tau": 0.3, "loss.name": "mms", "stage1.epochs": 2,
+        "stage1.lr": 0.5, "stage1.alpha": 0.25, "stage2.epochs": 4, "stage2.lr": 0.125, "stage2.alpha": 0.75,
+        "stage1.batch_size": 9, "stage2.batch_size": 11, "train.processes": 1, "seed": 12, "stage1.clip": 3.0,
+        "text.encoder": "minilm",
     })  # fmt: skip
     home.mkdir()
     monkeypatch.setenv("LFM_PIPELINE_RUN", "a-run")
