@@ -10,6 +10,10 @@ from lfm.config.schema import Section
 from lfm.errors import InputError
 from lfm.revision import image
 
+CPU = r"^(\d+m|\d+(\.\d+)?)$"
+MEMORY = r"^\d+(\.\d+)?([KMGTPE]i?)?$"
+"""Quantities that both KFP and Kubernetes read."""
+
 
 class Toleration(Section):
     """A taint that the pods of training and evaluation tolerate."""
@@ -47,9 +51,9 @@ class Volume(Section):
 class StepResources(Section):
     """Resources of one step, in place of those in `components/resources.py`."""
 
-    cpu: str | None = None
+    cpu: str | None = Field(None, pattern=CPU)
     """CPU cores, as in 8 or 500m."""
-    memory: str | None = None
+    memory: str | None = Field(None, pattern=MEMORY)
     """Memory, as in 32Gi."""
     hours: float | None = Field(None, gt=0)
     """Time limit of the step."""
@@ -75,7 +79,7 @@ class ClusterSettings(Section):
     """Labels of the nodes for training and evaluation."""
     tolerations: tuple[Toleration, ...] = ()
     """Taints that training and evaluation tolerate."""
-    shared_memory: str = "8Gi"
+    shared_memory: str = Field("8Gi", pattern=f"^$|{MEMORY}")
     """Size of /dev/shm in training and evaluation; empty: the 64 MB that Kubernetes gives."""
     secrets: tuple[FromKeys, ...] = ()
     """Credentials of MLflow and S3."""

@@ -112,7 +112,7 @@ def test_mlflow_has_a_parent_with_everything_and_a_child_for_each_step(home: Pat
             [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'", order_by=["start_time"]
         )
         ran = [child.info.run_name for child in children]
-        assert ran[:4] == ["configure", "prepare data", "fetch backbone", "embed text"], "parts of one step"
+        assert ran[:4] == ["configure", "fetch backbone", "prepare data", "embed text"], "parts of one step"
         registered = ["register"] if method == "lfm" else []
         assert ran[4:] == ["stage 1", "stage 2", "evaluate", *registered]
         assert ("lfm.model" in run.data.tags) == bool(registered)

@@ -118,12 +118,13 @@ def _compared(champion: Any, dataset: str, metrics: Path, run: Any) -> tuple[boo
     import numpy as np
 
     from lfm.evaluation.promotion import gate
-    from lfm.jobs.champion import split_images, unseen_images
+    from lfm.jobs.champion import input_of, split_images, unseen_images
     from lfm.tracking import registry
 
     if not (metrics / CHAMPION_PREDICTIONS).is_file():
-        why = "knows other classes, takes other pixels or cannot be loaded"
-        return False, f"champion {champion.number} {why}, so the two do not compare"
+        other = champion.tags.get(registry.INPUT) != input_of(dataset)
+        why = "knows other classes or takes other pixels" if other else "cannot be loaded"
+        return False, f"champion {champion.number} {why}, so the two do not compare; decide with lfm promote"
     same = champion.tags.get(registry.TEST) == split_images(dataset, "test")
     fair_N = unseen_images(dataset, 1.0 if same else float(champion.tags.get(registry.TEST_SHARE, 0)))
     if not fair_N.any():

@@ -188,6 +188,13 @@ def _column(
         fault = f"has no column {' or '.join(names[:4])}" if not name else f"has {len(named)} columns {wanted}"
         raise InputError(f"{source} {fault} (its columns: {', '.join(have)}); rename or add it: {fix}")
     column = table.column(name)
+    for other in (other for other in have if plain_name(other) in names and other != name):
+        if column.to_pylist() != table.column(other).to_pylist():
+            what = "its class" if wanted in LABEL_COLUMNS else "its path"
+            raise InputError(
+                f"{source} has the columns {name} and {other}, which differ, and either could give each image {what}; "
+                "rename the one that does not"
+            )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
