@@ -37,7 +37,7 @@ def logged(home: Path) -> Logged:
         preset: str, score: float, status: str = "FINISHED", test: str = "a", train: str = "a", **changes: Any
     ) -> str:
         config = load(preset, {name.replace("__", "."): value for name, value in changes.items()})
-        experiment = experiments.get(preset) or client.create_experiment(preset)
+        experiment = experiments.get(preset) or client.create_experiment(preset, str(home / "mlartifacts"))
         experiments[preset] = experiment
         began = next(clock)
         run_id = ""
