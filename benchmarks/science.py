@@ -82,9 +82,10 @@ def train_and_score(config: RunConfig) -> dict[str, Any]:
     train, val, test = (open_split(folder, split, device, config.train.resize) for split in ("train", "val", "test"))
     classes = read_info(folder)["classes"]
     model = new_model(config, folder, text, backbone).to(device)
-    for number in (1, 2):
-        alpha = inspect(config, number, folder, text)["alpha"]
-        Stage(number, config, model, train, val, Path("/nonexistent"), lambda _, __: None, alpha, None, classes).run()
+    with tempfile.TemporaryDirectory() as checkpoints:  # written only when it is ended in the middle
+        for number in (1, 2):
+            alpha, place = inspect(config, number, folder, text)["alpha"], Path(checkpoints) / str(number)
+            Stage(number, config, model, train, val, place, lambda _, __: None, alpha, None, classes).run()
     score = score_split(model, test, train.label_N, config)
     return {name: score[name] for name in (*COLUMNS, "per_class")}
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -103,10 +104,9 @@ def loop_row(stage: int, goal: float, images: Images, epochs: int, name: str) ->
     values = StageConfig(epochs=1 + epochs, lr=1e-6, batch_size=BATCH)
     quiet = TrainConfig(validate_every=0, checkpoint_minutes=1e9)
     config = RunConfig(preset="speed", stage1=values, stage2=values, train=quiet)
-    with redirect_stdout(io.StringIO()):  # its progress bar
-        Interleaved(
-            stage, config, tower(device, name), images, images, Path("/nonexistent"), lambda *_: None, 1.0
-        ).run()
+    # Without its progress bar; checkpoints are written only when it is ended in the middle.
+    with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as place:
+        Interleaved(stage, config, tower(device, name), images, images, Path(place), lambda *_: None, 1.0).run()
     warm = len(images) // BATCH
     loop, alone = (BATCH / float(np.mean(taken[kind][warm:])) for kind in ("loop", "bare"))
     return row(f"stage {stage}, whole loop over the bare model, {name}", alone, loop, "images/s", goal, "bare model")
