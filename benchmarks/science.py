@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

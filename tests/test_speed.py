@@ -95,7 +95,8 @@ def test_every_row_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
         assert found["ratio"] == pytest.approx(better if found["unit"].endswith("/s") else 1 / better)
         assert min(found["reference"], found["ours"], found["goal"]) > 0
         bare = "whole loop" in found["part"]
-        assert found["source"] == ("bare model" if bare else "stand-in") and f"| {found['part']} |" in table
+        other = "without" if "checkpoint" in found["part"] else "stand-in"
+        assert found["source"] == ("bare model" if bare else other) and f"| {found['part']} |" in table
         assert found["ratio"] < 10 if bare else found["ratio"] > 0.2
     assert sum("whole loop" in r.part for r in rows) == 2
     assert any(r.part.startswith("validation in stage 2") and r.ours < 1 for r in rows)
