@@ -19,6 +19,8 @@ SIZES = Path(towers.__file__).with_name("tower_sizes.json")
 """Tower -> its weights, those of its whole model, and bytes of activations; written by `benchmarks.memory --towers`."""
 PROGRAM = 2.0
 """GiB of a Python process with PyTorch, open_clip and MLflow, and of what it decodes at a time."""
+CUDA = 4.0
+"""GiB of a process that has a GPU, for CUDA's libraries and pinned memory; assumed, no GPU was at hand."""
 SMALLEST = 3.0
 """GiB that a step requests at least: with that limit Fashion-MNIST-LT was prepared, trained and evaluated in pods."""
 MARGIN = 1.25
@@ -33,8 +35,10 @@ EVALUATED = 335
 """Images of 224 x 224 pixels that evaluation takes through a tower at a time (`lfm.evaluation.inference`)."""
 AUTO_BATCH = 128
 """Batch that a request allows for where the batch size is searched; the search keeps within the memory there is."""
+SHARED = 1.0
+"""GiB of /dev/shm that each of several processes may use: NCCL's buffers; images are decoded by threads."""
 DECODERS = 4
-"""Cores of a training process whose images are JPEGs."""
+"""Cores of a training process that decodes JPEGs for a pre-trained tower."""
 SMALL_IMAGES = ("fashion-mnist", "cifar10", "cifar100")
 """Data sets whose images are kept as pixels, so that nothing is decoded."""
 GIB = 2**30
@@ -105,7 +109,7 @@ def request(step: str, configs: Sequence[RunConfig], gpus: bool, shared_memory: 
         step: Name of the component.
         configs: Configuration that the pipeline is compiled with; of a sweep all its configurations.
         gpus: Whether training has GPUs; without, weights and activations are in the pod's memory.
-        shared_memory: GiB of /dev/shm in training and evaluation, which count as the pod's memory.
+        shared_memory: Size of /dev/shm in training, in GiB; what is used of it counts as the pod's memory.
     """
     cores, gib = (max(both) for both in zip(*(_need(step, one, gpus, shared_memory) for one in configs), strict=True))
     return Request(f"{cores:g}" if cores >= 1 else f"{cores * 1000:g}m", f"{math.ceil(gib)}Gi")
@@ -115,7 +119,8 @@ def _need(step: str, config: RunConfig, gpus: bool, shared_memory: float) -> tup
     """CPU cores and GiB."""
     if step in ("plan-sweep", "finish") or (STEPS[step].trains and config.train.nodes > 1):
         return WATCHING
-    size, decodes = size_of(config.model), config.data.name not in SMALL_IMAGES
+    size = size_of(config.model)
+    decodes = towers.uses_open_clip(config.model) and config.data.name not in SMALL_IMAGES
     processes = max(1, config.train.processes)
     cores = (DECODERS if decodes else 1) * (processes if STEPS[step].trains else 1)
     gib = PROGRAM + 2 * 4 * size.image / GIB  # weights as they are read, and as they are used
@@ -123,7 +128,8 @@ def _need(step: str, config: RunConfig, gpus: bool, shared_memory: float) -> tup
         case "prepare" | "prepare-retraining" | "prepare-variant":
             gib = PROGRAM + 3 * 4 * size.whole / GIB  # and as they are written
         case "train-stage1" | "train-stage2":
-            held = shared_memory
+            gib += CUDA * gpus
+            held = min(shared_memory, SHARED * processes) if processes > 1 else 0.0
             if not gpus:
                 # Stage 2 leaves the tower as it is, and what it trains is small.
                 share = 1.0 if step == "train-stage1" else ALIVE
@@ -132,7 +138,7 @@ def _need(step: str, config: RunConfig, gpus: bool, shared_memory: float) -> tup
                 held += (CHECKPOINT + TRAINING * (not gpus)) * size.image / GIB
             gib = gib * processes + held
         case "evaluate":
-            gib += shared_memory + EVALUATED * ALIVE * size.activations / GIB * (not gpus)
+            gib += CUDA if gpus else EVALUATED * ALIVE * size.activations / GIB
         case _:
             cores = 1
     return cores, max(SMALLEST, gib * MARGIN)

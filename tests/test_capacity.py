@@ -33,7 +33,7 @@ def test_the_small_presets_fit_a_node_of_two_cores_and_eight_gibibytes() -> None
         for step in STEPS:
             cpu, most = request(step, [load(preset)], gpus=False)
             assert quantity(most) <= 4 * 2**30, (preset, step)
-            assert quantity(cpu) <= (1 if preset == "fashion-mnist-lt" else 4)
+            assert quantity(cpu) <= 1
 
 
 def test_a_request_grows_with_the_tower_the_batch_and_the_processes() -> None:

@@ -79,7 +79,7 @@ def test_the_time_for_all_attempts_holds_each_of_them(kind: str, tmp_path: Path)
         assert float(retry["backoffMaxDuration"].rstrip("s")) == (retries + 1) * limit + waits, name
 
 
-@pytest.mark.parametrize(("preset", "cpu", "memory"), [("custom-small", "1", "4Gi"), ("places-lt", "8", "32Gi")])
+@pytest.mark.parametrize(("preset", "cpu", "memory"), [("custom-small", "1", "8Gi"), ("places-lt", "4", "10Gi")])
 def test_a_small_model_asks_for_what_a_small_node_has(preset: str, cpu: str, memory: str, tmp_path: Path) -> None:
     write(training_pipeline(load(preset), GPUS), tmp_path / "pipeline.yaml")
     spec, _ = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
