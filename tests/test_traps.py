@@ -96,7 +96,7 @@ SHOWN = {
     "depth of integers": r"u16 2 0 4095 12 bits hold every level",
     "depth of floats": r"f32 1 0 1 floats of 0 to 1",
     "a black result": r"1 deep images that come out nearly black\..*night\.png",
-    "a name of numbers": r"1 class names: a number or a WordNet id.*n01440764",
+    "a name of numbers": r"1 class names: a number, a code or a WordNet id.*n01440764",
     "names alike": r"class names: alike but for case, punctuation or plural.*Boat / boats",
     "near names": r"pairs of class names that are nearly the same to the text tower.*left hand / right hand 0\.97",
 }
