@@ -125,7 +125,7 @@ def test_mlflow_has_a_parent_with_everything_and_a_child_for_each_step(home: Pat
         k: str(v) for k, v in flatten(config).items()
     }
     kept = yaml.safe_load(Path(api.download_artifacts(runs[1].info.run_id, "config.yaml")).read_text())
-    assert kept == config.model_dump()
+    assert kept == config.model_dump(mode="json")
 
 
 @pytest.mark.slow
