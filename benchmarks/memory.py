@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks.build import write_tree
 from lfm.backbones import openclip, towers
-from lfm.components.resources import SIZES, request
+from lfm.components.resources import GIB, SIZES, request
 from lfm.config.overrides import apply_overrides
 from lfm.config.presets import load
 from lfm.config.schema import ModelConfig, RunConfig
@@ -29,7 +29,6 @@ from lfm.tracking.pipeline_run import begin_pipeline_run
 
 TOWERS = ("conv4", "RN50", "ViT-B-32", "ViT-B-16")
 STEPS = ("prepare", "train-stage1", "train-stage2", "evaluate")
-GIB = 2**30
 
 
 def size_of(name: str) -> tuple[int, int, int]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
+from lfm.components.resources import GIB
 from lfm.pipelines.cluster_settings import ClusterSettings
 from lfm.pipelines.kfp_connection import inside_a_cluster
 
 SECONDS = 5
 """The longest wait for the nodes: they are only asked about, as a kindness."""
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _nodes() -> tuple[str, list[Any]]:
         api = client.CoreV1Api()
         api.api_client.configuration.retries = False
         return context, list(api.list_node(_request_timeout=SECONDS).items)
-    except (config.ConfigException, client.ApiException, HTTPError, OSError):
+    except (config.ConfigException, client.ApiException, HTTPError, OSError, yaml.YAMLError):
         return "", []
 
 

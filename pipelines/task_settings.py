@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lfm.components.resources import STEPS, Request, Step, request
+from lfm.components.resources import GIB, STEPS, Request, Step, request
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError
-from lfm.pipelines.capacity import GIB, quantity
+from lfm.pipelines.capacity import quantity
 from lfm.pipelines.cluster_settings import ClusterSettings, StepResources
 
 HOUR = 3600

@@ -145,6 +145,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     yield from serve_s3(tmp_path_factory.mktemp("s3"))
 
 
+@pytest.fixture(scope="module")
+def home_with_data(fashion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to be LFM_HOME of a file's tests, with Fashion-MNIST as if it had been fetched."""
+    folder = tmp_path_factory.mktemp("home")
+    raw = folder / "downloads" / "fashion-mnist"
+    raw.parent.mkdir()
+    shutil.copytree(fashion_folder, raw)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables in an SQLite file, to be copied: making them takes seconds."""

@@ -137,6 +137,18 @@ def test_a_step_that_no_node_can_hold_is_said(nodes: Nodes, tmp_path: Path) -> N
     assert "warning: step prepare would stay Pending" in "\n".join(report(path, 2, settings))
 
 
+@pytest.mark.parametrize("text", [None, "", "a: [", "apiVersion: v1\nkind: Config\ncurrent-context: gone\n"])
+@pytest.mark.slow
+def test_without_a_cluster_to_ask_the_largest_step_is_said_alone(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        (tmp_path / "kubeconfig").write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    (line,) = report(compiled(tmp_path, ClusterSettings()), 1, ClusterSettings())
+    assert line.startswith("largest step: train-stage1 asks for ")
+
+
 def test_quantities_are_read_as_kubernetes_writes_them() -> None:
     assert [quantity(text) for text in ("500m", "2", "2Ki", "1G", 0)] == [0.5, 2, 2048, 1e9, 0]
     assert Ask("a", 1, 1).within(Ask("b", 1, 1)) and not Ask("a", 1, 1, 1).within(Ask("b", 8, 8))

@@ -1,7 +1,6 @@
 """`lfm clean` on a real MLflow database and store: what goes, what stays, and that what stays still works."""
 
 import os
-import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -25,11 +24,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def used(home: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def used(home: Path, tables: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of some weeks: six versions of a model, each of a run of its own."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
     connect().create_registered_model("birds")
     for number in range(1, 7):
         run_and_register(home, monkeypatch, str(number))

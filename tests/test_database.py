@@ -27,14 +27,6 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-@pytest.fixture
-def made(home: Path, empty_database: Path) -> Path:
-    """A home with MLflow's tables."""
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
-    return home
-
-
 def from_text(sql: Path, database: Path) -> str:
     """Make a database of SQLite's text; the hash of its bytes."""
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -136,17 +128,19 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.slow
-def test_what_a_killed_process_left_half_written_is_no_damage(made: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(made / "mlflow.db")], timeout=60)
-    assert done.returncode == -9 and (made / "mlflow.db-journal").stat().st_size > 0
+@pytest.mark.usefixtures("tables")
+def test_what_a_killed_process_left_half_written_is_no_damage(home: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(home / "mlflow.db")], timeout=60)
+    assert done.returncode == -9 and (home / "mlflow.db-journal").stat().st_size > 0
     assert CliRunner().invoke(app, ["models"]).output.startswith("no registered models")
-    assert not (made / "mlflow.db-journal").exists()
+    assert not (home / "mlflow.db-journal").exists()
 
 
 @pytest.mark.slow
-def test_a_database_that_another_process_holds_is_said(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("tables")
+def test_a_database_that_another_process_holds_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lfm.tracking.database.BUSY_SECONDS", 0.5)
-    with closing(sqlite3.connect(made / "mlflow.db", isolation_level=None)) as other:
+    with closing(sqlite3.connect(home / "mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(InputError, match=r"mlflow\.db is locked by another process"):
             connect()
@@ -154,12 +148,13 @@ def test_a_database_that_another_process_holds_is_said(made: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_damage_that_is_met_later_is_one_line(made: Path) -> None:
+@pytest.mark.usefixtures("tables")
+def test_damage_that_is_met_later_is_one_line(home: Path) -> None:
     """Pages of one table alone are broken: the command meets them as it reads."""
     client = connect()
     for number in range(400):
         client.create_registered_model(f"model-{number:04}", tags={"what": "x" * 100})
-    path = made / "mlflow.db"
+    path = home / "mlflow.db"
     with closing(sqlite3.connect(path)) as database:
         size = database.execute("PRAGMA page_size").fetchone()[0]
         leaves = "SELECT pageno FROM dbstat WHERE name = 'registered_models' AND pagetype = 'leaf'"

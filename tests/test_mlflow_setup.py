@@ -29,14 +29,6 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-@pytest.fixture
-def made(home: Path, empty_database: Path) -> Path:
-    """A home with MLflow's tables."""
-    home.mkdir()
-    shutil.copy(empty_database, home / "mlflow.db")
-    return home
-
-
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
@@ -149,8 +141,9 @@ def test_a_server_that_takes_no_connections_is_said_within_seconds(home: Path, m
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tables")
 def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(
-    made: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "a-test")
     client = connect()
@@ -165,7 +158,8 @@ def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(
 
 
 @pytest.mark.slow
-def test_experiments_are_shown_as_model_training(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("tables")
+def test_experiments_are_shown_as_model_training(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = connect()
     client.create_experiment("of before")
     for name in ("of before", "new"):
@@ -180,7 +174,8 @@ def test_experiments_are_shown_as_model_training(made: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_the_port_of_the_ui_that_is_taken_is_said(made: Path) -> None:
+@pytest.mark.usefixtures("tables")
+def test_the_port_of_the_ui_that_is_taken_is_said(home: Path) -> None:
     connect()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -207,7 +202,8 @@ def test_the_port_of_the_ui_that_is_taken_is_said(made: Path) -> None:
 
 
 @pytest.mark.slow
-def test_listings_do_not_end_with_a_page(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("tables")
+def test_listings_do_not_end_with_a_page(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow's pages hold 100 models and 100 experiments; the champion is behind the first of them."""
     from lfm.tracking import registry
 
@@ -224,7 +220,8 @@ def test_listings_do_not_end_with_a_page(made: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_run_is_found_behind_a_thousand_experiments(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("tables")
+def test_a_run_is_found_behind_a_thousand_experiments(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow lists the experiments that changed last, 1,000 a page."""
     from lfm.tracking import past_runs
 
@@ -234,7 +231,7 @@ def test_a_run_is_found_behind_a_thousand_experiments(made: Path, monkeypatch: p
         step.params({"preset": "birds"}, on_parent=True)
         step.log({"test/all": 80.0}, 0)
         run = step.parent
-    with closing(sqlite3.connect(made / "mlflow.db")) as database, database:
+    with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
         database.execute("UPDATE experiments SET last_update_time = 1")
         columns = [row[1] for row in database.execute("PRAGMA table_info(experiments)")]
         row = dict(zip(columns, database.execute("SELECT * FROM experiments").fetchone(), strict=True))

@@ -37,12 +37,8 @@ def command(
 
 
 @pytest.fixture(scope="module")
-def home(fashion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
-    raw = folder / "downloads" / "fashion-mnist"
-    raw.parent.mkdir()
-    shutil.copytree(fashion_folder, raw)
-    return folder
+def home(home_with_data: Path) -> Path:
+    return home_with_data
 
 
 @pytest.fixture(scope="module")

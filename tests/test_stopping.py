@@ -22,12 +22,8 @@ SECONDS = 15.0
 
 
 @pytest.fixture(scope="module")
-def home(fashion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
-    raw = folder / "downloads" / "fashion-mnist"
-    raw.parent.mkdir()
-    shutil.copytree(fashion_folder, raw)
-    return folder
+def home(home_with_data: Path) -> Path:
+    return home_with_data
 
 
 class Command:
