@@ -59,7 +59,7 @@ class Command:
         took = time.monotonic() - began
         assert self.process.returncode == 130 and "the same command continues from here" in err, out + err
         assert "Traceback" not in out + err and "KeyboardInterrupt" not in out + err, err
-        until = time.monotonic() + 20  # one that was just killed is seen until the system has taken it away
+        until = time.monotonic() + SECONDS  # one that was just killed is seen until the system has taken it away
         while processes_of(self.process.pid) and time.monotonic() < until:
             time.sleep(0.1)
         assert not processes_of(self.process.pid), "no step stays"
