@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks import reference as usual
 from benchmarks.measure import Row, row, seconds, unit_rows
+from lfm.backbones.device import use_bf16
 from lfm.backbones.towers import DEFAULT
 from lfm.config.schema import DataConfig, MixupConfig
 from lfm.data.artifact import add_pixels, write
@@ -22,7 +23,6 @@ from lfm.data.decoding import fitted
 from lfm.data.images import Images, open_split
 from lfm.data.prefetch import fetched_ahead, mixed_images
 from lfm.data.sources.base import TEST, TRAIN, Files, Source
-from lfm.evaluation.inference import use_bf16
 from lfm.method.mixup import PairSampler
 
 TAU, BATCH, BATCHES = 0.05, 32, 9

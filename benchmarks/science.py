@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from scipy import stats
 
+from lfm.backbones.device import pick_device
 from lfm.config.presets import load
 from lfm.config.schema import GROUPS, RunConfig
 from lfm.data.artifact import read_info
 from lfm.data.images import open_split
-from lfm.evaluation.inference import pick_device, score_split
+from lfm.evaluation.inference import score_split
 from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
 from lfm.jobs.preview import inspect
 from lfm.report.tables import COLUMNS, percent

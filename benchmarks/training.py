@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.measure import DIM, Row, finished, row, seconds, unit_rows, utilisation
+from lfm.backbones.device import use_bf16
 from lfm.backbones.model import LFM
 from lfm.backbones.openclip import build_image_tower
 from lfm.config.schema import RunConfig, StageConfig, TrainConfig
 from lfm.data.images import Images
-from lfm.evaluation.inference import score_split, use_bf16
+from lfm.evaluation.inference import score_split
 from lfm.method.mixup import PairBatch
 from lfm.training.loop import Stage
 from lfm.training.memory import cast_to_bf16

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lfm.backbones.device import pick_device, use_bf16
 from lfm.backbones.model import LFM, conv4
 from lfm.backbones.openclip import build_image_tower
 from lfm.backbones.towers import Preprocess
@@ -26,7 +27,7 @@ from lfm.config.schema import RunConfig, StageConfig
 from lfm.data.images import Images
 from lfm.data.prefetch import mixed_images
 from lfm.errors import InputError
-from lfm.evaluation.inference import image_features, pick_device, score_split, use_bf16
+from lfm.evaluation.inference import image_features, score_split
 from lfm.method.mixup import PairBatch
 from lfm.storage.artifact import MANIFEST
 from lfm.training.batch_size import largest_useful_batch

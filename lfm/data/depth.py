@@ -36,6 +36,8 @@ INTERLACED = (
     (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
 )  # fmt: skip
 """Passes of a PNG: first column and row, and their steps."""
+NEARLY = 8
+"""Grey levels, of 255, that are nearly black."""
 SAMPLE = 1 << 18
 """Levels of an image from which its inner quantiles are taken."""
 FILLED, FILLED_FLOATS = 1 / 8, 1 / 2
@@ -225,7 +227,3 @@ def grey_of(seen: Sequence[str], ranges: Ranges) -> dict[str, NDArray[np.bool_]]
         "black and white": (dark_MQ | light_MQ).all(1) & dark_MQ.any(1) & light_MQ.any(1),
         "cut off": cut_M,
     }
-
-
-NEARLY = 8
-"""Grey levels, of 255, that are nearly black."""

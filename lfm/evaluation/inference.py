@@ -9,8 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from lfm.backbones.device import pick_device as pick_device
-from lfm.backbones.device import use_bf16 as use_bf16
+from lfm.backbones.device import use_bf16
 from lfm.backbones.model import LFM
 from lfm.config.schema import RunConfig
 from lfm.data.images import Images

@@ -88,9 +88,9 @@ def _calibrated(config: RunConfig, dataset: Path, model: Path, temperature: floa
     """The temperature fitted on validation images; None where there are too few."""
     import torch
 
+    from lfm.backbones.device import pick_device
     from lfm.data.images import open_split
     from lfm.evaluation.calibration import MIN_IMAGES, fit_temperature
-    from lfm.evaluation.inference import pick_device
     from lfm.serving.predictor import BATCH, Predictor
 
     found = torch.from_numpy(fresh(dataset))

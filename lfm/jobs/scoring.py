@@ -44,11 +44,12 @@ def score_models(
     import numpy as np
     import torch
 
+    from lfm.backbones.device import pick_device
     from lfm.backbones.model import load_weights
     from lfm.data.artifact import read_info
     from lfm.data.images import open_split
     from lfm.evaluation.diagnostics import answer
-    from lfm.evaluation.inference import image_features, pick_device, score
+    from lfm.evaluation.inference import image_features, score
     from lfm.evaluation.metrics import shot_group
 
     test = open_split(Path(dataset), "test", pick_device(config.train.device))

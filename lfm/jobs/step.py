@@ -25,8 +25,10 @@ SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 """Errors of the operating system that the user can correct."""
 FULL = ("database or disk is full", "No space left on device", "Disk quota exceeded")
 """What SQLite, and libraries that put the operating system's words into errors of their own, say of a full disk."""
-DAMAGED = ("file is not a database", "database disk image is malformed", "malformed database schema")
-"""What SQLite says of a damaged file, also inside other errors."""
+UNUSABLE = (
+    "file is not a database", "database disk image is malformed", "malformed database schema", "database is locked"
+)  # fmt: skip
+"""What SQLite says of a damaged file, and of one that another process holds, also inside other errors."""
 
 
 def step(job: Callable[P, R]) -> Callable[P, R]:
@@ -134,13 +136,10 @@ def as_user_error(error: BaseException) -> InputError | None:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or any(words in str(error) for words in FULL):
         return InputError(f"the disk under {home()} is full; make room or set LFM_HOME, then run again to continue")
-    if words := next((words for words in DAMAGED if words in str(error)), ""):
-        return InputError(
-            f"the database {home() / 'mlflow.db'} is damaged ({words}); put a copy of it back, or move it away: then "
-            f"MLflow starts from nothing, while models and data in {home() / 'store'} stay"
-        )
-    if "database is locked" in str(error):  # for longer than MLflow waits
-        return InputError(f"another process holds {home() / 'mlflow.db'}; wait for it, then run again to continue")
+    if words := next((words for words in UNUSABLE if words in str(error)), ""):
+        from lfm.tracking.database import unusable
+
+        return unusable(home() / "mlflow.db", words)
     if isinstance(error, OSError) and error.errno in SYSTEM:
         path = error.filename or home()
         whose = whose_volume(Path(os.fsdecode(path))) if error.errno == errno.EACCES else ""

@@ -49,7 +49,7 @@ def check(path: Path) -> None:
             if not tables or (_begun_only(database, tables) and (not found or found[0] in _schemas())):
                 return
     except sqlite3.DatabaseError as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, str(error)) from error
     if found and found[0] == _newest():
         return
     raise InputError(_other_version(path, found[0] if found else "", "experiments" in tables))
@@ -106,8 +106,14 @@ def _newest() -> str:
     return next(iter(_schemas()))
 
 
-def _unusable(path: Path, error: BaseException) -> InputError:
-    if "locked" in str(error):
+def unusable(path: Path, error: str) -> InputError:
+    """What to do about a database file, by SQLite's words on it.
+
+    Args:
+        path: Database file.
+        error: What SQLite says.
+    """
+    if "locked" in error:
         return InputError(
             f"{path} is locked by another process for more than {BUSY_SECONDS:.0f} s; wait for it or end it"
         )
