@@ -10,6 +10,7 @@ import yaml
 
 from lfm.components.resources import GIB
 from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.compiled import Spec
 from lfm.pipelines.kfp_connection import inside_a_cluster
 
 SECONDS = 5
@@ -48,13 +49,14 @@ def asks(path: Path, gpus: int) -> list[Ask]:
         path: Compiled pipeline.
         gpus: Number of GPUs of a run, which is a parameter of the pipeline.
     """
-    spec = next(yaml.safe_load_all(path.read_text()))
-    found = []
-    for name, executor in spec["deploymentSpec"]["executors"].items():
-        resources = executor["container"].get("resources", {})
+    spec, found = Spec.read(path), []
+    for component in map(spec.component, (place.task for place in spec.places())):
+        if "executorLabel" not in component:  # a group of tasks
+            continue
+        resources = spec.container(component).get("resources", {})
         cpu, memory = (quantity(resources.get(f"resource{what}Request", 0)) for what in ("Cpu", "Memory"))
         accelerators = gpus if "accelerator" in resources else 0
-        found.append(Ask(name.removeprefix("exec-"), cpu, memory / GIB, accelerators))
+        found.append(Ask(component["executorLabel"].removeprefix("exec-"), cpu, memory / GIB, accelerators))
     return sorted(found, key=lambda ask: (ask.accelerators, ask.memory, ask.cpu), reverse=True)
 
 

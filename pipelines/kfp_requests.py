@@ -7,9 +7,8 @@ have (backend/api/v2beta1/run.proto, field 19). So the bodies are made here, of 
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lfm.pipelines.cluster_settings import ClusterSettings
+from lfm.pipelines.compiled import Spec
 from lfm.pipelines.kfp_internals import model
 
 
@@ -34,10 +33,10 @@ def start_run(client: Any, package: Path, **fields: Any) -> str:
         package: Compiled pipeline.
         fields: Further fields of a run, as `display_name`; `parameters` are those of the pipeline.
     """
-    spec, platform = yaml.load_all(package.read_text(), yaml.CSafeLoader)
+    spec = Spec.read(package)
     body = model(
         "V2beta1Run",
-        pipeline_spec={"pipeline_spec": spec, "platform_spec": platform},
+        pipeline_spec={"pipeline_spec": spec.pipeline, "platform_spec": spec.platform},
         runtime_config=model("V2beta1RuntimeConfig", parameters=fields.pop("parameters")),
         **fields,
     )
