@@ -101,6 +101,47 @@ def test_a_home_by_any_other_name_has_its_database_in_it(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["models"], ["runs"], ["predict", "photo.png", "--model", "models:/birds@champion"], ["promote", "birds", "1"],
+     ["rollback", "birds"], ["clean"], ["report", "latest"], ["ui"]],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_a_command_that_reads_makes_no_database_of_a_mistyped_name(
+    command: list[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photo.png").write_bytes(b"of no matter")
+    place = tmp_path / "mistyped" / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}")
+    refused = CliRunner().invoke(app, command).exception
+    assert isinstance(refused, InputError)
+    assert "there" in str(refused) and str(place.parent) in str(refused)
+    assert not place.parent.exists()
+
+
+@pytest.mark.slow
+def test_a_home_without_runs_is_read_and_stays_empty(home: Path) -> None:
+    for command in ("models", "runs"):
+        done = CliRunner().invoke(app, [command])
+        assert done.exit_code == 0 and f"in {home}" in done.output
+    assert not home.exists()
+
+
+@pytest.mark.slow
+def test_a_run_says_where_it_makes_a_database(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "new" / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}")
+    monkeypatch.setenv(KEY_VARIABLE, "a-test")
+    pipeline_run.begin_pipeline_run("birds", "a run")
+    said = f"MLFLOW_TRACKING_URI names a file that is not there: a new database is made, {place}"
+    assert capfd.readouterr().out.count(said) == 1 and place.is_file()
+    pipeline_run.begin_pipeline_run("birds", "a run")
+    assert said not in capfd.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_command_says_it_in_one_line_within_seconds(home: Path) -> None:
     command = [*warm.lfm(), "run", "fashion-mnist-lt"]

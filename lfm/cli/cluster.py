@@ -14,6 +14,7 @@ from lfm.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from lfm.config.schema import RunConfig
+    from lfm.pipelines.cluster_settings import ClusterSettings
 
 RUNNERS = ("local", "docker", "kfp")
 ACTIONS = ("list", "pause", "resume", "delete", "replace")
@@ -59,7 +60,7 @@ def runner_for(name: str, image: str) -> Callable[["RunConfig"], AbstractContext
 
 def submit_run(config: "RunConfig", on: OnCluster, registers: bool) -> None:
     """Start a training run on a cluster and print where to see it."""
-    settings = on.settings()
+    settings = _settings(on, config)
     kfp = on.connect()
     run = kfp.submit(config, settings, registers=registers)
     typer.echo(f"{config.preset}: run {run}\n{kfp.run_page(run)}")
@@ -67,15 +68,25 @@ def submit_run(config: "RunConfig", on: OnCluster, registers: bool) -> None:
 
 def submit_sweep(config: "RunConfig", variants: list[Any], on: OnCluster) -> None:
     """Start a sweep on a cluster, a large one as runs one after the other, so that `parallelism` holds for them all."""
+    from lfm.config.sweeps import check
     from lfm.pipelines.sweep import parts
 
-    settings = on.settings()
+    settings = _settings(on, *check(config, variants))
     kfp, run = on.connect(), ""
     for part, listed in parts(variants):
         if run and part and (state := kfp.wait(run)) == "CANCELED":
             raise InputError(f"part {part.number - 1} was ended as {state}; the same command starts all parts again")
         run = kfp.submit(config, settings, kind="sweep", variants=listed, part=part)
         typer.echo(f"{config.preset}: {len(listed)} configurations, run {run}\n{kfp.run_page(run)}")
+
+
+def _settings(on: OnCluster, *configs: "RunConfig") -> "ClusterSettings":
+    """Settings of the cluster, once it is certain that its pods find what the configurations name."""
+    from lfm.pipelines.cluster_settings import check_places
+
+    for config in configs:
+        check_places(config)
+    return on.settings()
 
 
 def _configs(presets: list[str] | None, all_: bool, set_: list[str] | None) -> dict[str, "RunConfig"]:
@@ -121,11 +132,10 @@ def compile_(
       lfm compile --all -o pipelines-yaml
     """
     configs = _configs(presets, all_, set_)
-    from lfm.pipelines.cluster_settings import read_settings
     from lfm.pipelines.compile import KINDS, targets, write
 
     wanted = _wanted(presets, all_, kind)
-    settings, paths = read_settings(cluster, image), targets(out, wanted)
+    settings, paths = _settings(OnCluster(image=image, cluster=cluster), *configs.values()), targets(out, wanted)
     for path in paths:
         check_file(path)
     for (one, preset), path in zip(wanted, paths, strict=True):
@@ -155,7 +165,7 @@ def submit(
     """
     config = read_config(preset, on.changes(set_))
     _wanted([preset], False, kind)
-    settings = on.settings()
+    settings = _settings(on, config)
     kfp = on.connect()
     run = kfp.submit(config, settings, experiment, kind)
     typer.echo(f"{preset}: run {run}\n{kfp.run_page(run)}")
@@ -181,7 +191,7 @@ def upload(
     configs = _configs(presets, all_, on.changes(set_))
     from lfm.pipelines.compile import pipeline_name
 
-    wanted, settings = _wanted(presets, all_, kind), on.settings()
+    wanted, settings = _wanted(presets, all_, kind), _settings(on, *configs.values())
     kfp = on.connect()
     for one, preset in wanted:
         pipeline, version = kfp.upload(one, configs[preset], settings)
@@ -215,7 +225,7 @@ def schedule(
       lfm schedule replace custom --cron "0 0 3 * * SUN" --set data.source=s3://bucket/photos
     """
     config = _check_schedule(what, name, cron, on.changes(set_))
-    settings = on.settings()
+    settings = _settings(on, *([config] if config else []))
     kfp = on.connect()
     if what == "list":
         schedules = kfp.schedules()

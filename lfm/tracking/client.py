@@ -14,10 +14,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lfm.errors import InputError
+from lfm.progress import say
 from lfm.storage.artifact import home
 from lfm.storage.s3 import lend_to_mlflow
 from lfm.tracking import database
-from lfm.tracking.uri import SQLITE, host_and_port, server_address, sqlite_file, tracking_uri
+from lfm.tracking.uri import SQLITE, VARIABLE, host_and_port, server_address, sqlite_file, tracking_uri
 
 CONNECT_SECONDS = 5.0
 """MLflow's own limit is 120, three times over."""
@@ -41,6 +42,8 @@ def connect() -> MlflowClient:
             home().mkdir(parents=True, exist_ok=True)
             with FileLock(home() / "mlflow.lock"):  # the first client makes the tables, which two at once cannot
                 database.check(path)
+                if database.is_missing_elsewhere(path):  # mistyped, perhaps
+                    say(f"{VARIABLE} names a file that is not there: a new database is made, {path}")
                 return MlflowClient(tracking_uri=uri, registry_uri=uri)
         except OSError as error:
             raise InputError(
@@ -67,12 +70,19 @@ def connect() -> MlflowClient:
 def connect_to_read() -> MlflowClient:
     """A client that changes nothing: also of a home that cannot be written, or was moved or mounted elsewhere.
 
+    A home in which nothing was run yet has no database, and gets none: it is read as an empty one.
+
     Raises:
-        InputError: as `connect`.
+        InputError: as `connect`; or MLFLOW_TRACKING_URI names an SQLite file that is not there.
     """
     path = sqlite_file()
-    if path is None or not path.is_file():
+    if path is None:
         return connect()
+    if database.is_missing_elsewhere(path):
+        raise InputError(
+            f"{VARIABLE}={tracking_uri()} names a file that is not there, so there is nothing to read; correct the "
+            f"path, or unset it to read what is in {home()} (lfm run makes a new database where it is told to)"
+        )
     database.check(path)
     readable = database.to_read(path)
     if readable == path:

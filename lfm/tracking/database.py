@@ -55,6 +55,11 @@ def check(path: Path) -> None:
     raise InputError(_other_version(path, found[0] if found else "", "experiments" in tables))
 
 
+def is_missing_elsewhere(path: Path) -> bool:
+    """Whether a database file that is not the one of LFM_HOME is not there."""
+    return not path.exists() and path != (home() / "mlflow.db").absolute()
+
+
 def _begun_only(database: sqlite3.Connection, tables: set[str]) -> bool:
     """Whether a database is MLflow's and holds nothing yet but the experiment that MLflow makes itself."""
     if not {"experiments", "runs"} <= tables:
@@ -207,18 +212,20 @@ def to_read(path: Path) -> Path:
     """A database file that can be opened and names artifacts where they are: this one, or else a copy of it.
 
     A home that was moved, mounted elsewhere or that cannot be written is read without being changed: the one who
-    writes to it may see it in another place. A copy lasts as long as this process.
+    writes to it may see it in another place. Of a file that is not there yet the copy is
+    empty, and MLflow makes its tables in it. A copy lasts as long as this process.
     """
-    moved = moved_from(path)
-    if not path.is_file() or (not moved and _writable(path)):
+    moved, there = moved_from(path), path.exists()
+    if there and not moved and _writable(path):
         return path
-    key = path, path.stat().st_mtime_ns, tuple(moved)
+    key = path, path.stat().st_mtime_ns if there else 0, tuple(moved)
     if key not in _copies:
         _copies[key] = tempfile.TemporaryDirectory(prefix="lfm-mlflow-")
-        copy = Path(_copies[key].name) / path.name
-        with closing(open_to_read(path)) as old, closing(sqlite3.connect(copy)) as new:
-            old.backup(new)
-            _rewrite(new, moved)
+        if there:
+            copy = Path(_copies[key].name) / path.name
+            with closing(open_to_read(path)) as old, closing(sqlite3.connect(copy)) as new:
+                old.backup(new)
+                _rewrite(new, moved)
     return Path(_copies[key].name) / path.name
 
 
