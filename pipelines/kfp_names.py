@@ -4,7 +4,7 @@ import time
 
 from lfm.config.overrides import flatten
 from lfm.config.presets import PRESETS
-from lfm.config.schema import RunConfig
+from lfm.config.schema import NAMED, RunConfig
 from lfm.pipelines.compile import pipeline_name
 
 SHOWN_FIELDS = 4
@@ -19,7 +19,7 @@ def run_name(kind: str, config: RunConfig) -> str:
     """
     preset, changed = flatten(PRESETS[config.preset]()), []
     for field, value in flatten(config).items():
-        if value != preset[field] and field not in ("seed", "mixup.name", "loss.name"):
+        if value != preset[field] and field not in ("seed", *NAMED):
             changed.append(f"{field} {value}")
     shown = ", ".join([config.method, *changed[:SHOWN_FIELDS], *(["..."] if len(changed) > SHOWN_FIELDS else [])])
     return f"{shown}, seed {config.seed} ({kind}, {time.strftime('%Y-%m-%d %H:%M:%S')})"

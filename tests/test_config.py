@@ -358,6 +358,8 @@ def test_an_unknown_mixup_is_refused_with_the_known_ones_under_code_too() -> Non
         ({}, "lfm + ce"),
         ({"mixup__name": "remix", "loss__name": "mms"}, "remix + mms"),
         ({"mixup__name": "none", "loss__name": "balce"}, "balce"),
+        ({"loss__adjust": "label-mass"}, "lfm + ce + la(mass)"),
+        ({"mixup__name": "none", "loss__adjust": "prior", "loss__adjust_strength": 0.5}, "ce + la(prior 0.5)"),
         ({"stage1__epochs": 0}, "lfm + ce"),
         ({"stage1__epochs": 0, "stage2__epochs": 0}, "zero-shot"),
     ],

@@ -201,6 +201,33 @@ class LossConfig(Section):
     """Weight of the text distance in MMS's margin (Shu et al. 2023)."""
     mms_temperature: float = Field(0.01, gt=0)
     """MMS divides the cosines and margins by this."""
+    adjust: Literal["none", "prior", "label-mass"] = "none"
+    """Logit adjustment while training (Menon et al. 2021), with any loss but balce, which has it. prior: by the log of
+    each class's share of the training images; label-mass: of its expected share of all label mass under the mixup."""
+    adjust_strength: float = Field(1.0, ge=0)
+    """Multiplies the logarithm that `adjust` adds; 1 in the paper."""
+
+    @model_validator(mode="after")
+    def _adjusted_once(self) -> "LossConfig":
+        if self.name == "balce" and self.adjust != "none":
+            raise ValueError(
+                f"adjust {self.adjust} does not go with balce, which adds the log of the class counts itself; set "
+                f"adjust=none, or name=ce"
+            )
+        return self
+
+    @property
+    def divisor(self) -> float:
+        """What the loss divides the cosines by."""
+        return {"ldam": 1 / self.ldam_scale, "mms": self.mms_temperature}.get(self.name, self.temperature)
+
+    @property
+    def title(self) -> str:
+        """Name of the loss in tables: `ce`, `ce + la(prior)`, `mms + la(mass 0.5)`."""
+        if self.adjust == "none":
+            return self.name
+        strength = "" if self.adjust_strength == 1 else f" {self.adjust_strength:g}"
+        return f"{self.name} + la({self.adjust.removeprefix('label-')}{strength})"
 
 
 class StageConfig(Section):
@@ -299,6 +326,10 @@ class TrainConfig(Section):
     """Own-label mass under which a class is warned about, and which `alpha: auto` keeps."""
 
 
+NAMED = ("mixup.name", "loss.name", "loss.adjust", "loss.adjust_strength")
+"""Fields that `RunConfig.method` tells."""
+
+
 class RunConfig(Section):
     """All values of a run: data, text, model, method, training."""
 
@@ -320,10 +351,10 @@ class RunConfig(Section):
 
     @property
     def method(self) -> str:
-        """Name of the method in tables: `ce`, `lfm + ce`, `remix + mms`, `zero-shot`."""
+        """Name of the method in tables: `ce`, `lfm + ce`, `remix + mms`, `lfm + ce + la(mass)`, `zero-shot`."""
         if self.stage1.epochs == self.stage2.epochs == 0:
             return "zero-shot"
-        return self.loss.name if self.mixup.name == "none" else f"{self.mixup.name} + {self.loss.name}"
+        return self.loss.title if self.mixup.name == "none" else f"{self.mixup.name} + {self.loss.title}"
 
     def stage(self, number: int) -> StageConfig:
         """Stage 1 or 2."""

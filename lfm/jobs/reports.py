@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lfm.config.schema import NAMED
+
 if TYPE_CHECKING:
     from lfm.report.run_page import Report
     from lfm.report.run_values import Other, Run, Sweep
@@ -162,7 +164,7 @@ def others(past: "Past", peers: Sequence["Past"]) -> list["Other"]:
             continue
         if any(field.startswith(("data.", "shots.")) for field in fields):
             continue
-        name = run.method + _differences(run, fields - USED - {"seed", "mixup.name", "loss.name"})
+        name = run.method + _differences(run, fields - USED - {"seed", *NAMED})
         key = json.dumps({k: v for k, v in run.science().items() if k not in USED}, sort_keys=True)
         if fields - USED:
             kept.setdefault(key, Other(name, run.scores(), run.run_id, run.seed, run.method))

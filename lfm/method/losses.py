@@ -27,6 +27,8 @@ class Classes:
     """Training images of each class, all above 0."""
     text_CD: Tensor
     """Class embeddings, rows of unit length."""
+    adjusting_C: Tensor | None = None
+    """Class shares that logit adjustment removes (`lfm.method.label_shares`), where `loss.adjust` asks for it."""
 
 
 LabelLoss = Callable[[Tensor, Tensor], Tensor]
@@ -75,6 +77,21 @@ def mms(cosine_BC: Tensor, label_BK: Tensor, margin: float, temperature: float, 
     return _cross_entropy((cosine_BC[:, None, :] + margin * distance_BKC) / temperature, label_BK)
 
 
+def adjusted(loss: LabelLoss, temperature: float, strength: float, share_C: Tensor) -> LabelLoss:
+    """Logit adjustment (Menon et al. 2021, eq. 10) of any loss: cross-entropy of z / T + s log pi.
+
+    Every loss begins with cosines over some T, so adding T s log pi to the cosines adds s log pi to its logits.
+
+    Args:
+        loss: on the cosines.
+        temperature: T, which the loss divides the cosines by.
+        strength: s; 1 in the paper.
+        share_C: pi, class shares above 0.
+    """
+    offset_C = temperature * strength * share_C.double().log()
+    return lambda cosine_BC, label_BK: loss(cosine_BC + offset_C.to(cosine_BC), label_BK)
+
+
 def _cross_entropy(logits_BKC: Tensor, label_BK: Tensor) -> Tensor:
     return -logits_BKC.log_softmax(dim=2).gather(2, label_BK[:, :, None])[:, :, 0]
 
@@ -90,7 +107,11 @@ LOSSES: dict[str, Callable[["LossConfig", Classes], LabelLoss]] = {
 
 def make_loss(values: "LossConfig", classes: Classes) -> LabelLoss:
     """The loss named by the configuration, as `(cosine_BC, label_BK) -> loss_BK`."""
-    return LOSSES[values.name](values, classes)
+    loss = LOSSES[values.name](values, classes)
+    if values.adjust == "none":
+        return loss
+    assert classes.adjusting_C is not None, "logit adjustment needs the shares that it removes"
+    return adjusted(loss, values.divisor, values.adjust_strength, classes.adjusting_C)
 
 
 def soft(loss: LabelLoss, cosine_BC: Tensor, label_BK: Tensor, weight_BK: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lfm.config.schema import MixupConfig, RunConfig
 from lfm.errors import InputError, unknown
+from lfm.method.analysis import Pairs
+from lfm.method.label_shares import LEAST_SHARE, LabelShares
 from lfm.method.mixup import PairSampler
 from lfm.method.partners import Barred
 
@@ -28,6 +30,37 @@ def pair_sampler(
         config.mixup, label_N, text_CD, alpha=alpha, batch_size=batch_size, seed=config.seed, stage=stage,
         barred=barred_partners(config.mixup, classes, text_CD),
     )  # fmt: skip
+
+
+def label_shares(
+    config: RunConfig, stage: int, count_C: Tensor, text_CD: Tensor, alpha: float, batch_size: int,
+    classes: Sequence[str] = (),
+) -> LabelShares:  # fmt: skip
+    """What share of the label mass each class gets in a stage under this configuration.
+
+    Args:
+        config: of the run.
+        stage: 1 or 2.
+        count_C: training images of each class.
+        text_CD: class embeddings, rows of unit length.
+        alpha: strength of the label shift, a number even where the configuration says "auto".
+        batch_size: images of a step.
+        classes: names that `mixup.exclude` speaks of.
+
+    Raises:
+        InputError: the loss would divide by the share of a class that gets no label mass.
+    """
+    mixup = config.mixup
+    barred = barred_partners(mixup, classes, text_CD)
+    pairs = Pairs(count_C, text_CD, mixup.tau, mixup.partner == "uniform", barred)
+    shares = LabelShares(mixup, pairs, alpha, -(-int(count_C.sum()) // batch_size))
+    if config.loss.adjust == "label-mass" and float(shares.mass_C.min()) < LEAST_SHARE:
+        k = int(shares.mass_C.argmin())
+        raise InputError(
+            f"class {classes[k] if classes else k!r} gets no label mass in stage {stage} at alpha {alpha:g}, so "
+            f"loss.adjust=label-mass has no logarithm of it; lower stage{stage}.alpha"
+        )
+    return shares
 
 
 def barred_partners(config: MixupConfig, classes: Sequence[str], text_CD: Tensor) -> Barred | None:

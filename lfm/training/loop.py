@@ -23,7 +23,7 @@ from lfm.method.losses import Classes, make_loss, soft
 from lfm.method.mixup import PairBatch
 from lfm.progress import bar, say
 from lfm.training.batch_size import search_batch_size
-from lfm.training.batches import pair_sampler
+from lfm.training.batches import label_shares, pair_sampler
 from lfm.training.checkpoint_writer import CheckpointWriter
 from lfm.training.checkpoints import Checkpoints, Position, Snapshot, made_with
 from lfm.training.dropout import seeded
@@ -84,10 +84,13 @@ class Stage:
         )
         start.restore_optimizer(self.optimizer, self.trained)
         label_N, text_CD = train.label_N.cpu(), model.text_CD
-        count_C = label_N.bincount(minlength=len(text_CD)).to(device)
-        self.loss = make_loss(config.loss, Classes(count_C, text_CD))
-
+        count_C = label_N.bincount(minlength=len(text_CD))
+        # A step takes as long whatever shares the loss adjusts by; those of Remix depend on the batch size.
+        self.loss = make_loss(config.loss, Classes(count_C.to(device), text_CD, (count_C / len(label_N)).to(device)))
         self.batch_size = start.batch_size if start.batch_size != "auto" else self._searched_batch_size()
+        self.shares = label_shares(config, number, count_C, text_CD.cpu(), alpha, self.batch_size, classes)
+        if (adjusting_C := self.shares.adjusting(config.loss)) is not None:
+            self.loss = make_loss(config.loss, Classes(count_C.to(device), text_CD, adjusting_C.to(device)))
         self.sampler = pair_sampler(config, number, label_N, text_CD.cpu(), alpha, self.batch_size, classes)
         self.steps = self.values.epochs * self.sampler.steps_per_epoch
         self.net, self.prepared_optimizer = prepare(

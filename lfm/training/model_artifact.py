@@ -66,7 +66,6 @@ def model_info(config: RunConfig, info: Mapping[str, Any], images: "Images", bac
     architecture = None
     if uses_open_clip(config.model):
         architecture = json.loads((Path(backbone) / "config.json").read_text())
-    scale = {"ldam": 1 / config.loss.ldam_scale, "mms": config.loss.mms_temperature}
     return {
         "tower": config.model.tower,
         "weights": config.model.weights,
@@ -77,5 +76,5 @@ def model_info(config: RunConfig, info: Mapping[str, Any], images: "Images", bac
         "depth": info.get("depth", {}),
         "classes": info["classes"],
         "counts": info["counts"],
-        "temperature": scale.get(config.loss.name, config.loss.temperature),
+        "temperature": config.loss.divisor,
     }
