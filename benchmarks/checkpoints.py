@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.measure import Row, finished, row
 from benchmarks.training import BATCH, tower
-from lfm.config.schema import RunConfig, StageConfig, TrainConfig
+from lfm.config.schema import RunConfig, TowerStageConfig, TrainConfig
 from lfm.data.images import Images
 from lfm.method.mixup import PairBatch
 from lfm.training.loop import Stage
@@ -52,7 +52,7 @@ def checkpoint_row(goal: float, images: Images, every: int, name: str, folder: P
             self.met = True
             super()._save()
 
-    values = StageConfig(epochs=1 + CHECKPOINTS, lr=1e-6, batch_size=BATCH)
+    values = TowerStageConfig(epochs=1 + CHECKPOINTS, lr=1e-6, batch_size=BATCH)
     train = TrainConfig(validate_every=0, checkpoint_minutes=1e9, checkpoint_steps=every)
     config = RunConfig(preset="speed", stage1=values, train=train)
     folder.mkdir(parents=True, exist_ok=True)

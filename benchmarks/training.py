@@ -18,12 +18,12 @@ from benchmarks.measure import DIM, Row, finished, row, seconds, unit_rows, util
 from lfm.backbones.device import use_bf16
 from lfm.backbones.model import LFM
 from lfm.backbones.openclip import build_image_tower
-from lfm.config.schema import RunConfig, StageConfig, TrainConfig
+from lfm.config.schema import RunConfig, StageConfig, TowerStageConfig, TrainConfig
 from lfm.data.images import Images
 from lfm.evaluation.inference import score_split
 from lfm.method.mixup import PairBatch
 from lfm.training.loop import Stage
-from lfm.training.memory import cast_to_bf16
+from lfm.training.memory import FrozenWeights
 
 BATCH = 32
 TOWER, SMALL = "ViT-B/32", "a small ViT"
@@ -50,7 +50,7 @@ def stepper(model: LFM, stage: int, fast: bool) -> Callable[[], None]:
     if not fast:
         model.train()
     elif stage == 2:
-        cast_to_bf16(model.image)
+        FrozenWeights(model.image, cast=True)
     optimizer = torch.optim.Adam(trained, lr=1e-6, fused=fast)
 
     def step() -> None:
@@ -102,9 +102,10 @@ def loop_row(stage: int, goal: float, images: Images, epochs: int, name: str) ->
             taken["bare"].append(self.began - over)
             return loss
 
-    values = StageConfig(epochs=1 + epochs, lr=1e-6, batch_size=BATCH)
+    first = TowerStageConfig(epochs=1 + epochs, lr=1e-6, batch_size=BATCH)
+    second = StageConfig(epochs=1 + epochs, lr=1e-6, batch_size=BATCH)
     quiet = TrainConfig(validate_every=0, checkpoint_minutes=1e9)
-    config = RunConfig(preset="speed", stage1=values, stage2=values, train=quiet)
+    config = RunConfig(preset="speed", stage1=first, stage2=second, train=quiet)
     # Without its progress bar; checkpoints are written only when it is ended in the middle.
     with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as place:
         Interleaved(stage, config, tower(device, name), images, images, Path(place), lambda *_: None, 1.0).run()

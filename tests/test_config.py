@@ -194,7 +194,7 @@ BAD_VALUES = [
     ("stage1.epochs", 1.5),
     ("stage1.lr", 0),
     ("stage1.warmup", 1),
-    ("stage1.optimizer", "sgd"),
+    ("stage1.optimizer", "lion"),
     ("stage1.batch_size", 0),
     ("stage1.alpha", "large"),
     ("shots.few", -1),

@@ -25,7 +25,8 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def answered(predicted: list[int], confidence: list[float] | None = None) -> diagnostics.Answer:
     sure = confidence or [0.5] * len(predicted)
-    return diagnostics.Answer(unit(len(predicted), 8), np.array(predicted, np.int32), np.array(sure, np.float32))
+    predicted_N, confidence_N = np.array(predicted, np.int32), np.array(sure, np.float32)
+    return diagnostics.Answer(unit(len(predicted), 8), unit(7, 8, seed=5), predicted_N, confidence_N)
 
 
 def test_answers_are_the_models_own_with_softmax_probabilities() -> None:
@@ -69,10 +70,9 @@ def test_elsewhere_each_tail_has_its_nearest_head_and_no_class_twice() -> None:
 
 
 def test_margins_are_differences_of_the_two_logits() -> None:
-    text_CD = unit(4, 8, seed=5)
     of, label_N = answered([0] * 12), np.array([0, 1, 2, 3] * 3)
-    (found,) = diagnostics.margins(of, label_N, text_CD, [(2, 1)])
-    logits = of.unit_ND @ text_CD.T
+    (found,) = diagnostics.margins(of, label_N, [(2, 1)])
+    logits = of.unit_ND @ of.unit_CD.T
     expected = (logits[:, 2] - logits[:, 1]).numpy()
     assert found["tail"] == pytest.approx(expected[label_N == 2], abs=1e-5)
     assert found["head"] == pytest.approx(expected[label_N == 1], abs=1e-5)

@@ -68,7 +68,7 @@ def drawn(names: Sequence[str], folder: Path, config: RunConfig, each: int, larg
         noise_ND = torch.randn(len(label_N), 32, generator=generator)
         unit_ND = F.normalize(skill * 4 * text_CD[torch.from_numpy(label_N)] + 0.5 * noise_ND, dim=1)
         sure_N = np.where(right_N, rng.random(len(label_N)) ** 0.3, rng.random(len(label_N)))
-        answers[name] = Answer(unit_ND, predicted_N, sure_N.astype(np.float32))
+        answers[name] = Answer(unit_ND, text_CD, predicted_N, sure_N.astype(np.float32))
         table = confusion(torch.from_numpy(predicted_N).long(), torch.from_numpy(label_N), classes)
         score = metrics(table, torch.tensor(np.asarray(count_C)), config.shots)
         found["test" if name == "trained" else name] = score | {

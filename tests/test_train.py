@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lfm.backbones.blocks import blocks
 from lfm.backbones.device import pick_device, use_bf16
 from lfm.backbones.model import LFM, conv4
 from lfm.backbones.openclip import build_image_tower
@@ -33,7 +34,7 @@ from lfm.storage.artifact import MANIFEST
 from lfm.training.batch_size import largest_useful_batch
 from lfm.training.batches import pair_sampler
 from lfm.training.loop import Stage
-from lfm.training.memory import blocks, recompute_activations
+from lfm.training.memory import FrozenWeights, recompute_activations
 from lfm.training.nonfinite import NonFiniteLossError
 from lfm.training.schedule import learning_rate
 from tests.small_stage import CLASSES, COUNTS, config, images, text
@@ -248,7 +249,7 @@ def test_a_frozen_tower_cast_once_trains_and_is_kept_as_one_cast_in_every_step(
         return state(model), load_file(newest), seen
 
     once, kept_once, types = trained(tmp_path / "a")
-    monkeypatch.setattr("lfm.training.memory.cast_to_bf16", lambda tower: {})
+    monkeypatch.setattr("lfm.training.loop.FrozenWeights", lambda tower, cast: FrozenWeights(tower, cast=False))
     each, kept_each, before = trained(tmp_path / "b")
     assert types == {torch.bfloat16} and before == {torch.float32}, "both ways were taken"
     for ours, theirs in ((once, each), (kept_once, kept_each)):

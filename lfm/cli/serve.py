@@ -64,9 +64,10 @@ def predict(
     set_home(home_)
     files = _files(images)
     with _folder_of(model) as (folder, uri):
+        from lfm.jobs.base import base_of
         from lfm.serving.predictor import NOT_PLACED, Predictor
 
-        predictor = Predictor(folder, device)
+        predictor = Predictor(folder, device, backbone=base_of(folder))
         if new_class and predictor.from_scratch:
             typer.echo(NOT_PLACED, err=True)
         if not json_:
@@ -173,11 +174,13 @@ def serve(
     set_home(home_)
     with _folder_of(model) as (folder, uri):
         from lfm.backbones.device import bf16_warning, pick_device
+        from lfm.jobs.base import base_of
         from lfm.serving.settings import Settings
         from lfm.serving.supervisor import serve as run
         from lfm.storage.artifact import verify
 
         verify(folder)
+        base_of(folder)  # each process of the server finds it in the store
         chosen = pick_device(device)
         if precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"--precision {precision} is not one of auto, fp32, bf16")

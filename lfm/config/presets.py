@@ -12,6 +12,7 @@ from lfm.config.schema import (
     RunConfig,
     StageConfig,
     TextConfig,
+    TowerStageConfig,
     TrainConfig,
 )
 from lfm.errors import unknown
@@ -33,7 +34,7 @@ def fashion_mnist_lt() -> RunConfig:
         model=ModelConfig(tower="conv4", weights="random"),
         mixup=MixupConfig(name="lfm", tau=0.25),
         loss=LossConfig(name="ce", temperature=0.05),
-        stage1=StageConfig(
+        stage1=TowerStageConfig(
             epochs=40, lr=2e-3, warmup=0.05, optimizer="adamw", weight_decay=1e-2, batch_size=64, alpha=0.5
         ),
         stage2=StageConfig(epochs=10, lr=1e-3, warmup=0.05, optimizer="adamw", batch_size=64, alpha=0.5),
@@ -53,7 +54,7 @@ def cifar10_lt() -> RunConfig:
         preset="cifar10-lt",
         data=DataConfig(name="cifar10", imbalance=100),
         model=ModelConfig(tower="ViT-B-32", weights="openai"),
-        stage1=StageConfig(epochs=10, lr=1e-9, min_lr=1e-12),
+        stage1=TowerStageConfig(epochs=10, lr=1e-9, min_lr=1e-12),
         stage2=StageConfig(epochs=10, lr=5e-1, min_lr=5e-4),
     )
 
@@ -70,7 +71,7 @@ def cifar100_lt() -> RunConfig:
         preset="cifar100-lt",
         data=DataConfig(name="cifar100", imbalance=100),
         model=ModelConfig(tower="ViT-B-32", weights="openai"),
-        stage1=StageConfig(epochs=50, lr=1e-6, min_lr=1e-9),
+        stage1=TowerStageConfig(epochs=50, lr=1e-6, min_lr=1e-9),
         stage2=StageConfig(epochs=10, lr=1e-2, min_lr=1e-5),
     )
 
@@ -89,7 +90,7 @@ def imagenet_lt() -> RunConfig:
         preset="imagenet-lt",
         data=DataConfig(name="imagenet-lt", profile="as-is"),
         model=ModelConfig(tower="ViT-B-16", weights="openai"),
-        stage1=StageConfig(epochs=30, lr=5e-6, min_lr=5e-9, batch_size=96),
+        stage1=TowerStageConfig(epochs=30, lr=5e-6, min_lr=5e-9, batch_size=96),
         stage2=StageConfig(epochs=10, lr=1e-2, min_lr=1e-5, batch_size=96),
     )
 
@@ -109,7 +110,7 @@ def places_lt() -> RunConfig:
         data=DataConfig(name="places-lt", profile="as-is"),
         model=ModelConfig(tower="ViT-B-16", weights="openai"),
         mixup=MixupConfig(tau=1.0),
-        stage1=StageConfig(epochs=30, lr=1e-7, min_lr=1e-10, batch_size=96, alpha=1.25),
+        stage1=TowerStageConfig(epochs=30, lr=1e-7, min_lr=1e-10, batch_size=96, alpha=1.25),
         stage2=StageConfig(epochs=10, lr=5e-4, min_lr=5e-7, batch_size=96, alpha=1.5),
     )
 
@@ -143,7 +144,7 @@ def custom() -> RunConfig:
         preset="custom",
         data=DataConfig(name="custom", profile="as-is"),
         model=ModelConfig(tower="ViT-B-32", weights="openai"),
-        stage1=StageConfig(epochs=10, lr=1e-6, min_lr=1e-9, alpha="auto"),
+        stage1=TowerStageConfig(epochs=10, lr=1e-6, min_lr=1e-9, alpha="auto"),
         stage2=StageConfig(epochs=10, lr=1e-2, min_lr=1e-5, alpha="auto"),
     )
 

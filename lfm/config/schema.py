@@ -4,10 +4,11 @@ A run is described by one `RunConfig`. Presets build it (`lfm/config/presets.py`
 changes it, and it is checked on construction: a bad value is refused with the value, the rule and the fix.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -146,6 +147,10 @@ class ModelConfig(Section):
     weights: str = "openai"
     """open_clip's pre-trained tag (openai, datacomp_xl_s13b_b90k ...), a local or s3:// checkpoint (.safetensors, or
     a torch file, which is loaded weights-only), or `random`."""
+    head: Literal["text", "classes"] = "text"
+    """What image features are compared with. text: the frozen class embeddings (the paper); classes: a row a class that
+    trains in both stages, in the tower's features before their projection into the text's space. It starts from the
+    class embeddings by the projection's transpose (Shi et al. 2024, LIFT)."""
     image_size: int = Field(0, ge=0, le=512)
     """conv4: resize images to this many pixels a side, 8 or more; 0: unchanged. Other towers have their own size."""
 
@@ -243,10 +248,12 @@ class StageConfig(Section):
     """When the cosine lowers the learning rate: every step, or once an epoch (code)."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly from 0."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """adam (paper) or adamw (decoupled weight decay)."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam (paper), adamw (decoupled weight decay), or sgd with momentum."""
+    momentum: float = Field(0.9, gt=0, lt=1)
+    """sgd: momentum, without Nesterov's."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of the optimizer."""
+    """Weight decay of the optimizer, on everything that trains."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32
     """Images of a step, over all processes; auto: the largest that fits in memory and is still faster, found
     by a search (the learning rate does not change)."""
@@ -263,7 +270,42 @@ class StageConfig(Section):
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}; lower it")
         if not isinstance(self.alpha, str) and self.alpha < 0:
             raise ValueError(f"alpha {self.alpha} is negative; use 0 or more, or auto")
+        usual = type(self).model_fields["momentum"].default
+        if self.optimizer != "sgd" and self.momentum != usual:
+            raise ValueError(
+                f"momentum {self.momentum:g} has no effect with optimizer={self.optimizer}; set it to {usual:g}, or "
+                f"optimizer=sgd"
+            )
         return self
+
+
+class TowerStageConfig(StageConfig):
+    """Stage 1, which trains the image tower, as a whole or a little of it."""
+
+    tune: str = "full"
+    """What trains. full: the whole tower (the paper). adaptformer: a bottleneck next to each block's MLP; lora: low
+    ranks for query and value; vpt: prompt tokens in each block; bias; norm; mask: random entries of the weights;
+    last:N: the last N blocks and what follows. Other than full, only what trains is kept: megabytes a model."""
+    tune_size: int = Field(0, ge=0)
+    """adaptformer: width; lora: rank; vpt: tokens; mask: entries of a matrix. 0: 2^floor(log2(C / (2 blocks))), at
+    least 1, for the first two; 10 tokens; as many entries as adaptformer has weights."""
+    tune_init: Literal["kaiming-uniform", "kaiming-normal"] = "kaiming-uniform"
+    """How the first matrix of adaptformer and lora is drawn; the second is zero."""
+
+    @field_validator("tune")
+    @classmethod
+    def _known(cls, tune: str) -> str:
+        if not re.fullmatch(r"full|adaptformer|lora|vpt|bias|norm|mask|last:[1-9]\d*", tune):
+            raise ValueError(f"{tune!r} is none of full, adaptformer, lora, vpt, bias, norm, mask, last:N (as last:2)")
+        return tune
+
+    @field_validator("tune_size")
+    @classmethod
+    def _size_has_effect(cls, size: int, info: ValidationInfo) -> int:
+        tune = info.data.get("tune", "adaptformer")
+        if size and tune not in ("adaptformer", "lora", "vpt", "mask"):
+            raise ValueError(f"tune_size {size} has no effect with tune={tune}; set it to 0")
+        return size
 
 
 GROUPS = ("many", "medium", "few")
@@ -306,6 +348,10 @@ class TrainConfig(Section):
     """auto: bf16 where the hardware multiplies it natively, else fp32."""
     flip: bool = True
     """Flip each image left-right with probability one half."""
+    crop: Literal["none", "random", "growing"] = "none"
+    """Part of each training image that is seen, out of the pixels that are kept, at the tower's size. none: all (the
+    paper); random: 8 to 100 % of the area, sides 3:4 to 4:3, bilinear (Szegedy et al. 2015; LIFT); growing: a square
+    whose least area grows from 8 to 100 % in the course of a stage as 1 - sqrt(1 - t^2), bicubic (LIFT+)."""
     resize: Literal["fast", "exact"] = "fast"
     """How training images get to the tower's size. fast: the same kernel without PIL's rounding, small images after
     mixing; exact: each image as evaluation resizes it, to the last bit, before mixing."""
@@ -324,6 +370,12 @@ class TrainConfig(Section):
     """Activation checkpointing: compute each block's activations again in the backward pass, for less memory."""
     own_label_threshold: float = Field(0.5, gt=0, le=1)
     """Own-label mass under which a class is warned about, and which `alpha: auto` keeps."""
+
+    @model_validator(mode="after")
+    def _parts_are_not_exact(self) -> "TrainConfig":
+        if self.crop != "none" and self.resize == "exact":
+            raise ValueError(f"crop={self.crop} resizes parts of images in its own way; set resize=fast, or crop=none")
+        return self
 
 
 NAMED = ("mixup.name", "loss.name", "loss.adjust", "loss.adjust_strength")
@@ -344,7 +396,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     mixup: MixupConfig = MixupConfig()
     loss: LossConfig = LossConfig()
-    stage1: StageConfig = StageConfig()
+    stage1: TowerStageConfig = TowerStageConfig()
     stage2: StageConfig = StageConfig()
     shots: ShotsConfig = ShotsConfig()
     train: TrainConfig = TrainConfig()

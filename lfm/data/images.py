@@ -111,6 +111,15 @@ class Images:
         else:
             out.copy_(levels)
 
+    def normalise(self, x: Tensor, out: Tensor) -> None:
+        """Normalise images of the tower's size.
+
+        Args:
+            x: (B, channels, side, side) float32 grey levels, 0 to 255.
+            out: of `empty`, filled.
+        """
+        _interleaved(out).copy_((_interleaved(x) / 255 - self._mean) / self._std)
+
     def finish_exactly(self, pixels: Tensor) -> Tensor:
         """The tower's input, the same to the last bit as open_clip's evaluation transform gives.
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from lfm.data.crops import Crop
 from lfm.data.images import Images
 from lfm.method.mixup import PairBatch, mix
 
@@ -33,6 +34,7 @@ def mixed_images(
     pixels: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     rows: slice = WHOLE,
+    crop: Crop | None = None,
 ) -> Tensor:
     """The pairs of a batch: flipped, mixed, normalised, resized. (B, channels, side, side), channels last.
 
@@ -43,6 +45,7 @@ def mixed_images(
         pixels: those of `positions(batch)`, uint8, if they were fetched ahead.
         dtype: of the result, and of the products that resize it.
         rows: of the batch; what is drawn for a row is the same whichever others are asked for.
+        crop: of each image a part is seen, drawn anew in each epoch; the parts are mixed.
     """
     pair = _pair(batch)
     pixels = images.fetch_training(positions(batch, rows)) if pixels is None else pixels
@@ -53,6 +56,12 @@ def mixed_images(
     parts, exact = pixels.chunk(pair), images.resize == "exact"
     lambda_x_B = batch.lambda_x_B[rows].to(images.device)
     out = images.empty(len(lambda_x_B), dtype)
+    if crop:
+        box_PB4 = crop.boxes(pixels.shape[2:], pair * len(batch.index_B2), batch.rng).view(pair, -1, 4)[:, rows]
+        for here in images.pieces(len(out)):
+            cut = [crop.cut(p[here], box_B4[here], out.shape[2:]) for p, box_B4 in zip(parts, box_PB4, strict=True)]
+            images.normalise(_mixed(cut, lambda_x_B[here]), out[here])
+        return out
     for here in images.pieces(len(out), split=exact or not images.resized):  # the rest is small to the last product
         if exact:
             out[here] = _mixed([images.finish_exactly(part[here]) for part in parts], lambda_x_B[here])

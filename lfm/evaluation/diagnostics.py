@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from lfm.backbones.model import LFM
 from lfm.config.schema import RunConfig
@@ -50,11 +49,13 @@ class Answer:
 
     Args:
         unit_ND: f_I, image features of unit length; on the model's device.
+        unit_CD: what they are compared with, a row of unit length a class; there too.
         predicted_N: class of the largest logit, int32.
         confidence_N: its probability, float32.
     """
 
     unit_ND: Tensor
+    unit_CD: Tensor
     predicted_N: NDArray[np.int32]
     confidence_N: NDArray[np.float32]
 
@@ -72,14 +73,14 @@ def answer(model: LFM, feature_ND: Tensor, config: RunConfig, temperature: float
     unit, predicted, confidence = [], [], []
     with autocast(config, feature_ND.device):
         for block_BD in feature_ND.split(EVAL_BATCH):
-            unit_BD = F.normalize(model.w(block_BD).float(), dim=1)
+            unit_BD = model.unit(block_BD)
             logits_BC = model.head(block_BD)
             predicted_B = top_class(logits_BC)
             chance_BC = (logits_BC.float() / temperature).softmax(dim=1)
             unit.append(unit_BD)
             predicted.append(predicted_B.int().cpu())
             confidence.append(chance_BC.gather(1, predicted_B[:, None])[:, 0].cpu())
-    return Answer(torch.cat(unit), torch.cat(predicted).numpy(), torch.cat(confidence).numpy())
+    return Answer(torch.cat(unit), model.unit_CD, torch.cat(predicted).numpy(), torch.cat(confidence).numpy())
 
 
 def choose_pairs(names: Sequence[str], count_C: Tensor, text_CD: Tensor, few_C: Tensor) -> list[tuple[int, int]]:
@@ -128,16 +129,14 @@ def some_of(label_N: NDArray[np.int64], k: int, most: int) -> NDArray[np.int64]:
     return np.flatnonzero(label_N == k)[:most]
 
 
-def margins(
-    of: Answer, label_N: NDArray[np.int64], text_CD: Tensor, pairs: Sequence[tuple[int, int]]
-) -> list[dict[str, list[float]]]:
+def margins(of: Answer, label_N: NDArray[np.int64], pairs: Sequence[tuple[int, int]]) -> list[dict[str, list[float]]]:
     """f_I . (f_Tt - f_Th) of test images of a tail class t and its head neighbour h (Figs. 1 and 8).
 
     The two classes' decision boundary is at 0: above it, the tail class's logit is the larger one.
     """
     found = []
     for tail, head in pairs:
-        direction_D = (text_CD[tail] - text_CD[head]).to(of.unit_ND.device)
+        direction_D = of.unit_CD[tail] - of.unit_CD[head]
         of_class = (some_of(label_N, k, MARGIN_IMAGES) for k in (tail, head))
         values = [(of.unit_ND[torch.from_numpy(n).to(of.unit_ND.device)] @ direction_D).tolist() for n in of_class]
         found.append({name: [round(v, 5) for v in side] for name, side in zip(("tail", "head"), values, strict=True)})

@@ -16,6 +16,7 @@ from lfm.data.artifact import read_info
 from lfm.data.sources.test_split import kept_from_training
 from lfm.data.table import open_table
 from lfm.errors import InputError
+from lfm.jobs.base import base_of
 from lfm.jobs.step import content
 from lfm.progress import say
 from lfm.storage.artifact import content_key
@@ -52,7 +53,8 @@ class Champion:
 
         try:
             with tempfile.TemporaryDirectory() as folder:
-                predictor = Predictor(registration.fetch_model(self.uri, Path(folder)))
+                model = registration.fetch_model(self.uri, Path(folder))
+                predictor = Predictor(model, backbone=base_of(model))
         except InputError as error:  # a retraining must not fail night after night for what it may replace
             say(f"warning: champion {self.version} is not scored: {error}")
             return None

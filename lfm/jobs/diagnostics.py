@@ -63,7 +63,7 @@ def gather(
         "pairing": _pairing(config),
         "stages": {str(s): _stage(inspect(config, s, dataset, text)) for s in stages},
         "pairs": pairs,
-        "margins": {name: diagnostics.margins(of, label_N, text_CD, pairs) for name, of in answers.items()},
+        "margins": {name: diagnostics.margins(of, label_N, pairs) for name, of in answers.items()},
         "embedding": {
             "names": names,
             "class": [names.index(k) for k in label_N[shown].tolist()],

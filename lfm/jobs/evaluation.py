@@ -192,13 +192,14 @@ def register(config: dict[str, Any], dataset: str, backbone: str, model: str) ->
 
 def _register(run: "StepLogger", config: RunConfig, dataset: str, backbone: str, model: str, broken: str) -> str:
     """Make the artifact that is served, let it answer an example, and register it, perhaps for a broken version."""
-    from lfm.jobs.packaging import example_of, served
+    from lfm.jobs.packaging import example_of, of_base, served
     from lfm.serving.predictor import Predictor
     from lfm.serving.request import Limits, of_table, pixels_of
     from lfm.tracking.registration import register_model
 
     folder = served(config, dataset, backbone, model)
-    predictor, example = Predictor(folder), example_of(dataset, EXAMPLE_IMAGES)
+    predictor = Predictor(folder, backbone=of_base(folder, Path(backbone)))
+    example = example_of(dataset, EXAMPLE_IMAGES)
     unit_ND = predictor.features(pixels_of(of_table(example, None), predictor, Limits()))
     answer = predictor.table(predictor.answers(unit_ND))
     return register_model(run, config.preset, content(model), folder, example, answer, config.text.encoder, broken)

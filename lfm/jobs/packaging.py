@@ -60,17 +60,24 @@ def _make(config: RunConfig, dataset: str, backbone: str, model: str, aside: Pat
     for name in read_manifest(Path(model))["files"]:
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         link(Path(model) / name, aside / name)
-    if config.text.encoder == "backbone":
+    info = json.loads((aside / "info.json").read_text())
+    if config.text.encoder == "backbone" and not info["base"]:  # else the text tower is the base's
         (aside / TEXT_HALF).mkdir()
         keep_text_half(Path(backbone), aside / TEXT_HALF)
-    info = json.loads((aside / "info.json").read_text())
     about = {
         "groups": shot_group(torch.tensor(info["counts"]), config.shots),
-        "calibration": _calibrated(config, Path(dataset), Path(model), info["temperature"]),
+        "calibration": _calibrated(config, Path(dataset), Path(backbone), Path(model), info["temperature"]),
         "text": _text(config),
-        "check": self_check.kept(Predictor(Path(model), precision="fp32").of_picture()),
+        "check": self_check.kept(
+            Predictor(Path(model), precision="fp32", backbone=of_base(Path(model), Path(backbone))).of_picture()
+        ),
     }
     (aside / SERVED).write_text(json.dumps(about, indent=1))
+
+
+def of_base(model: Path, backbone: Path) -> Path | None:
+    """The towers, for a model that needs them besides its own weights."""
+    return backbone if json.loads((model / "info.json").read_text())["base"] else None
 
 
 def fresh(dataset: Path) -> "NDArray[np.int64]":
@@ -84,7 +91,9 @@ def fresh(dataset: Path) -> "NDArray[np.int64]":
     return np.array([row for row, sha in enumerate(own) if sha not in used], np.int64)
 
 
-def _calibrated(config: RunConfig, dataset: Path, model: Path, temperature: float) -> dict[str, Any] | None:
+def _calibrated(
+    config: RunConfig, dataset: Path, backbone: Path, model: Path, temperature: float
+) -> dict[str, Any] | None:
     """The temperature fitted on validation images; None where there are too few."""
     import torch
 
@@ -103,9 +112,9 @@ def _calibrated(config: RunConfig, dataset: Path, model: Path, temperature: floa
     device = pick_device(config.train.device)
     val = open_split(dataset, "val", device)
     chosen = found[:: -(-len(found) // CALIBRATION_IMAGES)]
-    predictor = Predictor(model, str(device), config.train.precision)
+    predictor = Predictor(model, str(device), config.train.precision, of_base(model, backbone))
     unit_ND = torch.cat([predictor.encode(val.exact(some)) for some in chosen.split(BATCH)]).cpu()
-    calibration = fit_temperature(unit_ND @ predictor.text_CD.T, val.label_N.cpu()[chosen], temperature, "val")
+    calibration = fit_temperature(unit_ND @ predictor.unit_CD.T, val.label_N.cpu()[chosen], temperature, "val")
     say(
         f"probabilities calibrated on {calibration.images} validation images: temperature {temperature:.4g} -> "
         f"{calibration.temperature:.4g}, negative log-likelihood {calibration.before:.3f} -> {calibration.after:.3f}"

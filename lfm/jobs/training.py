@@ -22,7 +22,7 @@ from lfm.training.curves import Curves
 from lfm.training.task import METHOD, WorkerTask
 
 # The fields of `train` that weights depend on, if only by rounding.
-WEIGHED = {"device", "nodes", "processes", "precision", "flip", "resize", "compile"}
+WEIGHED = {"device", "nodes", "processes", "precision", "crop", "flip", "resize", "compile"}
 
 
 @step

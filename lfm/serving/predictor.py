@@ -15,14 +15,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch import Tensor, nn
 
+from lfm.backbones import base
+from lfm.backbones.assembly import Assembly
 from lfm.backbones.class_embedder import Words, checked
 from lfm.backbones.device import pick_device, use_bf16
 from lfm.backbones.model import LFM, conv4, load_weights
-from lfm.backbones.openclip import build_image_tower
+from lfm.backbones.openclip import build_image_tower, image_tower
 from lfm.backbones.towers import Preprocess
+from lfm.backbones.tuning import merge
 from lfm.config.schema import TextConfig
 from lfm.data.decoding import fitted, pixels_of
 from lfm.data.depth import ranges_in
@@ -49,24 +51,24 @@ class Predictor:
             calibrated temperature and the text tower; its checksums are compared.
         device: auto, cpu, cuda or cuda:N.
         precision: auto (bf16 where the hardware multiplies it natively), fp32 or bf16.
+        backbone: of the untouched towers, for a model that keeps only what was tuned; None: from this machine's store.
 
     Raises:
-        InputError: the folder is no intact model artifact, or this code computes something else than the model was
-            trained with (`lfm.serving.self_check`).
+        InputError: the folder is no intact model artifact, the towers are not there, or this code computes something
+            else than the model was trained with (`lfm.serving.self_check`).
     """
 
-    def __init__(self, folder: Path, device: str = "cpu", precision: str = "auto") -> None:
+    def __init__(
+        self, folder: Path, device: str = "cpu", precision: str = "auto", backbone: Path | None = None
+    ) -> None:
         self.content = str(verify(folder)["content"])
         self.info = json.loads((folder / "info.json").read_text())
-        weights = folder / "model.safetensors"
-        text_CD = load_file(weights)["text_CD"]
-        if self.info["architecture"]:
-            image = build_image_tower(self.info["architecture"])
-        else:
-            image = conv4(self.info["channels"], text_CD.shape[1], seed=0)
-        self.text_CD, self.model = text_CD, LFM(image, text_CD)
-        load_weights(self.model, weights)
+        if self.info.get("base"):
+            backbone = backbone or base.find(self.info["base"])
+        self.model = _model(folder, self.info, backbone)
         self.model.eval().requires_grad_(False)
+        self.unit_CD = self.model.unit_CD.clone()
+        """A row of unit length a class, on the CPU."""
         self.to = Preprocess.of(self.info["preprocess"])
         self.ranges = ranges_in(self.info)
         served = json.loads((folder / SERVED).read_text()) if (folder / SERVED).is_file() else {}
@@ -79,7 +81,8 @@ class Predictor:
         self.temperature = float((self.calibration or self.info)["temperature"])
         self.classes: list[str] = self.info["classes"]
         self.groups: list[str | None] = served.get("groups") or [None] * len(self.classes)
-        self.words = _words(served, folder)
+        half = folder / TEXT_HALF
+        self.words = _words(served, half if half.is_dir() or not backbone else backbone)
 
     def _place(self, device: torch.device, bf16: bool) -> None:
         self.device, self.bf16 = device, bf16
@@ -127,7 +130,7 @@ class Predictor:
     def encode(self, x: Tensor) -> Tensor:
         """f_I of normalised images on the model's device, (N, channels, H, W) -> (N, D) float32."""
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            return F.normalize(self.model.w(self.model.image(x)).float(), dim=1)
+            return self.model.unit(self.model.image(x))
 
     @torch.inference_mode()
     def answers(self, unit_ND: Tensor, top: int = 5, new_classes: Sequence[str] = ()) -> list[list[dict[str, Any]]]:
@@ -147,8 +150,8 @@ class Predictor:
         """
         if top < 1:
             raise InputError(f"top is {top}; ask for at least 1 class")
-        names, groups, text_CD = self.classes_of(new_classes)
-        cosine_NC = unit_ND @ text_CD.T
+        names, groups, unit_CD = self.classes_of(new_classes)
+        cosine_NC = unit_ND @ unit_CD.T
         order_NK = cosine_NC.topk(min(top, len(names)), dim=1).indices  # all of 100,000 classes are never sorted
         chance_NK = (cosine_NC / self.temperature).softmax(dim=1).gather(1, order_NK)
         return [
@@ -171,15 +174,18 @@ class Predictor:
             InputError: names that are none, or a model without its text tower.
         """
         if not new_classes:
-            return self.classes, self.groups, self.text_CD
+            return self.classes, self.groups, self.unit_CD
         if self.words is None:
             raise InputError("this model was registered without its text tower; register it again with lfm run")
         new = checked(new_classes, self.classes)
         return (
             [*self.classes, *new],
             [*self.groups, *([ZERO_SHOT] * len(new))],
-            torch.cat([self.text_CD, self.words(new)]),
+            torch.cat([self.unit_CD, self._unit_of(self.words(new))]),
         )
+
+    def _unit_of(self, text_MD: Tensor) -> Tensor:
+        return self.model.unit_of(text_MD.to(self.device)).cpu()
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Softmax of the cosines over the temperature. (N, C).
@@ -191,7 +197,7 @@ class Predictor:
         Raises:
             InputError: another type or shape.
         """
-        cosine_NC = self.features(self._fitted(images)) @ self.text_CD.T
+        cosine_NC = self.features(self._fitted(images)) @ self.unit_CD.T
         return np.asarray((cosine_NC / self.temperature).softmax(dim=1).numpy())
 
     def predict(self, images: NDArray[np.uint8], top: int = 5, new_classes: Sequence[str] = ()) -> pd.DataFrame:
@@ -221,10 +227,23 @@ class Predictor:
 COLUMNS = ("label", "probability", "shot_group", "zero_shot")
 
 
-def _words(served: dict[str, Any], folder: Path) -> Words | None:
-    if "text" not in served:
-        return None
-    return Words(TextConfig.model_validate(served["text"]), folder / TEXT_HALF)
+def _model(folder: Path, info: dict[str, Any], backbone: Path | None) -> LFM:
+    """The model of an artifact, with what was tuned of a tower written into it where that is the same."""
+    weights = folder / "model.safetensors"
+    text_CD = load_file(weights)["text_CD"]
+    if not info["architecture"]:
+        image: nn.Module = conv4(info["channels"], text_CD.shape[1], seed=0)
+    else:
+        image = image_tower(backbone) if backbone else build_image_tower(info["architecture"])
+    # A model of before tuned all of its tower.
+    model = Assembly.read(info["assembly"]).model(image, text_CD) if "assembly" in info else LFM(image, text_CD)
+    load_weights(model, weights)
+    merge(model.image)
+    return model
+
+
+def _words(served: dict[str, Any], text: Path) -> Words | None:
+    return Words(TextConfig.model_validate(served["text"]), text) if "text" in served else None
 
 
 def _by(sizes: Sequence[int]) -> str:

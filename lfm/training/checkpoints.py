@@ -135,7 +135,7 @@ def made_with(config: RunConfig, stage: int, alpha: float) -> dict[str, Any]:
         stage: 1 or 2.
         alpha: the strength of the label shift as resolved.
     """
-    of_train = ("train.flip", "train.precision", "train.resize")
+    of_train = ("train.crop", "train.flip", "train.precision", "train.resize")
     fields = ("seed", "model.", "text.", "mixup.", "loss.", f"stage{stage}.", *of_train)
     return {k: v for k, v in flatten(config).items() if k.startswith(fields)} | {"alpha": alpha}
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lfm.backbones.device import bf16_warning, use_bf16
-from lfm.backbones.model import LFM
+from lfm.backbones.model import LFM, load_changing
 from lfm.config.schema import RunConfig
+from lfm.data.crops import Crop
 from lfm.data.images import Images
 from lfm.data.prefetch import fetched_ahead, mixed_images
 from lfm.method.losses import Classes, make_loss, soft
@@ -27,14 +28,12 @@ from lfm.training.batches import label_shares, pair_sampler
 from lfm.training.checkpoint_writer import CheckpointWriter
 from lfm.training.checkpoints import Checkpoints, Position, Snapshot, made_with
 from lfm.training.dropout import seeded
-from lfm.training.memory import FrozenTower, lay_out
+from lfm.training.memory import FrozenWeights, lay_out
 from lfm.training.nonfinite import LOOK_EVERY, LossWatch, check_weights
 from lfm.training.preemption import CheckpointTimer, PreemptedError
 from lfm.training.processes import Processes, new_accelerator, prepare, unwrap
-from lfm.training.schedule import learning_rate
+from lfm.training.schedule import learning_rate, optimizer_of
 from lfm.training.validation import Validation
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class Stage:
@@ -69,7 +68,7 @@ class Stage:
         self.checkpoints = Checkpoints(folder, config.train.keep_checkpoints, made_with(config, number, alpha), written)
         start = Snapshot(Position(0, 0, torch.zeros((), device=device)), self.values.batch_size, {}, ())
         if resumed := self.checkpoints.newest(device):
-            model.load_state_dict(resumed.model)
+            load_changing(model, resumed.model, number)
             start = resumed
 
         self.accelerator = new_accelerator(device, self.dtype)
@@ -77,11 +76,9 @@ class Stage:
         if self.processes.first and (slow := bf16_warning(config.train.precision, device)):
             say(slow)
         self.layout = lay_out(model, config.train.recompute and number == 1, self.processes)
-        self.tower = FrozenTower(model, cast=number == 2 and self.dtype == torch.bfloat16)
         self.trained = model.train_stage(number)
-        self.optimizer = OPTIMIZERS[self.values.optimizer](
-            self.trained, lr=self.values.lr, weight_decay=self.values.weight_decay, fused=True
-        )
+        self.frozen = FrozenWeights(model.image, cast=self.dtype == torch.bfloat16)
+        self.optimizer = optimizer_of(self.values, self.trained)
         start.restore_optimizer(self.optimizer, self.trained)
         label_N, text_CD = train.label_N.cpu(), model.text_CD
         count_C = label_N.bincount(minlength=len(text_CD))
@@ -139,7 +136,7 @@ class Stage:
                 if self.timer.due(position.step, self.writer.busy()) and position.step < self.steps:
                     self._save()
         unwrap(self.accelerator, self.net, self.model)
-        self.tower.restore()
+        self.frozen.restore()
         check_weights(self.number, self.trained)
         self.model.eval()
 
@@ -155,7 +152,9 @@ class Stage:
             The sum of the losses of this process's images.
         """
         rows, fraction = self.processes.rows(len(batch.index_B2))
-        x = mixed_images(self.train, batch, self.config.train.flip, pixels, self.dtype, rows)
+        train = self.config.train
+        crop = None if train.crop == "none" else Crop(train.crop, step / self.steps)
+        x = mixed_images(self.train, batch, train.flip, pixels, self.dtype, rows, crop)
         x = x.contiguous(memory_format=self.layout)
         label_B2, weight_B2 = batch.label_B2[rows].to(x.device), batch.weight_B2[rows].to(x.device)
         if self.config.mixup.name == "none":
@@ -215,7 +214,7 @@ class Stage:
         loss_sum = self.processes.reduce(self.position.loss_sum, "sum")
         if self.processes.first:
             position = Position(self.position.step, self.position.images, loss_sum)
-            state = self.tower.state_dict()
+            state = self.model.changing(self.number)
             snapshot = Snapshot.take(position, self.batch_size, state, self.optimizer, self.trained)
             (self.writer.write_last if self.timer.stopping else self.writer.write)(snapshot)
         self.timer.restart()

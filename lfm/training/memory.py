@@ -1,18 +1,15 @@
 """The model's memory while it trains: layout, activations computed again, frozen weights in bf16."""
 
 import functools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lfm.backbones.blocks import blocks
 from lfm.backbones.model import LFM
 from lfm.errors import InputError
 from lfm.training.processes import Processes
-
-BLOCK_WEIGHTS = 10_000
-"""Modules with fewer weights are not worth computing again."""
 
 
 def lay_out(model: LFM, recompute: bool, processes: Processes) -> torch.memory_format:
@@ -52,26 +49,13 @@ def layout_of(tower: nn.Module, device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if skips and device.type == "cpu" else torch.channels_last
 
 
-def blocks(tower: nn.Module) -> Iterator[nn.Module]:
-    """The repeated parts of a tower: the largest members of its lists that hold enough weights."""
-    for child in tower.children():
-        if isinstance(tower, nn.ModuleList | nn.Sequential) and _weights(child) >= BLOCK_WEIGHTS:
-            yield child
-        else:
-            yield from blocks(child)
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def recompute_activations(tower: nn.Module) -> None:
     """Keep only the input of each block; the backward pass computes the rest again (Chen et al. 2016).
 
     Raises:
         InputError: the tower has batch norm, whose statistics would count each batch twice, or no blocks.
     """
-    found = list(blocks(tower))
+    found = [block for _, block in blocks(tower)]
     normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in tower.modules())
     if normed or not found:
         why = "has batch norm, which would see each batch twice" if normed else "has no blocks"
@@ -80,41 +64,28 @@ def recompute_activations(tower: nn.Module) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def cast_to_bf16(tower: nn.Module) -> dict[str, Tensor]:
-    """Cast a frozen tower's weights to bf16 in place, once.
+class FrozenWeights:
+    """A tower's weights that do not train: bf16 while a stage trains, float32 afterwards.
 
     Autocast would cast them in every step: it keeps its casts only for weights that train. The products are the same
     to the last bit.
 
-    Returns:
-        Name -> the weights as they were, float32.
-    """
-    before: dict[str, Tensor] = {}
-    for place, module in tower.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
-            for name, parameter in module.named_parameters(recurse=False):
-                before[f"{place}.{name}"] = parameter.data
-                parameter.data = parameter.data.bfloat16()
-    return before
-
-
-class FrozenTower:
-    """A tower that is bf16 while a stage trains behind it, and float32 in checkpoints and afterwards.
-
     Args:
-        model: its tower is cast in place.
+        tower: cast in place, where no weight of a module trains.
         cast: whether to do so; else nothing changes.
     """
 
-    def __init__(self, model: LFM, cast: bool) -> None:
-        self.model = model
-        self.float32 = {f"image.{name}": weights for name, weights in cast_to_bf16(model.image).items()} if cast else {}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The whole model's tensors, all weights float32."""
-        return {name: self.float32.get(name, value) for name, value in self.model.state_dict().items()}
+    def __init__(self, tower: nn.Module, cast: bool) -> None:
+        self.float32: dict[nn.Parameter, Tensor] = {}
+        for module in tower.modules() if cast else ():
+            if not isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
+                continue
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                for parameter in module.parameters(recurse=False):
+                    self.float32[parameter] = parameter.data
+                    parameter.data = parameter.data.bfloat16()
 
     def restore(self) -> None:
         """Give the tower its float32 weights back."""
-        for name, weights in self.float32.items():
-            self.model.get_parameter(name).data = weights
+        for parameter, weights in self.float32.items():
+            parameter.data = weights

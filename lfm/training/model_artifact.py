@@ -36,20 +36,23 @@ def new_model(config: RunConfig, dataset: str | Path, text: str | Path, backbone
         InputError: image and text embeddings differ in length.
     """
     from lfm.backbones import towers
-    from lfm.backbones.model import LFM, conv4
+    from lfm.backbones.assembly import Assembly
+    from lfm.backbones.model import conv4
     from lfm.backbones.openclip import image_tower
     from lfm.data.artifact import read_info
 
     text_CD = read_text(text)
+    assembly = Assembly.of(config, len(text_CD))
     if not towers.uses_open_clip(config.model):
-        return LFM(conv4(read_info(Path(dataset))["channels"], text_CD.shape[1], config.seed), text_CD)
+        channels = read_info(Path(dataset))["channels"]
+        return assembly.model(conv4(channels, text_CD.shape[1], config.seed), text_CD)
     dim = json.loads((Path(backbone) / "config.json").read_text())["embed_dim"]
     if dim != text_CD.shape[1]:
         raise InputError(
             f"{config.model.tower} embeds images in {dim} dimensions, text.encoder {config.text.encoder} text in "
             f"{text_CD.shape[1]}; set text.encoder=backbone"
         )
-    return LFM(image_tower(Path(backbone)), text_CD)
+    return assembly.model(image_tower(Path(backbone)), text_CD)
 
 
 def model_info(config: RunConfig, info: Mapping[str, Any], images: "Images", backbone: str | Path) -> dict[str, Any]:
@@ -61,15 +64,20 @@ def model_info(config: RunConfig, info: Mapping[str, Any], images: "Images", bac
         images: the training split.
         backbone: folder of the pre-trained tower.
     """
+    from lfm.backbones import base
+    from lfm.backbones.assembly import Assembly
     from lfm.backbones.towers import uses_open_clip
 
     architecture = None
     if uses_open_clip(config.model):
         architecture = json.loads((Path(backbone) / "config.json").read_text())
+    assembly = Assembly.of(config, len(info["classes"]))
     return {
         "tower": config.model.tower,
         "weights": config.model.weights,
         "architecture": architecture,
+        "assembly": assembly.kept(),
+        "base": base.named(config, backbone) if assembly.on_base else None,
         "channels": info["channels"],
         "image_shape": list(images.shape) if not images.to.size else None,
         "preprocess": info["preprocess"],

@@ -1,8 +1,20 @@
-"""The learning rate of each step."""
+"""The optimizer, and the learning rate of each step."""
 
 import math
 
+import torch
+from torch import nn
+
 from lfm.config.schema import StageConfig
+
+
+def optimizer_of(stage: StageConfig, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a stage, for the parameters that it trains; weight decay falls on all of them."""
+    lr, weight_decay = stage.lr, stage.weight_decay
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(trained, lr=lr, momentum=stage.momentum, weight_decay=weight_decay, fused=True)
+    adam = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
+    return adam(trained, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate(stage: StageConfig, step: int, steps: int) -> float:

@@ -70,7 +70,7 @@ def train(task: WorkerTask, log: Callable[[Mapping[str, float], int], None]) -> 
         if mirror:
             mirror.close()
     if first:
-        weights = {name: value.to("cpu").contiguous() for name, value in model.state_dict().items()}
+        weights = {name: value.to("cpu").contiguous() for name, value in model.changing().items()}
         save_file(weights, task.out / "model.safetensors")
         info = model_info(config, read_info(task.dataset), images, task.backbone)
         (task.out / "info.json").write_text(json.dumps(info, indent=1))
