@@ -99,8 +99,10 @@ class PlainLines:
         self._show()
 
     def update(self, n: int = 1) -> None:
-        """Go on by so many units."""
+        """Go on by so many units; the line at all of them is that of `close`."""
         self.n += n
+        if self.total and self.n >= self.total:
+            return
         waited = time.monotonic() - self.last
         part = self.total and self.n * LINES // self.total > self.at * LINES // self.total
         if waited >= LINE_SECONDS or (part and waited >= REDRAW_SECONDS):
@@ -111,8 +113,9 @@ class PlainLines:
         self.note = s
 
     def close(self) -> None:
-        """Show where it ended."""
-        self._show()
+        """Show where it ended, unless the last line says so: another time alone is no news."""
+        if self.n != self.at:
+            self._show()
 
     def _show(self) -> None:
         self.last, self.at = time.monotonic(), self.n

@@ -27,6 +27,14 @@ from tests.pictures import encoded, photo
         (["black-footed-albatross", "x-ray"], ["black footed albatross", "x-ray"]),
         (["12 ring binder", "13_saw"], ["ring binder", "saw"]),
         (["  cat ", "dog"], ["cat", "dog"]),
+        # one plain name among numbered ones is one more name
+        (
+            ["001.Black_footed_Albatross", "002.Laysan_Albatross", "bird"],
+            ["Black footed Albatross", "Laysan Albatross", "bird"],
+        ),
+        (["bird", "001.Laysan_Albatross", "cat", "dog"], ["bird", "Laysan Albatross", "cat", "dog"]),
+        (["7 cat", "8 dog", "9 cow", "bird"], ["cat", "dog", "cow", "bird"]),
+        (["001.Cat", "cat", "002.Dog"], ["001.Cat", "cat", "Dog"]),  # two would come to one name
     ],
 )
 def test_names_are_freed_of_what_says_nothing(names: list[str], better: list[str]) -> None:
@@ -38,7 +46,8 @@ def test_names_are_freed_of_what_says_nothing(names: list[str], better: list[str
     "names",
     [
         ["cat", "snow leopard", "T-shirt/top"],
-        ["7 up", "cola"],  # not all are numbered: the number may be the name
+        ["7 up", "cola"],  # few are numbered: the number may be the name
+        ["7 up", "3 musketeers", "cola"],
         ["001.Cat", "002.Cat"],  # they would come to one name
         ["class 7", "class 8"],  # nothing would be left
         ["McDonald", "burger", "pizza", "sushi"],  # one alone is a name

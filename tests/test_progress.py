@@ -129,6 +129,24 @@ def test_resumed_work_begins_where_it_was_and_its_pace_is_that_of_now(capsys: py
     assert re.fullmatch(rf"{MARK}stage 2   88% 175/200 steps, 00:0[1-9] left", second)
 
 
+def test_the_end_is_said_once_with_the_last_note(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REDRAW_SECONDS", 0.0)
+    with bar(2, "stage 1", "steps") as progress:
+        for loss in (0.5, 0.25):
+            progress.update()
+            progress.set_postfix_str(f"loss {loss}")
+        time.sleep(1.1)  # as a last checkpoint may: the time taken is another then
+    with pytest.raises(ValueError, match="full"), bar(4, "decode", "images") as progress:
+        progress.update()
+        time.sleep(1.1)
+        raise ValueError("the disk is full")
+    lines = capsys.readouterr().out.splitlines()
+    shown = [re.findall(r"(\d+)%", line)[0] for line in lines]
+    assert shown == ["0", "50", "100", "0", "25"] and lines[2].endswith(", loss 0.25")
+
+
 def test_work_that_stops_early_says_where(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="full"), bar(4, "decode", "images") as progress:
         progress.update()

@@ -49,14 +49,14 @@ def name_problems(classes: Sequence[str]) -> dict[str, Any]:
 def cleaned(classes: Sequence[str]) -> dict[str, str]:
     """Better names for those that hold codes, underscores or joined words; a person must look at them.
 
-    A number before the name goes where all classes have one, and words are parted where a third of the names are
-    joined: one alone is a McDonald. A name stays where nothing is left of it but a code, and where two classes would
-    come to the same name.
+    A number before the name goes where it begins with a zero (001.Cat) or three classes of four have one: of a few
+    alone it may be the name (7 up). Words are parted where a third of the names are joined: one alone is a McDonald. A
+    name stays where nothing is left of it but a code, and where two classes would come to the same name.
 
     Returns:
         Name -> better name, for those alone that change.
     """
-    numbered = all(BEFORE.match(name.strip()) for name in classes)
+    numbered = 4 * sum(BEFORE.match(name.strip()) is not None for name in classes) >= 3 * len(classes)
     joined = 3 * sum(JOINED.search(name) is not None for name in classes) >= len(classes)
     better = {name: _cleaned(name, numbered, joined) for name in classes}
     of_sense = Counter(sense(better[name]) for name in classes)
@@ -65,7 +65,7 @@ def cleaned(classes: Sequence[str]) -> dict[str, str]:
 
 def _cleaned(name: str, numbered: bool, joined: bool) -> str:
     plain = SYNSET.sub("", name.strip())
-    if numbered or plain.startswith("n"):
+    if numbered or plain.startswith(("n", "0")):
         plain = BEFORE.sub("", plain, count=1)
     plain = plain.replace("_", " ")
     if joined and " " not in plain:
