@@ -18,6 +18,17 @@ class InputError(ValueError):
     exit_code = 2
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number with its noun, and perhaps what follows, for a message: 1 image, 2,000 images.
+
+    Args:
+        number: how many there are.
+        one: words after a 1, as in "class has".
+        several: words after another number, as in "classes have"; empty: `one` and an s.
+    """
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist: the nearest one if there is one, else all of them."""
     known = list(known)

@@ -32,7 +32,7 @@ from lfm.data.table import COLUMNS, Table, describe
 from lfm.errors import InputError
 from lfm.jobs import data_report
 from lfm.jobs.data_report import problems_of
-from lfm.report.data_page import data_page, data_summary, headline
+from lfm.report.data_page import agreeing, data_page, data_summary, headline
 from tests.deep import tiff
 from tests.reader import Reader
 
@@ -63,8 +63,11 @@ def write_odd(folder: Path) -> dict[str, str]:
     photo(106, (8, 30)).save(folder / "narrow.png")
     colours = np.random.default_rng(2).integers(0, 65536, (60, 50, 3)).astype("<u2")
     (folder / "deep.tif").write_bytes(tiff(colours))
-    names = ("cmyk.jpg", "deep.png", "deep.tif", "moves.gif", "turned.jpg", "clear.png", "narrow.png")
-    return dict(zip(("cmyk", "deep", "deep-tiff", "animated", "rotated", "alpha", "tiny"), names, strict=True))
+    (folder / "holes.tif").write_bytes(tiff(np.where(deep > 60_000, np.nan, deep / 65535).astype("<f4")))
+    names = ("cmyk.jpg", "deep.png", "holes.tif", "deep.tif", "moves.gif", "turned.jpg", "clear.png", "narrow.png")
+    return dict(
+        zip(("cmyk", "deep", "no-number", "deep-tiff", "animated", "rotated", "alpha", "tiny"), names, strict=True)
+    )
 
 
 def write_bad(folder: Path) -> list[str]:
@@ -223,8 +226,9 @@ def test_every_odd_kind_and_every_bad_image_is_told(faulty: tuple[Path, list[Row
     found, kinds = audit(artifact), write_odd(tmp_path)
     assert kinds.keys() == ODD.keys() == found["odd"].keys()
     for kind, name in kinds.items():
-        assert [image["name"] for image in found["odd"][kind]["first"]] == [name]
-        assert found["odd"][kind]["images"] == 1 and found["odd"][kind]["meaning"] == ODD[kind]
+        names = ["deep.png", "holes.tif"] if kind == "deep" else [name]
+        assert [image["name"] for image in found["odd"][kind]["first"]] == names
+        assert found["odd"][kind]["images"] == len(names) and found["odd"][kind]["meaning"] == ODD[kind]
     assert found["bad"]["images"] == len(rows) - len(readable(rows)) == 4
     for name in ("empty.jpg has zero bytes", "words.png is no image", "half.jpg is truncated", "missing.jpg cannot"):
         assert any(name in line for line in found["bad"]["first"])
@@ -429,6 +433,7 @@ def test_what_to_correct_comes_worst_first(faulty: tuple[Path, list[Row], Path])
         (1, "test images that are training images too"),
         (1, "val images that are training images too"),
         (2, "groups of equal images under several labels"),
+        (1, "deep images with levels that are no numbers (NaN, infinity)"),
         (1, "class names"),
         (2, "class names"),
         (1, "classes about to collapse"),
@@ -453,7 +458,9 @@ def test_the_page_shows_the_numbers_of_the_report(faulty: tuple[Path, list[Row],
     assert [a["src"] for tag, a in reader.tags if tag == "img"].count(next(iter(pictures.values()))) >= 1
     assert {a["src"] for tag, a in reader.tags if tag == "img"} == set(pictures.values())
     classes, sizes, deep, odd = reader.tables
-    assert deep[1:] == [["u16", "1", "0", "65535", "16 bits hold every level"]]
+    assert deep[1:] == [
+        ["u16", "1", "0", "65535", "16 bits hold every level"], ["f32", "1", "0", "1", "floats of 0 to 1"]
+    ]  # fmt: skip
     counts = found["counts"]["train"]
     order = sorted(range(4), key=lambda k: -counts[k])
     for row, k in zip(classes[1:], order, strict=True):
@@ -467,13 +474,16 @@ def test_the_page_shows_the_numbers_of_the_report(faulty: tuple[Path, list[Row],
     assert sizes[1:] == [
         [side, *(f"{found['sizes'][side][k]:g}" for k in ("min", "median", "max"))] for side in ("width", "height")
     ]
-    assert odd[1:] == [[k, "1", ODD[k], found["odd"][k]["first"][0]["name"]] for k in ODD]
+    assert odd[1:] == [
+        [k, str(of["images"]), ODD[k], ", ".join(image["name"] for image in of["first"])]
+        for k, of in found["odd"].items()
+    ]
     told = list(zip(reader.texts["dt"], reader.texts["dd"], strict=False))
     assert told and "".join(headline(report).values()) == reader.texts["dd"]
     assert ("no <network>" in reader.texts["p"]) is not text
     assert f"{found['near']['pairs']:,} pairs" in reader.texts["p"]
     for item in report["problems"]:
-        assert f"{item['count']:,} {item['what']}." in reader.texts["strong"]
+        assert f"{item['count']:,} {agreeing(item)['what']}." in reader.texts["strong"]
     for line in (*found["bad"]["first"], *report["source"]):
         assert line in reader.texts["li"]
 
@@ -492,7 +502,7 @@ def test_nothing_to_correct_is_said_and_a_thousand_classes_fit() -> None:
         "depth": {"rule": {}, "results": {}},
         "exact": none | {"in_train": {"val": 0, "test": 0}},
         "near": none | {"distance": 3, "flat": 0, "pairs": 0, "not_compared": 7},
-        "odd": {},
+        "odd": {"no-number": {"images": 0, "first": []}},
         "bad": {"images": 0, "first": []},
         "names": name_problems(["fox", "owl"]),
         "cleaned": {},

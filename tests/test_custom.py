@@ -140,7 +140,7 @@ def test_class_folders_get_a_test_split(put: Put, capsys: pytest.CaptureFixture[
     below = {name for name in names if hashlib.sha256(image(name)).digest()[0] < 0.2 * 256}
     assert {path for path, _, split in found if split == "nowhere"} == below - chosen
     said = capsys.readouterr().out
-    assert "images chosen by their content are one now (1 a class)" in said and "1 test images a class make" in said
+    assert "images chosen by their content are one now (1 a class)" in said and "1 test image a class makes" in said
     spare = f"{len(below - chosen):,} more images of larger classes are neither trained on nor scored"
     assert (spare in said) == bool(below - chosen)
 
@@ -563,7 +563,7 @@ BAD: dict[str, tuple[Files, str, dict[str, object], str]] = {
     "nothing": ({}, "none", {}, r"ROOT/none does not exist; correct data.source: it must be an image folder"),
     "kind": ({"x.json": b"{}"}, "x.json", {}, r"x.json is of no known kind; .* split list .* manifest"),
     "flat folder": (FLAT, "", {}, r"ROOT has no images in class folders"),
-    "empty class": (TWO | {"c/x.txt": b""}, "", {}, r"1 folders of ROOT hold no image \(c\).* move the folder"),
+    "empty class": (TWO | {"c/x.txt": b""}, "", {}, r"1 folder of ROOT holds no image \(c\).* move the folder"),
     "mixed": (TWO | png("train/a/1.png", "test/a/1.png"), "", {},
               r"split folders \(test, train\) and others \(a, b\)"),
     "one class": (png("a/1.png", "a/2.png"), "", {}, r"there is 1 class; a classifier needs at least two"),
@@ -572,9 +572,9 @@ BAD: dict[str, tuple[Files, str, dict[str, object], str]] = {
     "class without training": (png("train/a/1.png", "test/a/1.png", "test/b/2.png"), "", {},
                                r"class 'b' has no training image"),
     "class without test": (png("train/a/1.png", "train/b/1.png", "test/a/2.png"), "", {},
-                           r"1 classes have no test images \(b \(1\), .*or set data.without_test=leave"),
+                           r"1 class has no test images \(b \(1\), .*or set data.without_test=leave"),
     "one image": (png("a/1.png", "a/2.png", "b/1.png"), "", {},
-                  r"classes have no test images \(b \(1\), in brackets .*\); a class gives some only if"),
+                  r"class has no test images \(b \(1\), in brackets .*\); a class gives some only if"),
     "too many wanted": (TWO, "", {"test_per_class": 2}, r"'a' can give only 1 of its 2 .*test_per_class to 1 or less"),
     "copies alone": (TWO | {"a/2.png": TWO["a/1.png"]}, "", {},
                      r"no test images \(a \(2\).* copies of an image stay together"),
@@ -680,7 +680,7 @@ def test_an_empty_source_explains_the_four_kinds() -> None:
 def test_bad_addresses_in_s3(put_in_s3: Put) -> None:
     root = put_in_s3(TWO | {"m.csv": (GOOD + "c/1.png,a\n").encode()})
     cases = {
-        f"{root}/m.csv": rf"1 of 5 listed images are no files \({root}/c/1.png\)",
+        f"{root}/m.csv": rf"1 of 5 listed images is no file \({root}/c/1.png\)",
         f"{root}/none.csv": r"none.csv at http://\S+: there is no such object",
         f"{root}/none": rf"{root}/none has no images in class folders",
         "s3://no-such-bucket/x": r"there is no such bucket",

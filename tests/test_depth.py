@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from typer.testing import CliRunner
 
 from lfm.backbones.towers import Preprocess
+from lfm.cli.main import app
 from lfm.config.schema import DataConfig
 from lfm.data.artifact import add_pixels, judge, read_info, write
 from lfm.data.audit import audit
@@ -203,6 +205,33 @@ def test_a_colour_tiff_of_which_the_lower_bits_are_lost_is_said_or_refused() -> 
 # --- what the audit finds ---
 
 
+def test_levels_that_mean_no_value_are_said_with_their_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [picture.astype("<f4") for picture in scenes(0, 1)]
+    pictures[3][2, 2], pictures[5][4, 4], pictures[6][:2, 0], pictures[8][1, 1] = 1e30, -9999, np.nan, np.inf
+    folder = build(tmp_path, [tiff(picture) for picture in pictures])
+    said = capsys.readouterr().out
+    assert "warning: 2 images with levels that are no numbers (NaN, infinity): 6.img, 8.img" in said
+    assert "warning: 2 images with levels that are far outside that range, as 1e30 or -9999 are: 3.img, 5.img" in said
+    found = audit(folder)
+    assert [image["name"] for image in found["odd"]["no-number"]["first"]] == ["6.img", "8.img"]
+    assert [image["name"] for image in found["depth"]["results"]["far off"]["first"]] == ["3.img", "5.img"]
+    problems = {item["what"]: item for item in problems_of(found, None, 0.5)}
+    assert problems["deep images with levels that are no numbers (NaN, infinity)"]["count"] == 2
+    assert problems["deep images with levels far beyond black or white, as 1e30 or -9999 are"]["count"] == 2
+
+
+def test_plain_floats_and_hot_pixels_are_not_said_to_mean_no_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(tmp_path / "floats", [tiff(picture.astype("<f4")) for picture in scenes(0, 1)])
+    twelve = [np.floor(picture).astype("u2") for picture in scenes(0, 4095)]
+    twelve[4][3, 3] = 65535
+    build(tmp_path / "hot", [png16(picture) for picture in twelve])
+    assert "warning" not in capsys.readouterr().out
+
+
 def wrong(tmp_path: Path, data: list[bytes], depth: Any) -> dict[str, int]:
     results = audit(build(tmp_path, data, depth=depth))["depth"]["results"]
     return {result: of["images"] for result, of in results.items() if of["images"]}
@@ -257,6 +286,22 @@ def test_serving_takes_the_range_of_training(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"'cold.tif' has floating-point levels, and nothing says") as refusal:
         pixels_of(Request([floats]), predictor, Limits(), ["'cold.tif'"])
     assert refusal.value.status == 422
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "32-bit", "floating-point"])
+def test_a_model_of_8_bits_refuses_deep_images_in_predict_and_serve(kind: str, tmp_path: Path) -> None:
+    """Nothing says how its training images would have been scaled."""
+    folder, _ = write_vit(tmp_path / "model", tmp_path)
+    levels = np.random.default_rng(0).integers(0, 4096, (40, 50))
+    deep = {"16-bit": png16(levels.astype("u2")), "32-bit": tiff(levels.astype("<i4")),
+            "floating-point": tiff((levels / 4095).astype("<f4"))}[kind]  # fmt: skip
+    wrong = f"deep.png has {kind} levels, and nothing says which of them are black and white"
+    with pytest.raises(RequestError, match=wrong) as refusal:
+        pixels_of(Request([deep]), Predictor(folder, precision="fp32"), Limits(), ["deep.png"])
+    assert refusal.value.status == 422 and "save it with 8 bits" in str(refusal.value)
+    (tmp_path / "deep.png").write_bytes(deep)
+    done = CliRunner().invoke(app, ["predict", str(tmp_path / "deep.png"), "--model", str(folder), "--device", "cpu"])
+    assert done.exit_code == 1 and wrong in done.output
 
 
 @pytest.mark.slow

@@ -73,13 +73,18 @@ def test_every_way_of_sending_gets_the_predictors_own_answer(
         assert status == 200 and same(answer["predictions"], expected)
     boundary, parts = "xyz", b""
     for file in files:
-        parts += b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + file + b"\r\n"
+        parts += part('image"; filename="a.png', file)
     kind = f"multipart/form-data; boundary={boundary}"
     status, answer, _ = server.ask("/predict?top=3&new_class=umbrella", parts + b"--xyz--\r\n", kind)
     assert status == 200 and same(answer["predictions"], expected)
     for kind in ("image/png", "application/octet-stream"):
         status, answer, _ = server.ask("/predict?top=3&new_class=umbrella", files[0], kind)
         assert status == 200 and same(answer["predictions"], expected[:1])
+
+
+def part(name: str, content: bytes) -> bytes:
+    """A field of a form with the boundary xyz."""
+    return b'--xyz\r\nContent-Disposition: form-data; name="' + name.encode() + b'"\r\n\r\n' + content + b"\r\n"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +112,27 @@ def test_every_way_of_sending_gets_the_predictors_own_answer(
             "application/json",
             422,
             "unknown query field 'top'; top and new_classes go into",
+        ),
+        (
+            "/predict",
+            part("top", b"3") + b"--xyz--",
+            "multipart/form-data; boundary=xyz",
+            422,
+            "unknown form field 'top'; files go into the field image, top and new_class into the query",
+        ),
+        (
+            "/predict",
+            part('file"; filename="a.png', b"x") + b"--xyz--",
+            "multipart/form-data; boundary=xyz",
+            422,
+            "unknown form field 'file'; files go",
+        ),
+        (
+            "/predict",
+            part("image", b"x") + b"--xyz--",
+            "multipart/form-data; boundary=xyz",
+            422,
+            "the form field image is text; send a file in it",
         ),
         ("/predict?new_class=Bag", b"x", "image/png", 422, "'Bag' is named twice, or a class of the model"),
         ("/predict?new_class=" + "x" * 101, b"x", "image/png", 422, "1 to 100 printable characters"),

@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lfm.cli.main import app
+from lfm.errors import counted
 from tests.decoder_inputs import frames
 from tests.deep import png16, tiff
 from tests.pictures import encoded, photo
@@ -76,16 +77,16 @@ SHOWN = {
     "labels of metadata that are not used": r"Training/metadata\.csv is not used, since the folders name the classes",
     "system files": r"3 hidden, thumbnail and system entries .*(@eaDir|Thumbs\.db|\.DS_Store)",
     "other files": r"2 files of \S+ are not images by their ending and are left out \(.*\.(txt|npy): 1",
-    "images beside the classes": r"1 images of \S+ lie outside of class folders and are left out",
-    "a class without test images": r"1 classes have no test images \(owl \(1\)",
-    "and what to do about it": r"1 classes without test images\..*data\.without_test=leave-out",
+    "images beside the classes": r"1 image of \S+ lies outside of class folders and is left out",
+    "a class without test images": r"1 class has no test images \(owl \(1\)",
+    "and what to do about it": r"1 class without test images\..*data\.without_test=leave-out",
     "images that cannot be used": r"3 images that cannot be used\.",
     "an empty file": r"empty\.jpg has zero bytes",
     "a torn one": r"torn\.avif is (truncated or damaged|no image)",
     "a page for an image": r"page\.html\.png is no image",
-    "a leak": r"1 test images that are training images too\..*Boat/leak\.png",
-    "another label": r"1 groups of equal images under several labels\.",
-    "look-alikes": r"groups of images that look alike across splits or labels",
+    "a leak": r"1 test image that is a training image too\..*Boat/leak\.png",
+    "another label": r"1 group of equal images under several labels\.",
+    "look-alikes": r"groups? of images that look alike across splits or labels",
     "orientation": r"rotated 1 turned by its EXIF or XMP orientation turned\.jpg",
     "printing colours": r"cmyk 1 printing colours, converted to RGB print\.jpg",
     "transparency": r"alpha 1 transparency, dropped clear\.png",
@@ -95,8 +96,8 @@ SHOWN = {
     "deep colour TIFF": r"deep-tiff 1 colour TIFF of more than 8 bits .* colours\.tif",
     "depth of integers": r"u16 2 0 4095 12 bits hold every level",
     "depth of floats": r"f32 1 0 1 floats of 0 to 1",
-    "a black result": r"1 deep images that come out nearly black\..*night\.png",
-    "a name of numbers": r"1 class names: a number, a code or a WordNet id.*n01440764",
+    "a black result": r"1 deep image that comes out nearly black\..*night\.png",
+    "a name of numbers": r"1 class name: a number, a code or a WordNet id.*n01440764",
     "names alike": r"class names: alike but for case, punctuation or plural.*Boat / boats",
     "near names": r"pairs of class names that are nearly the same to the text tower.*left hand / right hand 0\.97",
 }
@@ -149,4 +150,28 @@ def test_a_class_without_images_that_can_be_used_stops_no_report(tmp_path: Path,
     command = ["data", "report", "custom-small", "--set", f"data.source={tmp_path / 'photos'}", "--out", str(page)]
     assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
     shown = text_of(page)
-    assert "1 classes without training images." in shown and "class 'c' has no training image that can be used" in shown
+    assert "1 class without training images." in shown and "class 'c' has no training image that can be used" in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "expected"),
+    [
+        (1, ("image",), "1 image"), (0, ("image",), "0 images"), (1234, ("image",), "1,234 images"),
+        (1, ("class has", "classes have"), "1 class has"), (2, ("class has", "classes have"), "2 classes have"),
+    ],
+)  # fmt: skip
+def test_a_number_agrees_with_its_noun(number: int, words: tuple[str, ...], expected: str) -> None:
+    assert counted(number, *words) == expected
+
+
+def test_no_message_says_one_images() -> None:
+    """A literal plural right behind a number in a message is wrong for a number of 1."""
+    behind_a_number = re.compile(r"\{[^{}]*\b(len|sum|total)\b[^{}]*\} (images|classes|folders|files|records|labels)\b")
+    for path in Path("lfm").rglob("*.py"):
+        for line in path.read_text().splitlines():
+            found = behind_a_number.search(line)
+            assert not found or path.name in ALWAYS_SEVERAL, f"{path}: {line}"
+
+
+ALWAYS_SEVERAL = ("figures_training.py", "class_embedder.py", "request.py", "diagnostics.py", "compare_page.py")
+"""What they count is more than one thing, or a table that has passed the checks for that."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lfm.backbones import openclip as backbones
 from lfm.config.schema import TextConfig
-from lfm.errors import InputError, unknown
+from lfm.errors import InputError, counted, unknown
 from lfm.storage import s3
 from lfm.storage.artifact import sha256_file
 
@@ -85,9 +85,10 @@ def _refuse_same(names: Sequence[str], text_CD: Tensor, tower: str) -> None:
     if not pairs:
         return
     (one, other), *more = sorted(pairs)
+    more_pairs = f"{'has' if len(more) == 1 else 'have'} {counted(len(more), 'more pair')}"
     error = SameEmbeddingError(
         f"classes {one!r} and {other!r} have one and the same embedding in {tower}"
-        f"{f', and so have {len(more):,} more pairs' if more else ''}: no training can tell them apart; {SAME_FIX}"
+        f"{f', and so {more_pairs}' if more else ''}: no training can tell them apart; {SAME_FIX}"
     )
     error.pairs = [f"{a} / {b}" for a, b in sorted(pairs)]
     raise error

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from lfm.cli.options import HomeOption, examples, set_home, use_home
+from lfm.errors import counted
 from lfm.storage.artifact import home
 
 
@@ -42,12 +43,12 @@ def clean(
         typer.echo(f"{date}  {_readable(size):>9}  {what}")
     total = _readable(found.bytes)
     if not yes:
-        typer.echo(f"\n{len(lines)} things, {total}; nothing was removed: --yes removes them")
+        typer.echo(f"\n{counted(len(lines), 'thing')}, {total}; nothing was removed: --yes removes them")
         return
     stayed = cleaning.clean(found)
     for one in stayed:
         typer.echo(f"{one.what} is in use and stayed")
-    typer.echo(f"\n{len(lines) - len(stayed)} things removed, about {total}")
+    typer.echo(f"\n{counted(len(lines) - len(stayed), 'thing')} removed, about {total}")
 
 
 def _readable(size: float) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from lfm.cli.cluster_options import ClusterOption, ImageOption, OnCluster, on_cluster
 from lfm.cli.options import PresetArgument, SetOption, check_file, examples, read_config
-from lfm.errors import InputError, unknown
+from lfm.errors import InputError, counted, unknown
 
 if TYPE_CHECKING:
     from lfm.config.schema import RunConfig
@@ -77,7 +77,7 @@ def submit_sweep(config: "RunConfig", variants: list[Any], on: OnCluster) -> Non
         if run and part and (state := kfp.wait(run)) == "CANCELED":
             raise InputError(f"part {part.number - 1} was ended as {state}; the same command starts all parts again")
         run = kfp.submit(config, settings, kind="sweep", variants=listed, part=part)
-        typer.echo(f"{config.preset}: {len(listed)} configurations, run {run}\n{kfp.run_page(run)}")
+        typer.echo(f"{config.preset}: {counted(len(listed), 'configuration')}, run {run}\n{kfp.run_page(run)}")
 
 
 def _settings(on: OnCluster, *configs: "RunConfig") -> "ClusterSettings":

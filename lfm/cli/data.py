@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lfm.cli.options import HomeOption, PresetArgument, SetOption, check_file, examples, read_config, use_home
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.storage.artifact import home
 
 INSPECT_KEYS = (
@@ -56,7 +56,9 @@ def fetch(
         return
     found = load_source(DataConfig(name=name, source=source, images=images, profile="as-is"))
     found.check()
-    typer.echo(f"{name}: complete, {len(found.images):,} images of {len(found.classes):,} classes")
+    typer.echo(
+        f"{name}: complete, {counted(len(found.images), 'image')} of {counted(len(found.classes), 'class', 'classes')}"
+    )
 
 
 def inspect(
@@ -107,7 +109,9 @@ def inspect(
         typer.echo(f"  {name}: " + ", ".join(f"{n['class']} {n['cosine']:.2f}" for n in near))
     if better := cleaned(found["classes"]):
         few = ", ".join(f"{name!r} -> {plain!r}" for name, plain in list(better.items())[:5])
-        typer.echo(f"\n{len(better):,} class names can be cleaned ({few}): `lfm data report {preset}` writes the list")
+        typer.echo(
+            f"\n{counted(len(better), 'class name')} can be cleaned ({few}): `lfm data report {preset}` writes the list"
+        )
     if found["collapsing"]:
         typer.echo(f"\nwarning: {found['collapsing']}")
     typer.echo(f"\nPicture: {target}")

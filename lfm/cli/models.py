@@ -216,20 +216,22 @@ def sync(home_: HomeOption = None) -> None:
       MLFLOW_TRACKING_URI=http://localhost:5000 lfm sync
     """
     use_home(home_)
-    from lfm.errors import InputError
+    from lfm.errors import InputError, counted
     from lfm.tracking.step_logger import outboxes
     from lfm.tracking.sync import elsewhere
     from lfm.tracking.sync import sync as send
 
     (count, refused), others = send(), elsewhere()
     if count or not (others or refused):
-        typer.echo(f"{count} records sent" if count else "no records are waiting")
+        typer.echo(f"{counted(count, 'record')} sent" if count else "no records are waiting")
     if refused:
-        typer.echo(
-            f"{refused} records were refused by the server; they are kept in {outboxes()}/refused.jsonl", err=True
-        )
+        were, kept = counted(refused, "record was", "records were"), f"kept in {outboxes()}/refused.jsonl"
+        typer.echo(f"{were} refused by the server and {'is' if refused == 1 else 'are'} {kept}", err=True)
     if others:
-        where = " and ".join(f"{number} records wait for MLflow at {place}" for place, number in others.items())
+        where = " and ".join(
+            f"{counted(number, 'record waits', 'records wait')} for MLflow at {place}"
+            for place, number in others.items()
+        )
         raise InputError(f"{where}; set MLFLOW_TRACKING_URI to it, then sync again")
     if refused:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lfm.cli.options import HomeOption, examples, set_home
-from lfm.errors import ERROR_MARK, InputError
+from lfm.errors import ERROR_MARK, InputError, counted
 from lfm.storage.artifact import MANIFEST
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def predict(
             typer.echo(NOT_PLACED, err=True)
         if not json_:
             sure = "calibrated" if predictor.calibration else "not calibrated"
-            typer.echo(f"{uri}, {len(predictor.classes)} classes, probabilities {sure}")
+            typer.echo(f"{uri}, {counted(len(predictor.classes), 'class', 'classes')}, probabilities {sure}")
         predictor.classes_of(new_class or [])  # names that are wrong are refused before any image
         failed = 0
         for begin in range(0, len(files), AT_ONCE):
@@ -82,7 +82,7 @@ def predict(
                 aside = isinstance(answer, str) and not json_
                 typer.echo(_line(path, answer) if json_ else _shown(path, answer), err=aside)
     if failed:
-        typer.echo(f"{ERROR_MARK}{failed:,} of {len(files):,} images cannot be used", err=True)
+        typer.echo(f"{ERROR_MARK}{failed:,} of {counted(len(files), 'image')} cannot be used", err=True)
         raise typer.Exit(1)
 
 

@@ -10,6 +10,7 @@ notes/bad.json                images that were left out, and why
 import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from lfm.config.schema import DataConfig
 from lfm.data import depth
 from lfm.data.decoding import decode, fitted, pixels_of
 from lfm.data.sources.base import SPLITS, TEST, TRAIN, VAL, Index, Source
+from lfm.data.sources.image_listing import first_few
 from lfm.data.sources.test_split import kept_from_training
 from lfm.data.subsets import hold_out, largest, profile, subset
 from lfm.data.table import Table, in_order, open_table, threads, write_table
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.progress import Progress, bar, say
 from lfm.storage.artifact import MANIFEST, NOTES, link
 
@@ -59,7 +61,7 @@ def select(source: Source, config: DataConfig, seed: int) -> dict[str, Index]:
         if len(emptied):
             k, count_C = int(emptied[0]), np.bincount(label_N[train_N])
             raise InputError(
-                f"class {source.classes[k]!r} has {count_C[k]} training images, and data.val_per_class="
+                f"class {source.classes[k]!r} has {counted(int(count_C[k]), 'training image')}, and data.val_per_class="
                 f"{config.val_per_class} would take them all; set it to {count_C[count_C > 0].min() - 1} or less"
             )
         train_N, val_N = train_N[rest], train_N[held]
@@ -116,7 +118,22 @@ def _depth(folder: Path, config: DataConfig) -> dict[str, dict[str, Any]]:
     rule = depth.choose(config.depth, [text for of in seen.values() for text in of], training)
     for line in depth.said(rule):
         say(line)
+    _say_doubtful_levels({split: open_table(folder, split) for split in SPLITS}, depth.ranges_in({"depth": rule}))
     return rule
+
+
+def _say_doubtful_levels(tables: Mapping[str, Table], ranges: depth.Ranges) -> None:
+    """Name the images with levels that are no numbers, or far beyond black and white: they look like any other."""
+    odd: list[str] = []
+    far: list[str] = []
+    for table in tables.values():
+        odd += [table.name(row) for row, words in enumerate(table.column("odd")) if "no-number" in words]
+        deep = [(row, text) for row, text in enumerate(table.column("deep").tolist()) if text]
+        hit_M: Sequence[bool] = depth.grey_of([text for _, text in deep], ranges)["far off"].tolist() if deep else []
+        far += [table.name(row) for (row, _), hit in zip(deep, hit_M, strict=True) if hit]
+    for names, what in ((odd, "no numbers (NaN, infinity)"), (far, "far outside that range, as 1e30 or -9999 are")):
+        if names:
+            say(f"warning: {counted(len(names), 'image')} with levels that are {what}: {first_few(names)}")
 
 
 def _unseen(folder: Path, share: float) -> bool:
@@ -145,19 +162,18 @@ def judge(folder: Path, config: DataConfig) -> None:
     if not bad:
         return _judge_classes(folder, config)
     total = len(bad) + sum(len(open_table(folder, split)) for split in SPLITS)
+    some = f"{len(bad):,} of {counted(total, 'image')} cannot be used"
     shown = "; ".join(bad[:SHOWN_BAD]) + (f"; and {len(bad) - SHOWN_BAD} more" if len(bad) > SHOWN_BAD else "")
     if config.on_bad_image == "stop":
-        raise InputError(
-            f"{len(bad)} of {total} images cannot be used: {shown}. Mend or remove them, or set data.on_bad_image=skip"
-        )
+        raise InputError(f"{some}: {shown}. Mend or remove them, or set data.on_bad_image=skip")
     if len(bad) > config.max_bad * total:
         raise InputError(
-            f"{len(bad)} of {total} images cannot be used, more than data.max_bad = {config.max_bad:g} allows: "
+            f"{some}, more than data.max_bad = {config.max_bad:g} allows: "
             f"{shown}. Mend or remove them, or raise data.max_bad"
         )
     _judge_classes(folder, config)
     left = ", ".join(f"{len(open_table(folder, split)):,} {split}" for split in SPLITS)
-    say(f"{len(bad):,} of {total:,} images cannot be used and are left out: {shown}. {left} images are left")
+    say(f"{some} and {'is' if len(bad) == 1 else 'are'} left out: {shown}. {left} images are left")
 
 
 def _judge_classes(folder: Path, config: DataConfig) -> None:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from lfm.backbones.towers import Preprocess
 from lfm.data import depth
-from lfm.data.depth import ALWAYS, Ranges
+from lfm.data.depth import Ranges
 from lfm.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ODD = {
     "cmyk": "printing colours, converted to RGB",
     "deep": "more than 8 bits a channel, scaled to 8 by one rule for all images",
+    "no-number": "deep, with levels that are NaN or infinite: NaN becomes black, infinity black or white",
     "deep-tiff": "colour TIFF of more than 8 bits a channel, of which the upper 8 are read, whatever data.depth says",
     "animated": "several frames, the first is used",
     "rotated": "turned by its EXIF or XMP orientation",
@@ -122,11 +123,12 @@ def look(data: bytes, max_megapixels: float) -> Look:
     width, height, mode = image.width, image.height, image.mode
     try:
         kind = depth.kind_of(image, _png_depth(data))
-        turned, deep, cut = _turned(image), "", _upper_bits_alone(image)
+        turned, deep, cut, numbers = _turned(image), "", _upper_bits_alone(image), True
         clear = mode in ("RGBA", "LA", "PA") or "transparency" in image.info
         if kind:
             levels = depth.levels_of(image, data)
             deep, seen = depth.describe(kind, levels), levels[np.isfinite(levels)]
+            numbers = seen.size == levels.size
             # Its own range will do for a hash, which compares levels of one image.
             image = depth.to_eight_bits(levels, float(seen.min()), max(float(seen.max()), float(seen.min()) + 1e-9))
         # JPEG: grey alone, at up to an eighth of the size, which still reads every byte.
@@ -137,6 +139,7 @@ def look(data: bytes, max_megapixels: float) -> Look:
             for name, found in (
                 ("cmyk", mode == "CMYK"),
                 ("deep", kind != ""),
+                ("no-number", not numbers),
                 ("deep-tiff", cut),
                 ("animated", _animated(data)),
                 ("rotated", turned),
@@ -201,7 +204,7 @@ def _png_depth(data: bytes | memoryview) -> int:
 
 
 def decode(
-    data: bytes | memoryview, name: str, max_megapixels: float, grey: bool = False, ranges: Ranges = ALWAYS
+    data: bytes | memoryview, name: str, max_megapixels: float, grey: bool = False, ranges: Ranges = depth.FULL
 ) -> Image.Image:
     """The image, upright, in RGB (or grey) of 8 bits; of several frames the first.
 
@@ -231,7 +234,7 @@ def decode(
         raise BadImageError(f"{name} is truncated or damaged ({error})") from error
 
 
-def decode_fast(data: bytes | memoryview, name: str, max_megapixels: float, ranges: Ranges = ALWAYS) -> "Tensor":
+def decode_fast(data: bytes | memoryview, name: str, max_megapixels: float, ranges: Ranges = depth.FULL) -> "Tensor":
     """`decode` to a tensor (3, H, W) uint8: JPEGs go to torchvision, whose bits are PIL's, without PIL's copies.
 
     Raises:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lfm.config.schema import Depth
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 
 Ranges = Mapping[str, tuple[float, float]]
 """Kind of image -> the levels that become black and white."""
@@ -26,8 +26,6 @@ Levels = NDArray[np.float64]
 KINDS = {"u16": "16-bit", "i32": "32-bit", "f32": "floating-point"}
 FULL: Ranges = {"u16": (0.0, 65535.0), "i32": (0.0, 2.0**31 - 1), "f32": (0.0, 1.0)}
 """What the type of the levels can hold; of floats the customary range."""
-ALWAYS: Ranges = {"u16": FULL["u16"]}
-"""The range of kinds that a data set had none of: for the others there is none that could be taken for granted."""
 BITS = (8, 10, 12, 14, 16)
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LEAST, P01, P05, P95, P99, MOST = 0, 1, 2, 6, 7, 8
@@ -42,6 +40,8 @@ SAMPLE = 1 << 18
 """Levels of an image from which its inner quantiles are taken."""
 FILLED, FILLED_FLOATS = 1 / 8, 1 / 2
 """Least share of a customary range that the images must span for `auto` to take it: integers, and floats above 1."""
+FAR = 100
+"""Widths of the range beyond black or white at which a level is no picture any more: 1e30, or -9999 for no value."""
 
 
 def kind_of(image: Image.Image, png_depth: int) -> str:
@@ -181,8 +181,7 @@ def _customary(kind: str, least: float, most: float) -> list[tuple[float, float,
 
 def ranges_in(info: Mapping[str, Any]) -> Ranges:
     """The ranges that a data set artifact or a model keeps in its info.json."""
-    kept = {kind: (float(of["low"]), float(of["high"])) for kind, of in (info.get("depth") or {}).items()}
-    return {**ALWAYS, **kept}
+    return {kind: (float(of["low"]), float(of["high"])) for kind, of in (info.get("depth") or {}).items()}
 
 
 def range_of(kind: str, ranges: Ranges) -> tuple[float, float]:
@@ -194,7 +193,7 @@ def range_of(kind: str, ranges: Ranges) -> tuple[float, float]:
     if kind not in ranges:
         raise InputError(
             f"has {KINDS[kind]} levels, and nothing says which of them are black and white, since the data set had no "
-            f"such images; save it with 8 or 16 bits"
+            f"such images; save it with 8 bits, scaled as the images of training were"
         )
     return ranges[kind]
 
@@ -202,14 +201,14 @@ def range_of(kind: str, ranges: Ranges) -> tuple[float, float]:
 def said(rule: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A line for each kind of deep images."""
     return [
-        f"{of['images']:,} {KINDS[kind]} images: levels {of['low']:g} to {of['high']:g} become black to white "
-        f"({of['why']}); data.depth changes it"
+        f"{counted(of['images'], f'{KINDS[kind]} image')}: levels {of['low']:g} to {of['high']:g} become black to "
+        f"white ({of['why']}); data.depth changes it"
         for kind, of in rule.items()
     ]
 
 
 def grey_of(seen: Sequence[str], ranges: Ranges) -> dict[str, NDArray[np.bool_]]:
-    """Which deep images come out black, white, black and white alone, or much cut off. (M,) each.
+    """Which deep images come out black, white, black and white alone, much cut off, or have levels far off. (M,) each.
 
     Args:
         seen: of `describe`, of deep images.
@@ -220,10 +219,13 @@ def grey_of(seen: Sequence[str], ranges: Ranges) -> dict[str, NDArray[np.bool_]]
     grey_MQ = ((level_MQ - low_M[:, None]) / (high_M - low_M)[:, None] * 255).clip(0, 255)
     inner_MQ = grey_MQ[:, P01 : P99 + 1]
     dark_MQ, light_MQ = inner_MQ <= 2, inner_MQ >= 253
+    # 16 bits hold nothing that could be far off.
+    far_M = np.array([np.inf if text.startswith("u16") else FAR for text in seen]) * (high_M - low_M)
     cut_M = (level_MQ[:, P05] < low_M) | (level_MQ[:, P95] > high_M)
     return {
         "black": (inner_MQ <= NEARLY).all(1),
         "white": (inner_MQ >= 255 - NEARLY).all(1),
         "black and white": (dark_MQ | light_MQ).all(1) & dark_MQ.any(1) & light_MQ.any(1),
         "cut off": cut_M,
+        "far off": (level_MQ[:, LEAST] < low_M - far_M) | (level_MQ[:, MOST] > high_M + far_M),
     }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lfm.errors import counted
+
 Answers = NDArray[np.bool_]
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -65,7 +67,7 @@ def gate(new_N: Answers, champion_N: Answers, few_N: Answers, seed: int = 0) -> 
     few = paired_gain(new_N[few_N], champion_N[few_N], rng) if few_N.any() else None
     few_words = f"Few {few}" if few else "there are no few shot classes"
     if everything.low <= 0:
-        why = f"All {everything} is not better by more than the noise of {everything.images:,} test images"
+        why = f"All {everything} is not better by more than the noise of {counted(everything.images, 'test image')}"
     elif few and few.high < 0:
         why = f"All {everything} is better, but Few {few} is worse by more than the noise"
     else:

@@ -141,13 +141,22 @@ DEEP = {
     "white": "deep images that come out nearly white",
     "black and white": "deep images that come out black and white, without grey",
     "cut off": "deep images of which a twentieth or more is cut off at black or white",
+    "far off": "deep images with levels far beyond black or white, as 1e30 or -9999 are",
 }
 
 
-def _problems_of_depth(depth: Mapping[str, Any]) -> list[Problem]:
+def _problems_of_depth(depth: Mapping[str, Any], no_number: Mapping[str, Any]) -> list[Problem]:
     how = "Set data.depth to the range of levels that they use, as in data.depth=[0,4095], or to percentile."
     results = depth["results"]
-    return [(DEEP[r], of["images"], how, [image["name"] for image in of["first"]]) for r, of in results.items()]
+    return [
+        *((DEEP[r], of["images"], how, [image["name"] for image in of["first"]]) for r, of in results.items()),
+        (
+            "deep images with levels that are no numbers (NaN, infinity)",
+            no_number["images"],
+            "Write a level in their place, or leave the images out: NaN becomes black.",
+            [image["name"] for image in no_number["first"]],
+        ),
+    ]
 
 
 def problems_of(
@@ -168,7 +177,7 @@ def problems_of(
     alike: Mapping[str, Any] = inspected["alike"] if inspected else {"pairs": 0, "first": []}
     all_of: list[Problem] = [
         *_problems_of_images(found),
-        *_problems_of_depth(found["depth"]),
+        *_problems_of_depth(found["depth"], found["odd"]["no-number"]),
         *(
             (f"class names: {problem['meaning']}", problem["classes"], NAME_FIXES[kind], _names(problem["first"]))
             for kind, problem in ((kind, names[kind]) for kind in NAME_FIXES)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm.config.schema import RunConfig
+from lfm.errors import counted
 from lfm.progress import say
 from lfm.training.model_artifact import read_text
 
@@ -97,9 +98,10 @@ def alike_warning(found: Mapping[str, Any]) -> str:
     if not found["pairs"]:
         return ""
     few = ", ".join(found["first"][:5]) + (", ..." if found["pairs"] > 5 else "")
+    are = counted(found["pairs"], "pair of class names is", "pairs of class names are")
     return (
-        f"warning: {found['pairs']:,} pairs of class names are nearly the same to the text tower, with a cosine above "
-        f"{ALIKE} ({few}), and are told apart and mixed accordingly: {ALIKE_FIX}"
+        f"warning: {are} nearly the same to the text tower, with a cosine above {ALIKE} ({few}), told apart and mixed "
+        f"accordingly: {ALIKE_FIX}"
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lfm.config.schema import RunConfig
+from lfm.errors import counted
 from lfm.jobs.pipeline_run import whole_numbers
 from lfm.jobs.prepare import check
 from lfm.jobs.step import step
@@ -41,7 +42,7 @@ def plan_sweep(config: dict[str, Any], variants: Sequence[Mapping[str, Any]], pa
         whole_sweep.begin(of)
     with pipeline_run.step_run("plan sweep") as run:
         run.tags({"lfm.sweep": ", ".join(variant["name"] for variant in ready)[:5000]})
-    say(f"{len(ready)} configurations: {', '.join(variant['name'] for variant in ready)}")
+    say(f"{counted(len(ready), 'configuration')}: {', '.join(variant['name'] for variant in ready)}")
     return [{**variant, "config": one.model_dump()} for variant, one in zip(ready, configs, strict=True)]
 
 

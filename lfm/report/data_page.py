@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lfm.errors import counted
 from lfm.report.html import PIECES, Cell, Part, Row, cell, document, macro, part, table
 
 PARTS = "data_parts.html"
@@ -32,9 +33,26 @@ def data_summary(found: Mapping[str, Any]) -> str:
     lines += [f"no class embeddings: {found['no_text']}"] if found["no_text"] else []
     lines += ["", "What to fix first" if found["problems"] else "No problems were found."]
     for number, item in enumerate(found["problems"], 1):
-        lines.append(f"{number}. {item['count']:,} {item['what']}. {item['how']}")
+        lines.append(f"{number}. {item['count']:,} {agreeing(item)['what']}. {item['how']}")
         lines += [f"     {example}" for example in item["examples"]]
     return "\n".join(lines)
+
+
+ONE = (
+    ("images that are training images", "image that is a training image"), ("images that come", "image that comes"),
+    ("images", "image"), ("groups", "group"), ("pairs", "pair"), ("classes", "class"),
+    ("class names", "class name"),
+)  # fmt: skip
+"""Words for a problem of one thing, in place of those for several."""
+
+
+def agreeing(item: Mapping[str, Any]) -> dict[str, Any]:
+    """A problem whose words fit its count."""
+    what = str(item["what"])
+    if item["count"] == 1:  # its subject is what comes first; of the longer words that begin there
+        several, one = min(ONE, key=lambda pair: (what.find(pair[0]) % 10_000, -len(pair[0])))
+        what = what.replace(several, one, 1)
+    return {**item, "what": what}
 
 
 def data_page(title: str, found: Mapping[str, Any], thumbnails: Mapping[str, str] | None = None) -> str:
@@ -46,7 +64,7 @@ def data_page(title: str, found: Mapping[str, Any], thumbnails: Mapping[str, str
         thumbnails: "SPLIT/ROW" -> data: URI.
     """
     parts = [
-        *part("Problems", "What to fix first", macro(PIECES, "problems", found["problems"])),
+        *part("Problems", "What to fix first", macro(PIECES, "problems", [*map(agreeing, found["problems"])])),
         *part("Source", "How the source was read", macro(PARTS, "lines", found["source"])),
         *part("Classes", "Each class", _classes(found)),
         *_images(found["audit"]),
@@ -72,7 +90,8 @@ def _classes(found: Mapping[str, Any]) -> str:
             "the class; own: how much of its label a class keeps on its own images; M: its fraction of all label mass."
         )
     if left_out > 0:
-        caption += f" {left_out:,} classes between the first and the last are left out."
+        between = "between the first and the last"
+        caption += f" {counted(left_out, f'class {between} is', f'classes {between} are')} left out."
     rows = [Row(names[k], _class_cells(found, k)) for k in order]
     return table(caption, head, rows, words=(1, 10))
 

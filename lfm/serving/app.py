@@ -19,7 +19,7 @@ import torch
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
@@ -30,7 +30,7 @@ from lfm.serving import server_metrics
 from lfm.serving.admission import Admission, refusal
 from lfm.serving.batching import Batches
 from lfm.serving.predictor import BATCH, NOT_PLACED, Predictor
-from lfm.serving.request import FORMATS, MOST_TOP, TOP, RequestError, of_json, params_of, pixels_of
+from lfm.serving.request import COLUMN, FORMATS, MOST_TOP, TOP, RequestError, of_json, params_of, pixels_of
 from lfm.serving.request import Request as Asked
 from lfm.serving.settings import Settings, from_environment
 
@@ -71,6 +71,7 @@ FORM = {
     "schema": {
         "type": "object",
         "required": ["image"],
+        "additionalProperties": False,
         "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
     }
 }
@@ -182,7 +183,7 @@ async def predict(request: Request, asking: Annotated[Asking, Query()]) -> dict[
     params, kind = params_of({"top": asking.top, "new_classes": asking.new_class}), _kind(request)
     if kind == "multipart/form-data":
         async with request.form(max_files=MOST_FILES, max_fields=10) as form:
-            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+            files = _files_of(form)
             asked = Asked([await file.read() for file in files], **params)
             names = [f"{(file.filename or 'file')[:60]!r}" for file in files]
         return await _service(request).answer(asked, names)
@@ -190,6 +191,25 @@ async def predict(request: Request, asking: Annotated[Asking, Query()]) -> dict[
         kinds = "image/*, application/octet-stream or multipart/form-data"
         raise RequestError(f"send {kinds}, of {', '.join(FORMATS)}", 415)
     return await _service(request).answer(Asked([await request.body()], **params))
+
+
+def _files_of(form: FormData) -> list[UploadFile]:
+    """The files of a form, all in the field image.
+
+    Raises:
+        RequestError: It has another field, or text in this one.
+    """
+    files = []
+    for field, value in form.multi_items():
+        if field != COLUMN:
+            known = " and ".join(Asking.model_fields)
+            raise RequestError(
+                f"unknown form field {field[:50]!r}; files go into the field {COLUMN}, {known} into the query"
+            )
+        if not isinstance(value, UploadFile):
+            raise RequestError(f"the form field {COLUMN} is text; send a file in it, with a filename")
+        files.append(value)
+    return files
 
 
 async def ping() -> dict[str, bool]:

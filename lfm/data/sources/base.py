@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lfm.backbones.text_encoders import check_class_names
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.storage import s3
 
 SPLITS = ("train", "val", "test")
@@ -189,9 +189,8 @@ class Source:
         """
         for split, (images, labels) in (("training", train), ("test", test)):
             if len(images) != len(labels):
-                raise InputError(
-                    f"{len(images)} {split} images but {len(labels)} labels; the two files do not belong together"
-                )
+                there = counted(len(images), f"{split} image")
+                raise InputError(f"{there} but {counted(len(labels), 'label')}; the two files do not belong together")
         return cls(
             Joined([Arrays(train[0], "training"), Arrays(test[0], "test")]),
             np.concatenate([train[1], test[1]]).astype(np.int64),
@@ -215,7 +214,7 @@ class Source:
         if len(bad):
             raise InputError(
                 f"{self.images.name(int(bad[0]))} has label {self.label_N[bad[0]]}, but there are "
-                f"{len(self.classes)} classes (0 to {len(self.classes) - 1}); correct the label or name the "
+                f"{counted(len(self.classes), 'class', 'classes')} (0 to {len(self.classes) - 1}); correct the label or name the "
                 f"missing classes"
             )
         for split, title in ((TRAIN, "training"), (TEST, "test")):

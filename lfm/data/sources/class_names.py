@@ -13,7 +13,7 @@ from lfm.data.sources.image_listing import Found, absolute, first_few
 from lfm.data.sources.manifest import read_file
 from lfm.data.sources.names_file import RULE, by_name, by_number, counts, in_label_order, parse_names
 from lfm.data.sources.whole_numbers import whole_number
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.progress import say
 
 
@@ -35,7 +35,8 @@ def named(config: DataConfig, names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(found, dict):
         found = by_number(found, len(names), str(path))
     if len(found) != len(names):
-        raise InputError(f"data.class_names: {path} names {len(found):,} classes, the data have {len(names):,}; {RULE}")
+        named = counted(len(found), "class", "classes")
+        raise InputError(f"data.class_names: {path} names {named}, the data have {len(names):,}; {RULE}")
     return tuple(in_label_order(found, names, str(path)) if all(names) else found)
 
 
@@ -86,7 +87,9 @@ def _from_file(file: str, keys: list[str], found: Found) -> tuple[list[str], Seq
     if isinstance(given, dict):
         rule, fix = f"is not in {file}", "add it there or correct the label"
         if not found.numbers and len(given) > len(keys) and set(keys) <= given.keys():
-            say(f"{file} names {len(given) - len(keys):,} labels that no image has; they are no classes")
+            spare = len(given) - len(keys)
+            no_class = "it is no class" if spare == 1 else "they are no classes"
+            say(f"{file} names {counted(spare, 'label')} that no image has; {no_class}")
             return keys, [given[key] for key in keys], rule, fix
         keys = _in_order(given)
         return keys, [given[key] for key in keys], rule, fix
@@ -97,7 +100,7 @@ def _from_file(file: str, keys: list[str], found: Found) -> tuple[list[str], Seq
         return keys, given, rule, "add the name or correct the label"
     if len(given) != len(keys):
         raise InputError(
-            f"{file} names {len(given)} classes, the images have {len(keys)} ({first_few(keys)}); "
+            f"{file} names {counted(len(given), 'class', 'classes')}, the images have {len(keys)} ({first_few(keys)}); "
             f"write one line a class, in that order, or JSON {{label: name}}"
         )
     return keys, in_label_order(given, keys, file), rule, "add the name or correct the label"

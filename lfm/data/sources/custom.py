@@ -17,7 +17,7 @@ from lfm.data.sources.saved_dataset import is_arrow, read_arrow
 from lfm.data.sources.test_split import choose_test, digests
 from lfm.data.sources.whole_numbers import fraction, whole_number
 from lfm.data.sources.without_test import settle
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.progress import say
 from lfm.storage import s3
 from lfm.storage.store import build_once
@@ -78,7 +78,10 @@ def load_custom(config: DataConfig) -> Source:
         )
     result = settle(config, Source(images, label_N, split_N, classes, checksum, test_share=share))
     count = ", ".join(f"{(result.split_N == k).sum():,} {name}" for k, name in enumerate(SPLITS))
-    say(f"{len(result.images):,} images of {len(result.classes):,} classes from {source}: {count}")
+    say(
+        f"{counted(len(result.images), 'image')} of {counted(len(result.classes), 'class', 'classes')} from {source}: "
+        f"{count}"
+    )
     result.check()
     return result
 
@@ -97,12 +100,14 @@ def _say_made(source: str, label_N: Index, split_N: NDArray[np.int8]) -> None:
     span = f"{most}" if least == most else f"{least} to {most}"
     say(f"{source} has no test split: of each class, images chosen by their content are one now ({span} a class)")
     if spare := int((split_N == NOWHERE).sum()):
+        more = counted(spare, "more image of larger classes is", "more images of larger classes are")
         say(
-            f"{spare:,} more images of larger classes are neither trained on nor scored, so that the test split stays "
+            f"{more} neither trained on nor scored, so that the test split stays "
             f"when images are added; a smaller data.test_share leaves fewer out"
         )
     if least < COARSE:
-        say(f"warning: {least} test images a class make coarse scores; bring a test split or more images")
+        few = counted(least, "test image a class makes", "test images a class make")
+        say(f"warning: {few} coarse scores; bring a test split or more images")
 
 
 def _kept_digests(images: Encoded, checksum: str) -> list[bytes]:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lfm.data.sources.base import stamp_of
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.storage import s3
 
 SHOWN = 5  # missing images that an error names
@@ -58,7 +58,8 @@ def stamps_of(root: str, paths: Sequence[str]) -> list[str]:
             missing.append(fulls[i])
     if missing:
         raise InputError(
-            f"{len(missing):,} of {len(paths):,} listed images are missing: {', '.join(missing[:SHOWN])}"
+            f"{len(missing):,} of {counted(len(paths), 'listed image')} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: {', '.join(missing[:SHOWN])}"
             f"{' ...' if len(missing) > SHOWN else ''}; put them there, or set data.images to the folder that "
             f"the paths in the list start from"
         )

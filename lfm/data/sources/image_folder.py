@@ -12,7 +12,7 @@ from lfm.data.sources.base import TRAIN, stamp_of
 from lfm.data.sources.image_listing import Found, first_few
 from lfm.data.sources.manifest import unreadable
 from lfm.data.sources.split_words import say_splits, splits_of
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.progress import say
 from lfm.storage import s3
 
@@ -51,18 +51,16 @@ class LeftOut:
                 f"data.source={root}/{file} takes its labels"
             )
         if self.not_ours:
-            say(
-                f"{self.not_ours.total():,} hidden, thumbnail and system entries of {root} are left out "
-                f"({_counted(self.not_ours)})"
-            )
+            one = f"hidden, thumbnail or system entry of {root} is"
+            number = counted(self.not_ours.total(), one, f"hidden, thumbnail and system entries of {root} are")
+            say(f"{number} left out ({_listed(self.not_ours)})")
         if self.endings:
-            say(
-                f"{self.endings.total():,} files of {root} are not images by their ending and are left out "
-                f"({_counted(self.endings)})"
-            )
+            one = f"file of {root} is no image by its ending and is"
+            number = counted(self.endings.total(), one, f"files of {root} are not images by their ending and are")
+            say(f"{number} left out ({_listed(self.endings)})")
 
 
-def _counted(names: Counter[str]) -> str:
+def _listed(names: Counter[str]) -> str:
     few = names.most_common(SHOWN)
     return ", ".join(f"{name or 'no ending'}: {count:,}" for name, count in few) + (
         ", ..." if len(names) > SHOWN else ""
@@ -138,17 +136,21 @@ def from_folder(found: Scan, class_depth: int = 0) -> Found:
             label.append(parts[depth])
             split.append(split_of.get(parts[0], TRAIN))
     if not name:
-        flat = f"; {len(files):,} images lie in it without a class folder" if files else ""
+        lie = counted(len(files), "image lies", "images lie")
+        flat = f"; {lie} in it without a class folder" if files else ""
         raise InputError(f"{root} has no images in class folders{flat}; lay them out as {root}/CLASS/*.jpg")
     wanted = {folder.split("/")[depth] for folder in folders if folder.count("/") >= depth}
     if missing := sorted(wanted - set(label)):
+        hold = counted(len(missing), f"folder of {root} holds", f"folders of {root} hold")
         raise InputError(
-            f"{len(missing)} folders of {root} hold no image ({first_few(missing)}), and each folder is a class; "
+            f"{hold} no image ({first_few(missing)}), and each folder is a class; "
             f"add images ({' '.join(sorted(IMAGES))}) or move the folder elsewhere"
         )
     found.left.tell(root)
     if len(name) < len(files):
-        say(f"{len(files) - len(name):,} images of {root} lie outside of class folders and are left out")
+        outside = len(files) - len(name)
+        lie = counted(outside, f"image of {root} lies", f"images of {root} lie")
+        say(f"{lie} outside of class folders and {'is' if outside == 1 else 'are'} left out")
     path = [f"{root}/{each}" for each in name]
     return Found(path, name, stamp, label, split, path.__getitem__, spaces=True)
 

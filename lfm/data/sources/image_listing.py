@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from lfm.data.sources.base import stamp_of
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.storage import s3
 
 READERS = 16
@@ -81,7 +81,8 @@ def stamps(path: list[str]) -> list[str]:
             missing.append(each)
     if missing:
         raise InputError(
-            f"{len(missing):,} of {len(path):,} listed images are no files ({first_few(missing)}); correct the paths, "
+            f"{len(missing):,} of {counted(len(path), 'listed image')} "
+            f"{'is no file' if len(missing) == 1 else 'are no files'} ({first_few(missing)}); correct the paths, "
             f"or set data.images to the folder that they start from"
         )
     return stamp

@@ -7,7 +7,7 @@ import numpy as np
 from lfm.config.schema import DataConfig
 from lfm.data.sources.base import TEST, TRAIN, Chosen, Source
 from lfm.data.sources.image_listing import first_few
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.progress import say
 
 
@@ -24,12 +24,15 @@ def settle(config: DataConfig, source: Source) -> Source:
     if not len(lone):
         return source
     names = first_few([f"{source.classes[k]} ({train_C[k]:,})" for k in lone])
-    what = f"{len(lone):,} classes have no test images ({names}, in brackets their training images)"
+    what = (
+        f"{counted(len(lone), 'class has', 'classes have')} no test images ({names}, in brackets their training images)"
+    )
+    them = "it" if len(lone) == 1 else "them"
     if config.without_test == "keep":
-        say(f"warning: {what}; they are trained, and no score counts them")
+        say(f"warning: {what}; {'it is' if len(lone) == 1 else 'they are'} trained, and no score counts {them}")
         return dataclasses.replace(source, without_test=True)
     if config.without_test == "leave-out":
-        say(f"warning: {what}; they are left out: a model will not know them")
+        say(f"warning: {what}; {'it is' if len(lone) == 1 else 'they are'} left out: a model will not know {them}")
         return without(source, set(lone.tolist()))
     if source.test_share:
         what += (
@@ -37,8 +40,8 @@ def settle(config: DataConfig, source: Source) -> Source:
             "or splits share stay where they are"
         )
     raise InputError(
-        f"{what}; add images, or set data.without_test=leave-out to leave these classes out, or =keep to train and not "
-        f"score them"
+        f"{what}; add images, or set data.without_test=leave-out to leave {them} out, or =keep to train and not "
+        f"score {them}"
     )
 
 
