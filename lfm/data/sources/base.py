@@ -213,9 +213,9 @@ class Source:
         bad = np.flatnonzero((self.label_N < 0) | (self.label_N >= len(self.classes)))
         if len(bad):
             raise InputError(
-                f"{self.images.name(int(bad[0]))} has label {self.label_N[bad[0]]}, but there are "
-                f"{counted(len(self.classes), 'class', 'classes')} (0 to {len(self.classes) - 1}); correct the label or name the "
-                f"missing classes"
+                f"{self.images.name(int(bad[0]))} has label {self.label_N[bad[0]]}, but the labels of the "
+                f"{counted(len(self.classes), 'class', 'classes')} are 0 to {len(self.classes) - 1}; correct the label "
+                f"or name the missing classes"
             )
         for split, title in ((TRAIN, "training"), (TEST, "test")):
             count_C = np.bincount(self.label_N[self.split_N == split], minlength=len(self.classes))
