@@ -43,11 +43,9 @@ def size_of(name: str) -> tuple[int, int, int]:
         tower = openclip.build_image_tower(config).train()
         image = sum(weight.numel() for weight in tower.parameters())
         known = not config["text_cfg"].get("hf_model_name")
-        whole = (
-            sum(weight.numel() for weight in openclip.build(config, Path()).parameters())
-            if known
-            else image + 560_000_000
-        )
+        whole = image if known else image + 560_000_000
+        if known and config["text_cfg"]:
+            whole = sum(weight.numel() for weight in openclip.build(config, Path()).parameters())
     own = {weight.untyped_storage()._cdata for weight in tower.parameters()}
     kept: list[torch.Tensor] = []  # held, so that no address is used twice
 

@@ -55,7 +55,7 @@ def train(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = ModelConfig(tower=name, weights="random")
     config, to = towers.config_of(model, own_text=False), towers.preprocess(model)
-    settings = load("custom-small", {
+    settings = load("custom-scratch", {
         "stage1.epochs": 1, "stage1.batch_size": IMAGES // 2, "train.validate_every": 0, "train.precision": "fp32",
         "train.device": "cpu",
     })  # fmt: skip

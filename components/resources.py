@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from lfm.backbones import towers
+from lfm.backbones import imagenet, towers
 from lfm.config.schema import ModelConfig, RunConfig
 
 SIZES = Path(towers.__file__).with_name("tower_sizes.json")
@@ -39,6 +39,8 @@ SHARED = 1.0
 """GiB of /dev/shm that each of several processes may use: NCCL's buffers; images are decoded by threads."""
 DECODERS = 4
 """Cores of a training process that decodes JPEGs for a pre-trained tower."""
+SMALL_TOWERS = ("conv4", imagenet.TOWER)
+"""Towers of which nobody asks for a node with more cores."""
 SMALL_IMAGES = ("fashion-mnist", "cifar10", "cifar100")
 """Data sets whose images are kept as pixels, so that nothing is decoded."""
 GIB = 2**30
@@ -120,7 +122,7 @@ def _need(step: str, config: RunConfig, gpus: bool, shared_memory: float) -> tup
     if step in ("plan-sweep", "finish") or (STEPS[step].trains and config.train.nodes > 1):
         return WATCHING
     size = size_of(config.model)
-    decodes = towers.uses_open_clip(config.model) and config.data.name not in SMALL_IMAGES
+    decodes = config.data.name not in SMALL_IMAGES and config.model.tower not in SMALL_TOWERS
     processes = max(1, config.train.processes)
     cores = (DECODERS if decodes else 1) * (processes if STEPS[step].trains else 1)
     gib = PROGRAM + 2 * 4 * size.image / GIB  # weights as they are read, and as they are used
@@ -155,7 +157,11 @@ def size_of(model: ModelConfig) -> Size:
     """The size of a tower, without building it."""
     if not towers.uses_open_clip(model):
         return CONV4
-    return _sizes().get(towers.name(model), UNKNOWN)
+    size = _sizes().get(towers.name(model), UNKNOWN)
+    if model.image_size:
+        own = towers.preprocess(model.model_copy(update={"image_size": 0})).size
+        size = size._replace(activations=round(size.activations * (model.image_size / own) ** 2))
+    return size
 
 
 @cache

@@ -31,7 +31,7 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-PRESET = "custom-small"
+PRESET = "custom-scratch"
 TINY = {
     "stage1.epochs": 2, "stage2.epochs": 1, "stage1.batch_size": 8, "stage2.batch_size": 8, "stage1.alpha": 0.5,
     "stage2.alpha": 0.5, "model.image_size": 16, "train.validate_every": 0,

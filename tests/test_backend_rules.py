@@ -52,8 +52,8 @@ def test_only_a_retraining_may_end_without_a_launcher(compiled: dict[tuple[str, 
 
 @pytest.mark.slow
 def test_the_mlflow_plugin_and_our_variables_do_not_go_together(compiled: dict[tuple[str, str, str], Spec]) -> None:
-    assert rules.one_source_for_each_variable(compiled["train", "custom-small", "infra"], PLUGIN)
-    assert not rules.one_source_for_each_variable(compiled["train", "custom-small", "default"], PLUGIN)
+    assert rules.one_source_for_each_variable(compiled["train", "custom-scratch", "infra"], PLUGIN)
+    assert not rules.one_source_for_each_variable(compiled["train", "custom-scratch", "default"], PLUGIN)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def memory(step: str, gpus: bool = False, preset: str = "custom", **changes: Any
 
 
 def test_the_small_presets_fit_a_node_of_two_cores_and_eight_gibibytes() -> None:
-    for preset in ("fashion-mnist-lt", "custom-small"):
+    for preset in ("fashion-mnist-lt", "custom-small", "custom-scratch"):
         for step in STEPS:
             cpu, most = request(step, [load(preset)], gpus=False)
             assert quantity(most) <= 4 * 2**30, (preset, step)

@@ -96,39 +96,41 @@ def test_the_reports_list_is_what_the_run_takes(
 ) -> None:
     folders(tmp_path / "root", names)
     source = f"--set=data.source={tmp_path / 'root'}"
-    said = lfm("data", "report", "custom-small", source, "--out", tmp_path / "page.html")
+    said = lfm("data", "report", "custom-scratch", source, "--out", tmp_path / "page.html")
     file = tmp_path / "page-names.json"
     assert f"Names: {file} (look at it, then --set data.class_names={file})" in said
     assert "class names that can be cleaned. Look at the list" in said
     report = json.loads((tmp_path / "page.json").read_text())
     shown = [name.replace("_", " ") for name in names]
     assert json.loads(file.read_text()) == dict(zip(shown, better, strict=True))
-    config = load("custom-small", {"data.source": str(tmp_path / "root"), "data.class_names": str(file)})
+    config = load("custom-scratch", {"data.source": str(tmp_path / "root"), "data.class_names": str(file)})
     table = prepare.table_for(config.data, config.seed)
-    before = prepare.table_for(load("custom-small", {"data.source": str(tmp_path / "root")}).data, 0)
+    before = prepare.table_for(load("custom-scratch", {"data.source": str(tmp_path / "root")}).data, 0)
     assert read_info(before)["classes"] == shown == report["audit"]["classes"]
     assert read_info(table)["classes"] == better
     assert read_info(table)["counts"] == read_info(before)["counts"]
     again = lfm(
-        "data", "report", "custom-small", source, f"--set=data.class_names={file}", "--out", tmp_path / "b.html"
+        "data", "report", "custom-scratch", source, f"--set=data.class_names={file}", "--out", tmp_path / "b.html"
     )
     assert "class names that can be cleaned" not in again and not (tmp_path / "b-names.json").exists()
-    inspected = lfm("data", "inspect", "custom-small", source)
-    assert "class names can be cleaned (" in inspected and "`lfm data report custom-small` writes the list" in inspected
+    inspected = lfm("data", "inspect", "custom-scratch", source)
+    assert (
+        "class names can be cleaned (" in inspected and "`lfm data report custom-scratch` writes the list" in inspected
+    )
 
 
 @pytest.mark.slow
 def test_a_person_may_change_the_list_and_nothing_is_proposed_for_plain_names(tmp_path: Path, home: Path) -> None:
     folders(tmp_path / "root", ["class_1", "class_2", "n02085620-Chihuahua"])
     source = f"--set=data.source={tmp_path / 'root'}"
-    lfm("data", "report", "custom-small", source, "--out", tmp_path / "page.html")
+    lfm("data", "report", "custom-scratch", source, "--out", tmp_path / "page.html")
     file = tmp_path / "page-names.json"
     table = json.loads(file.read_text())
     file.write_text(json.dumps(table | {"class 1": "wolf", "class 2": "fox"}))
-    config = load("custom-small", {"data.source": str(tmp_path / "root"), "data.class_names": str(file)})
+    config = load("custom-scratch", {"data.source": str(tmp_path / "root"), "data.class_names": str(file)})
     assert read_info(prepare.table_for(config.data, config.seed))["classes"] == ["wolf", "fox", "Chihuahua"]
     folders(tmp_path / "plain", ["cat", "dog"])
     said = lfm(
-        "data", "report", "custom-small", f"--set=data.source={tmp_path / 'plain'}", "--out", tmp_path / "c.html"
+        "data", "report", "custom-scratch", f"--set=data.source={tmp_path / 'plain'}", "--out", tmp_path / "c.html"
     )
     assert "cleaned" not in said and not (tmp_path / "c-names.json").exists()

@@ -314,7 +314,15 @@ def test_a_run_on_12_bits_and_what_predict_says(tmp_path: Path) -> None:
         for k in range(30):
             (photos / name / f"{k}.png").write_bytes(png16(rng.integers(0, top + 1, (20, 20))))
     sets = ("model.image_size=16", "stage1.epochs=15", "stage2.epochs=2", "stage1.batch_size=16")
-    command = [*lfm(), "run", "custom-small", "--home", str(tmp_path / "home"), "--json", str(tmp_path / "result.json")]
+    command = [
+        *lfm(),
+        "run",
+        "custom-scratch",
+        "--home",
+        str(tmp_path / "home"),
+        "--json",
+        str(tmp_path / "result.json"),
+    ]
     command += [part for value in (f"data.source={photos}", *sets) for part in ("--set", value)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -42,7 +42,7 @@ def test_a_step_is_shown_the_home_and_what_the_configuration_names(
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "names.json").touch()
     assert shown(CONFIG) == {str(home): True}
-    config = load("custom-small", {"data.source": "photos", "data.class_names": "lists/names.json"})
+    config = load("custom-scratch", {"data.source": "photos", "data.class_names": "lists/names.json"})
     assert shown(config) == {str(home): True, str(tmp_path / "photos"): False, str(tmp_path / "lists"): False}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
     assert shown(CONFIG) == {str(home): True, str(tmp_path / "runs"): True}
@@ -51,7 +51,7 @@ def test_a_step_is_shown_the_home_and_what_the_configuration_names(
 def test_a_folder_that_would_hide_one_of_the_container_is_refused(home: Path) -> None:
     assert home
     with pytest.raises(InputError, match=r"/tmp cannot be mounted in a container; move"):
-        _mounts(load("custom-small", {"data.source": "/tmp"}))
+        _mounts(load("custom-scratch", {"data.source": "/tmp"}))
 
 
 def test_the_callers_variables_reach_a_step_but_not_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_kfp_runs_a_step_in_the_chosen_image_as_the_caller(
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/name.txt").write_text("a photo")
     home.mkdir()
-    with docker_steps(chosen, load("custom-small", {"data.source": "photos"})) as runner:
+    with docker_steps(chosen, load("custom-scratch", {"data.source": "photos"})) as runner:
         local.init(runner=runner, pipeline_root=str(home / "pipelines"))
         said = looking().output
         with pytest.raises(RuntimeError, match="failed"):

@@ -15,7 +15,7 @@ from lfm.storage.handover import resolve
 from lfm.tracking import registry
 
 pytestmark = pytest.mark.slow
-PRESET = "custom-small"
+PRESET = "custom-scratch"
 COLOURS = {"cat": (220, 40, 40), "dog": (40, 200, 60), "bird": (40, 60, 210)}
 SETTINGS = {
     "model.image_size": 16, "stage1.epochs": 1, "stage2.epochs": 0, "train.validate_every": 0, "train.device": "cpu",

@@ -203,7 +203,7 @@ def test_with_pointers_and_the_store_alone_a_second_machine_trains_on(
         (photos / name).mkdir(parents=True, exist_ok=True)
         (photos / name / f"{k}.jpg").write_bytes(image)
     config = load(
-        "custom-small",
+        "custom-scratch",
         {"data.source": str(photos), "model.image_size": 16, "stage1.epochs": 1, "stage1.batch_size": 8,
          "stage1.alpha": 0.5, "train.validate_every": 0},
     ).model_dump()  # fmt: skip

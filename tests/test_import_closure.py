@@ -110,11 +110,11 @@ def test_an_alpha_that_was_found_is_in_the_key_as_a_number(tmp_path: Path) -> No
             (aside / "file").write_text(name)
         folders.append(str(tmp_path / name))
     data, text, backbone = folders
-    config = load("custom-small", {"data.source": "photos"})
+    config = load("custom-scratch", {"data.source": "photos"})
     assert config.stage1.alpha == "auto"
     keys = {content_key(stage_inputs(config, 1, alpha, data, text, backbone, "")) for alpha in (0.25, 0.25, 0.5)}
     assert len(keys) == 2
-    said = load("custom-small", {"data.source": "photos", "stage1.alpha": 0.5})
+    said = load("custom-scratch", {"data.source": "photos", "stage1.alpha": 0.5})
     assert content_key(stage_inputs(said, 1, 0.5, data, text, backbone, "")) in keys, (
         "found or given, the same number is the same run"
     )

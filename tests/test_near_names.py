@@ -82,7 +82,7 @@ def config_of(root: Path, names: Sequence[str]) -> RunConfig:
         (root / name).mkdir(parents=True)
         for i in range(4):
             (root / name / f"{i}.png").write_bytes(encoded(photo(10 * k + i, 12, 12)))
-    return load("custom-small", {"data.source": str(root)})
+    return load("custom-scratch", {"data.source": str(root)})
 
 
 def test_the_report_says_which_names_are_the_same(tmp_path: Path, home: Path) -> None:
@@ -113,7 +113,7 @@ def test_opposites_are_named_in_inspect_report_and_run(
         preview.preview(run, 1, str(table), str(text))
         said = f"are nearly the same to the text tower, with a cosine above 0.9 ({line})"
         assert f"warning: 1 pairs of class names {said}" in (capsys.readouterr().out)
-    command = ["data", "inspect", "custom-small", f"--set=data.source={tmp_path / 'root'}"]
+    command = ["data", "inspect", "custom-scratch", f"--set=data.source={tmp_path / 'root'}"]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0 and line in done.output
 

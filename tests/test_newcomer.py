@@ -158,7 +158,7 @@ def test_a_mixup_is_added(tmp_path: Path) -> None:
 def test_a_data_set_is_added(tmp_path: Path) -> None:
     """Its artifact is built by the command, with the method's look at it; the other loaders are not imported."""
     copy_with(DATA, tmp_path)
-    command = [sys.executable, "-m", "lfm.cli", "data", "inspect", "custom-small", "--json", "--home", str(tmp_path)]
+    command = [sys.executable, "-m", "lfm.cli", "data", "inspect", "custom-scratch", "--json", "--home", str(tmp_path)]
     settings = ("data.name=squares", "model.image_size=16", "stage1.alpha=0.5")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(

@@ -194,7 +194,7 @@ def test_the_run_form_has_the_values_of_the_preset_and_describes_each(preset: st
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_of_every_kind_says_what_it_is(kind: str) -> None:
-    spec = KINDS[kind](load("custom-small"), ClusterSettings()).pipeline_spec
+    spec = KINDS[kind](load("custom-scratch"), ClusterSettings()).pipeline_spec
     for name, parameter in spec.root.input_definitions.parameters.items():
         assert parameter.description[0].isupper() and parameter.description.endswith("."), name
 

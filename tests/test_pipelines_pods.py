@@ -79,7 +79,7 @@ def test_the_time_for_all_attempts_holds_each_of_them(kind: str, tmp_path: Path)
         assert float(retry["backoffMaxDuration"].rstrip("s")) == (retries + 1) * limit + waits, name
 
 
-@pytest.mark.parametrize(("preset", "cpu", "memory"), [("custom-small", "1", "8Gi"), ("places-lt", "4", "10Gi")])
+@pytest.mark.parametrize(("preset", "cpu", "memory"), [("custom-scratch", "1", "8Gi"), ("places-lt", "4", "10Gi")])
 def test_a_small_model_asks_for_what_a_small_node_has(preset: str, cpu: str, memory: str, tmp_path: Path) -> None:
     write(training_pipeline(load(preset), GPUS), tmp_path / "pipeline.yaml")
     spec, _ = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
@@ -180,12 +180,12 @@ def test_a_configuration_begins_whether_it_comes_as_a_dictionary_or_as_text(
     form: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LFM_PIPELINE_RUN", "a-sweep")
-    values = pipeline_arguments(load("custom-small", {"data.source": str(home.parent), "seed": 3}))
-    config, key = configure("custom-small", values, values.pop("overrides"))
+    values = pipeline_arguments(load("custom-scratch", {"data.source": str(home.parent), "seed": 3}))
+    config, key = configure("custom-scratch", values, values.pop("overrides"))
     (planned,) = plan_sweep(config, [{"name": "alpha 1", "label": "alpha 1", "overrides": {"stage1.alpha": 1.0}}])
     monkeypatch.setenv("LFM_PIPELINE_RUN", key)
     found, variant = configure_variant(form(planned))
     assert (found["stage1"]["alpha"], found["seed"], variant) == (1.0, 3, "a-sweep/alpha 1")
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("custom-small").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("custom-scratch").experiment_id])
     assert {run.info.run_name for run in runs} >= {"sweep of 1", "alpha 1"}

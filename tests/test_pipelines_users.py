@@ -25,11 +25,11 @@ def test_everything_is_looked_for_and_made_in_the_namespace(monkeypatch: pytest.
             Cluster(kfp.host)
         kfp.asked.clear()
         cluster = Cluster(kfp.host, "team-a")
-        cluster.submit(load("custom-small"), SETTINGS)
-        cluster.upload("train", load("custom-small"), SETTINGS)
-        cluster.schedule(load("custom-small"), "0 0 3 * * *", SETTINGS)
+        cluster.submit(load("custom-scratch"), SETTINGS)
+        cluster.upload("train", load("custom-scratch"), SETTINGS)
+        cluster.schedule(load("custom-scratch"), "0 0 3 * * *", SETTINGS)
         for kind in ("run", "sweep"):
-            done = CliRunner().invoke(app, [kind, "custom-small", "--runner", "kfp", "--host", kfp.host, *PLACE])
+            done = CliRunner().invoke(app, [kind, "custom-scratch", "--runner", "kfp", "--host", kfp.host, *PLACE])
             assert done.exit_code == 0, done.exception
         looked = [
             one for one in kfp.asked if one.method == "GET" and one.path.endswith(("/pipelines", "/recurringruns"))

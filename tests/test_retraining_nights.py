@@ -15,7 +15,7 @@ from lfm.tracking import registry
 from tests.reader import Reader
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tables")]
-PRESET = "custom-small"
+PRESET = "custom-scratch"
 COLOURS = {"cat": (220, 40, 40), "dog": (40, 200, 60), "bird": (40, 60, 210), "horse": (200, 180, 40)}
 TINY = {
     "model.image_size": 16, "stage1.epochs": 1, "stage2.epochs": 1, "train.validate_every": 0,

@@ -112,7 +112,7 @@ def text_of(page: Path) -> str:
 def test_every_trap_is_shown_on_one_page(tmp_path: Path, home: Path) -> None:
     put(tmp_path / "photos", every_trap())
     page, values = tmp_path / "report.html", tmp_path / "report.json"
-    command = ["data", "report", "custom-small", "--set", f"data.source={tmp_path / 'photos'}", "--out", str(page)]
+    command = ["data", "report", "custom-scratch", "--set", f"data.source={tmp_path / 'photos'}", "--out", str(page)]
     done = CliRunner().invoke(app, [*command, "--json", str(values)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     shown = text_of(page)
@@ -122,7 +122,7 @@ def test_every_trap_is_shown_on_one_page(tmp_path: Path, home: Path) -> None:
     report = json.loads(values.read_text())
     assert report["source"] and all(line in shown for line in report["source"])
     # A run is refused for what the report shows.
-    run = CliRunner().invoke(app, ["run", "custom-small", "--set", f"data.source={tmp_path / 'photos'}"])
+    run = CliRunner().invoke(app, ["run", "custom-scratch", "--set", f"data.source={tmp_path / 'photos'}"])
     assert run.exit_code != 0
 
 
@@ -135,7 +135,7 @@ def test_so_are_those_of_a_list(tmp_path: Path, home: Path) -> None:
             rows.append(f"{name}{k}.png,{name},{'Training' if k < 4 else 'holdout'},{k},sun")
     (tmp_path / "train.csv").write_text("\n".join(rows))
     page = tmp_path / "report.html"
-    command = ["data", "report", "custom-small", "--set", f"data.source={tmp_path / 'train.csv'}", "--out", str(page)]
+    command = ["data", "report", "custom-scratch", "--set", f"data.source={tmp_path / 'train.csv'}", "--out", str(page)]
     assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
     shown = text_of(page)
     assert re.search(r"fold\W.{0,80}not used", shown), shown
@@ -147,7 +147,7 @@ def test_a_class_without_images_that_can_be_used_stops_no_report(tmp_path: Path,
     files = {f"{s}/{n}/{k}.png": encoded(photo(k, 20, 20)) for s in ("train", "test") for n in "ab" for k in range(3)}
     put(tmp_path / "photos", files | {"train/c/0.png": b"", "test/c/0.png": encoded(photo(1, 20, 20))})
     page = tmp_path / "report.html"
-    command = ["data", "report", "custom-small", "--set", f"data.source={tmp_path / 'photos'}", "--out", str(page)]
+    command = ["data", "report", "custom-scratch", "--set", f"data.source={tmp_path / 'photos'}", "--out", str(page)]
     assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
     shown = text_of(page)
     assert "1 class without training images." in shown and "class 'c' has no training image that can be used" in shown

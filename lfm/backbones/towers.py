@@ -1,4 +1,4 @@
-"""open_clip's towers by name: which there are, their configurations and how they want their images.
+"""open_clip's towers by name, and one of ours: their configurations and how they want their images.
 
 Reads open_clip's own files without importing it, which takes seconds, and no weights.
 """
@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lfm.backbones import imagenet
 from lfm.config.schema import ModelConfig
 from lfm.errors import InputError, unknown
 from lfm.storage import s3
@@ -74,8 +75,8 @@ def _package() -> Path:
 
 @functools.cache
 def built_in() -> dict[str, Path]:
-    """open_clip's models: name -> JSON file."""
-    return {path.stem: path for path in sorted((_package() / "model_configs").glob("*.json"))}
+    """open_clip's models, and the one that ImageNet's weights are for: name -> JSON file."""
+    return {path.stem: path for path in [*sorted((_package() / "model_configs").glob("*.json")), imagenet.CONFIG]}
 
 
 @functools.cache
@@ -91,6 +92,8 @@ def open_clip_tags() -> Any:
 
 def tags_of(name: str) -> dict[str, dict[str, Any]]:
     """The tower's pre-trained tags and what open_clip knows of each: hub repository, mean, activation ..."""
+    if name == imagenet.TOWER:
+        return {imagenet.WEIGHTS: imagenet.TAG}
     tags = open_clip_tags()
     return {tag: tags.get_pretrained_cfg(name, tag) for tag in tags.list_pretrained_tags_by_model(name)}
 
@@ -173,8 +176,8 @@ def tag_of(model: ModelConfig) -> dict[str, Any] | None:
     """What open_clip knows of the pre-trained tag; None: the weights are random or a file."""
     if model.weights == "random" or config_file(model.tower):
         return None
-    tag = model.weights.lower().replace("-", "_")
-    return tags_of(name(model)).get(tag)
+    tags = tags_of(name(model))
+    return tags.get(model.weights) or tags.get(model.weights.lower().replace("-", "_"))
 
 
 def config_of(model: ModelConfig, own_text: bool = True) -> dict[str, Any]:
@@ -192,6 +195,8 @@ def config_of(model: ModelConfig, own_text: bool = True) -> dict[str, Any]:
     # open_clip only warns when the tag says QuickGELU and the configuration does not, and loses points of accuracy.
     if (tag_of(model) or {}).get("quick_gelu"):
         config["quick_gelu"] = True
+    if model.image_size:
+        config["vision_cfg"]["image_size"] = model.image_size
     return config if own_text else _for_minilm(model, config)
 
 
@@ -205,6 +210,11 @@ def _for_minilm(model: ModelConfig, config: dict[str, Any]) -> dict[str, Any]:
     if dim != own_dim and vision.get("timm_proj") == "none":
         vision["timm_proj"] = "linear"  # what the trunk gives has dimensions of its own
     return {**config, "embed_dim": dim, "text_cfg": text, "vision_cfg": vision}
+
+
+def has_text(model: ModelConfig) -> bool:
+    """Whether the model has a text tower."""
+    return uses_open_clip(model) and bool(config_of(model)["text_cfg"])
 
 
 def check_text(model: ModelConfig) -> None:
@@ -233,13 +243,15 @@ def check(model: ModelConfig) -> None:
         return
     preprocess(model)
     weights, tower = weights_of(model), name(model)
-    if weights == "random" or tag_of(model):
+    imagenet.check_size(model.image_size, tower)
+    if tag := tag_of(model):
+        return imagenet.check_tag(tag)
+    if weights == "random":
         return
-    tags = list(tags_of(tower))
+    tags = [*tags_of(tower)]
     other = f"; known: {', '.join([*tags, 'random'])}, or the path of a checkpoint ({', '.join(FILE_KINDS)})"
     if "/" not in weights and Path(weights).suffix not in FILE_KINDS:
-        near = str(unknown(f"weights of {tower}:", weights, tags))
-        raise InputError(near.partition("; known")[0] + other)
+        raise InputError(str(unknown(f"weights of {tower}:", weights, tags)).partition("; known")[0] + other)
     if Path(weights).suffix not in FILE_KINDS:
         raise InputError(f"model.weights={weights} ends in none of {', '.join(FILE_KINDS)}; save the weights as one")
     if not (s3.exists(weights) if s3.is_remote(weights) else Path(weights).is_file()):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from lfm.backbones import towers
+from lfm.backbones import imagenet, towers
 from lfm.backbones.checkpoint_files import check_finite, read_state
 from lfm.backbones.openclip import WEIGHTS, build, build_image_alone, hub_tokenizer
 from lfm.config.schema import ModelConfig
@@ -51,6 +51,8 @@ def weights_id(model: ModelConfig, seed: int, own_text: bool = True) -> dict[str
     if model.weights == "random":
         versions = {package: importlib.metadata.version(package) for package in ("open_clip_torch", "torch")}
         return {**named, "weights": {"random": seed, **versions}}
+    if not model.aligned:
+        return {**named, "weights": {"sha256": imagenet.SHA256}}
     if tag := towers.tag_of(model):
         return {**named, "weights": {"tag": model.weights, "hub": tag["hf_hub"]}}
     return {**named, "weights": {"sha256": sha256_file(_checkpoint(towers.weights_of(model), home()))}}
@@ -85,7 +87,7 @@ def fetch(model: ModelConfig, seed: int, folder: Path, own_text: bool = True) ->
     config, ready = towers.config_of(model, own_text), towers.preprocess(model)
     if own_text:
         _fetch_language(config["text_cfg"], folder, _tokenizer_beside(model))
-    path = _weights_file(model)
+    path = _weights_file(model) if model.aligned else None
     try:
         net = build(config, folder, seed) if config["text_cfg"] else build_image_alone(config, seed)
     except Exception as error:
@@ -95,6 +97,9 @@ def fetch(model: ModelConfig, seed: int, folder: Path, own_text: bool = True) ->
     if path:
         _fill(net, path, f"{path} ({towers.name(model)})", image_alone=not config["text_cfg"])
         _warn_of_activation(model, config)
+    elif not model.aligned:
+        imagenet.fill(net.visual)
+        say(f"{model.weights}: trained on ImageNet, {imagenet.LICENCE}; kept as safetensors")
     save_model(net, str(folder / WEIGHTS))
     image = sum(weight.numel() for weight in net.visual.parameters())
     info = {

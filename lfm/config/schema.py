@@ -142,23 +142,30 @@ class ModelConfig(Section):
     """The image tower and where its weights come from."""
 
     tower: str = "ViT-B-32"
-    """Any open_clip model (ViT-B/32, RN50, ViT-B-16-SigLIP ...) or an open_clip JSON file of your own; conv4: four
-    3 x 3 convolutions, 290,000 weights, from scratch, for small images."""
+    """Any open_clip model (ViT-B/32, RN50, ViT-B-16-SigLIP ...) or an open_clip JSON file of your own;
+    tf_efficientnet_lite0, timm's, 3.9 million weights; conv4: four 3 x 3 convolutions, 290,000 weights, from scratch,
+    for small images."""
     weights: str = "openai"
     """open_clip's pre-trained tag (openai, datacomp_xl_s13b_b90k ...), a local or s3:// checkpoint (.safetensors, or
-    a torch file, which is loaded weights-only), or `random`."""
+    a torch file, which is loaded weights-only), `imagenet-lite0` for tf_efficientnet_lite0, or `random`."""
     head: Literal["text", "classes"] = "text"
     """What image features are compared with. text: the frozen class embeddings (the paper); classes: a row a class that
     trains in both stages, in the tower's features before their projection into the text's space. It starts from the
     class embeddings by the projection's transpose (Shi et al. 2024, LIFT)."""
     image_size: int = Field(0, ge=0, le=512)
-    """conv4: resize images to this many pixels a side, 8 or more; 0: unchanged. Other towers have their own size."""
+    """Pixels a side of conv4's images, 8 or more (0: unchanged), or of tf_efficientnet_lite0's, 32 or more (0: 224).
+    Other towers have their own size."""
 
     @model_validator(mode="after")
     def _not_too_small(self) -> "ModelConfig":
         if 0 < self.image_size < 8:
             raise ValueError(f"image_size {self.image_size} leaves conv4 nothing to pool; use 8 or more, or 0")
         return self
+
+    @property
+    def aligned(self) -> bool:
+        """Whether a pre-trained tower was trained to meet text; if not, its projection is fitted to the images."""
+        return self.weights != "imagenet-lite0"
 
 
 class MixupConfig(Section):
@@ -403,9 +410,9 @@ class RunConfig(Section):
 
     @property
     def method(self) -> str:
-        """Name of the method in tables: `ce`, `lfm + ce`, `remix + mms`, `lfm + ce + la(mass)`, `zero-shot`."""
+        """Name of the method in tables: `ce`, `lfm + ce`, `lfm + ce + la(mass)`, `zero-shot`, `ridge`."""
         if self.stage1.epochs == self.stage2.epochs == 0:
-            return "zero-shot"
+            return "zero-shot" if self.model.aligned else "ridge"
         return self.loss.title if self.mixup.name == "none" else f"{self.mixup.name} + {self.loss.title}"
 
     def stage(self, number: int) -> StageConfig:

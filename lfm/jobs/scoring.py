@@ -16,6 +16,8 @@ PREDICTIONS, CHAMPION_PREDICTIONS = "predictions.npy", "champion_predictions.npy
 
 def untrained(config: RunConfig) -> str:
     """What the model before training is called in tables."""
+    if not config.model.aligned:
+        return "ridge"
     return "untrained" if config.model.weights == "random" else "zero-shot"
 
 

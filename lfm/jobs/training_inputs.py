@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm.config.schema import DataConfig
+from lfm.jobs.alignment import align_backbone
 from lfm.jobs.prepare import embed_text, fetch_backbone, loading, prepare_data
 from lfm.jobs.retrain import CHANGED, UNCHANGED, data_news, nothing_to_do
 from lfm.jobs.step import Mistake, step
@@ -17,12 +18,12 @@ from lfm.jobs.step import Mistake, step
 @step
 def repeat_mistakes() -> None:
     """End a retry at once where the attempt before met a mistake: not by way of a backbone or a list of all files."""
-    for job in (fetch_backbone, prepare_data, embed_text):
+    for job in (fetch_backbone, prepare_data, embed_text, align_backbone):
         Mistake.of(job.__name__).repeat()
 
 
 def prepare_inputs(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> None:
-    """Fetch the backbone, prepare the data and embed the class names.
+    """Fetch the backbone, prepare the data, embed the class names, and fit a projection where the tower needs one.
 
     The backbone is first: that it cannot be had is known in seconds, and decoding the images may take hours.
 
@@ -36,6 +37,7 @@ def prepare_inputs(config: dict[str, Any], dataset: str, embeddings: str, backbo
     fetch_backbone(config["model"], config["seed"], backbone, config["text"])
     prepare_data(config["data"], config["model"], config["seed"], dataset)
     embed_text(config["text"], dataset, backbone, embeddings)
+    align_backbone(config["model"], dataset, embeddings, backbone)
 
 
 def prepare_retraining(config: dict[str, Any], dataset: str, embeddings: str, backbone: str) -> str:
@@ -60,4 +62,5 @@ def prepare_retraining(config: dict[str, Any], dataset: str, embeddings: str, ba
             Path(folder).mkdir(parents=True, exist_ok=True)
         return UNCHANGED
     embed_text(config["text"], dataset, backbone, embeddings)
+    align_backbone(config["model"], dataset, embeddings, backbone)
     return CHANGED

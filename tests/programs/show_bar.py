@@ -35,7 +35,7 @@ if sys.argv[1] == "step":
 
     from kfp import local
 
-    run_pipeline(pipeline, load("custom-small"), runner=lambda _: nullcontext(local.SubprocessRunner(use_venv=False)))
+    run_pipeline(pipeline, load("custom-scratch"), runner=lambda _: nullcontext(local.SubprocessRunner(use_venv=False)))
 else:
     with bar(1000, "work", "pieces") as progress:
         for _ in range(1000):
