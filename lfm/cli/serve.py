@@ -65,11 +65,11 @@ def predict(
     files = _files(images)
     with _folder_of(model) as (folder, uri):
         from lfm.jobs.base import base_of
-        from lfm.serving.predictor import NOT_PLACED, Predictor
+        from lfm.serving.predictor import Predictor
 
         predictor = Predictor(folder, device, backbone=base_of(folder))
-        if new_class and predictor.from_scratch:
-            typer.echo(NOT_PLACED, err=True)
+        if new_class and predictor.not_placed:
+            typer.echo(predictor.not_placed, err=True)
         if not json_:
             sure = "calibrated" if predictor.calibration else "not calibrated"
             typer.echo(f"{uri}, {counted(len(predictor.classes), 'class', 'classes')}, probabilities {sure}")

@@ -58,7 +58,7 @@ def _align(dataset: Path, text: Path, backbone: Path, aside: Path) -> None:
     from lfm.progress import bar
 
     images, tower = open_split(dataset, "train"), image_tower(backbone)
-    trunk = tower.trunk.to(memory_format=torch.channels_last)
+    trunk = tower.get_submodule("trunk").to(memory_format=torch.channels_last)
     text_CD = load_file(text / "text.safetensors")["text_CD"]
     index_N = first_of_each(images.label_N, MOST_IMAGES // len(text_CD))
     features = []

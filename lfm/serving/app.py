@@ -29,7 +29,7 @@ from lfm.revision import commit
 from lfm.serving import server_metrics
 from lfm.serving.admission import Admission, refusal
 from lfm.serving.batching import Batches
-from lfm.serving.predictor import BATCH, NOT_PLACED, Predictor
+from lfm.serving.predictor import BATCH, Predictor
 from lfm.serving.request import COLUMN, FORMATS, MOST_TOP, TOP, RequestError, of_json, params_of, pixels_of
 from lfm.serving.request import Request as Asked
 from lfm.serving.settings import Settings, from_environment
@@ -120,7 +120,7 @@ class Service:
         unit_ND = await self.batches(pixels)
         answers = await asyncio.to_thread(self.predictor.answers, unit_ND, asked.top, asked.new_classes)
         server_metrics.IMAGES.inc(len(pixels))
-        note = {"note": NOT_PLACED} if asked.new_classes and self.predictor.from_scratch else {}
+        note = {"note": self.predictor.not_placed} if asked.new_classes and self.predictor.not_placed else {}
         return {"predictions": self.predictor.rows(answers), **note}
 
 

@@ -36,11 +36,13 @@ SERVED, TEXT_HALF = "served.json", "text"
 BATCH = 32
 ZERO_SHOT = "zero-shot"
 """The shot group of a class that training has not seen."""
-NOT_PLACED = (
-    "note: this model's image tower was trained from scratch and has seen its own classes alone, so it cannot place "
-    "new names: where an image falls between them and its classes says little. A pre-trained tower can"
-)
-"""What an answer with new classes says of a model that is `from_scratch`."""
+NOT_PLACED = {
+    "random": "note: this model's image tower was trained from scratch and has seen its own classes alone, so it "
+    "cannot place new names: where an image falls between them and its classes says little. A pre-trained tower can",
+    "imagenet-lite0": "note: this model's image tower has met text in its own classes alone, so it places new names "
+    "little better than chance. A tower that was trained on images with their texts can",
+}
+"""What an answer with new classes says, by the weights that a tower began from."""
 
 
 class Predictor:
@@ -94,9 +96,9 @@ class Predictor:
         return self.features(np.stack([self.fit(self_check.picture(self.info))]))[0]
 
     @property
-    def from_scratch(self) -> bool:
-        """Whether the image tower knows nothing but its classes: it was drawn at random before it was trained."""
-        return bool(self.info["weights"] == "random")
+    def not_placed(self) -> str:
+        """What is to be said where new classes are named; empty if the image tower has met more text than its own."""
+        return NOT_PLACED.get(self.info["weights"], "")
 
     def fit(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """One image as the tower wants it, (H, W, channels) uint8: resized and cropped, grey or colour.
