@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lfm.config.extras import has_imagenet
+from lfm.config.lift_presets import LIFT_PRESETS
 from lfm.config.overrides import apply_overrides
 from lfm.config.schema import (
     DataConfig,
@@ -202,6 +203,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "custom": custom,
     "custom-small": custom_small,
     "custom-scratch": custom_scratch,
+    **LIFT_PRESETS,
 }
 
 
