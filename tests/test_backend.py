@@ -271,6 +271,16 @@ def test_terminate_in_training(trained: Trained, other: Path) -> None:
     assert site.end(run) == "KILLED"
 
 
+def test_terminate_between_register_and_decide(trained: Trained, other: Path) -> None:
+    """Seen on KFP 2.17.0: from `register` to `decide` the run was FINISHED, and another retraining did not see it."""
+    site = trained.site
+    if site.kind != "retrain":
+        pytest.skip("has no step after register")
+    run = site.start(other, Accident("decide", "terminated", lambda log: True))
+    assert ran(run)[-3:] == ["register", "decide", "finish"]
+    assert site.end(run) == "KILLED"
+
+
 def test_few_pods(trained: Trained, source: Path) -> None:
     most = {"train": 15, "retrain": 8}
     kind = trained.site.kind

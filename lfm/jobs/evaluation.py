@@ -170,11 +170,12 @@ def weights_tag(config: RunConfig) -> str:
 def register(config: dict[str, Any], dataset: str, backbone: str, model: str) -> str:
     """Register the model in MLflow under the preset's name, unless it is there. Its `models:/NAME/VERSION`."""
     from lfm.jobs.champion import data_tags, input_of
-    from lfm.tracking import pipeline_run, registration, registry
+    from lfm.tracking import other_runs, pipeline_run, registration, registry
 
     run_config = RunConfig.model_validate(config)
     name = run_config.preset
     with pipeline_run.step_run("register") as run:
+        last = not other_runs.is_retraining()
         dataset, backbone = resolve(dataset, "prepare"), resolve(backbone, "prepare")
         model = resolve(model, "train-stage2")
         broken, known = "", registration.registered_version(run, name, content(model))
@@ -186,7 +187,8 @@ def register(config: dict[str, Any], dataset: str, backbone: str, model: str) ->
         registry.tag(name, uri.rpartition("/")[2], origin)
         run.tags({"lfm.model": uri})
         say(f"registered before, as {known}" if known else f"registered as {uri}")
-    pipeline_run.end_well()
+    if last:  # else `decide` comes: until then the run goes on, for other retrainings and for a Terminate
+        pipeline_run.end_well()
     return uri
 
 

@@ -46,6 +46,14 @@ def going_on(config: RunConfig) -> str:
     return ""
 
 
+def is_retraining() -> bool:
+    """Whether this process's pipeline run is a retraining, as `going_on` has marked it."""
+    client = connect()
+    own = Membership.here().parent(client)
+    assert own, "the pipeline run has begun"
+    return bool(client.get_run(own).data.tags.get(KIND) == RETRAINING)
+
+
 def _last_sign(client: MlflowClient, run: Run) -> int:
     """When a run's steps were last heard of, in milliseconds since 1970."""
     signs: list[int] = [run.info.start_time]
