@@ -18,6 +18,10 @@ class InputError(ValueError):
     exit_code = 2
 
 
+class PassingError(InputError):
+    """What does not answer may do so a moment later, without anybody's doing: another attempt tries again."""
+
+
 def counted(number: int, one: str, several: str = "") -> str:
     """A number with its noun, and perhaps what follows, for a message: 1 image, 2,000 images.
 

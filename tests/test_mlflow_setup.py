@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -15,9 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lfm.cli.main import app
-from lfm.errors import InputError
+from lfm.errors import InputError, PassingError
 from lfm.tracking import pipeline_run
-from lfm.tracking.client import connect
+from lfm.tracking.client import _down, connect
 from lfm.tracking.membership import KEY_VARIABLE
 from lfm.tracking.uri import tracking_uri
 from tests import warm
@@ -179,6 +180,50 @@ def test_a_server_that_takes_no_connections_is_said_within_seconds(home: Path, m
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://no-such-host.invalid:5000")
     with pytest.raises(InputError, match=r"no-such-host\.invalid:5000: there is no host of that name"):
         connect()
+
+
+@pytest.mark.slow
+def test_in_a_pod_a_server_is_waited_for_and_elsewhere_it_is_not(
+    home: Path, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Seen on KFP 2.17.0: half a minute without a name server ended a retraining in its first step."""
+    (port,) = free_ports(1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv(KEY_VARIABLE, "nightly")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(PassingError, match="does not answer"):
+        pipeline_run.begin_pipeline_run("custom", "a run")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("LFM_MLFLOW_PATIENCE", "2")
+    began = time.monotonic()
+    with pytest.raises(PassingError, match="does not answer"):
+        pipeline_run.begin_pipeline_run("custom", "a run")
+    assert 2 <= time.monotonic() - began < 30
+    assert "waiting for MLflow, 2 s at most" in capfd.readouterr().out
+    monkeypatch.setenv("LFM_MLFLOW_PATIENCE", "120")
+    store = shutil.copyfile(empty_database, tmp_path / "server.db")
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(tmp_path / "files"),
+    ]  # fmt: skip
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        assert pipeline_run.begin_pipeline_run("custom", "a run") == "nightly"
+        assert "waiting for MLflow, 120 s at most" in capfd.readouterr().out
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_a_name_server_that_does_not_answer_is_no_wrong_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lfm-mlflow:5000")
+    passing = _down(socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"))
+    assert isinstance(passing, PassingError) and "no name server knows its name at the moment" in str(passing)
+    wrong = _down(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+    assert not isinstance(wrong, PassingError) and "there is no host of that name" in str(wrong)
 
 
 @pytest.mark.slow

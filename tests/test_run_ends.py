@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from lfm.config.sweeps import Part
-from lfm.errors import SIGTERM_EXIT, InputError
+from lfm.errors import SIGTERM_EXIT, InputError, PassingError
 from lfm.jobs.pipeline_run import finish
 from lfm.jobs.step import Mistake, step
 from lfm.tracking import pipeline_run, whole_sweep
@@ -280,6 +280,14 @@ def test_the_second_attempt_says_the_same_at_once(home: Path, monkeypatch: pytes
     with pytest.raises(SystemExit):
         prepare()
     assert len(calls) == 2
+
+
+def test_what_may_pass_by_itself_is_tried_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LFM_PIPELINE_RUN", KEY)
+    monkeypatch.setenv("KFP_RETRY_INDEX", "0")
+    Mistake.of("job").keep(PassingError("the MLflow server does not answer"))
+    monkeypatch.setenv("KFP_RETRY_INDEX", "1")
+    Mistake.of("job").repeat()
 
 
 def test_a_crash_is_tried_again_and_so_is_another_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

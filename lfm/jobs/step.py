@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from lfm.errors import ERROR_MARK, SIGTERM_EXIT, InputError
+from lfm.errors import ERROR_MARK, SIGTERM_EXIT, InputError, PassingError
 from lfm.progress import no_other_bars, say
 from lfm.storage.artifact import home, read_manifest, whose_volume
 
@@ -106,8 +106,8 @@ class Mistake:
         return cls(home() / "mistakes" / f"{name}.json", int(index) if index.isdigit() else None)
 
     def keep(self, error: InputError) -> None:
-        """Keep an error for the next attempt; not one that asks for it, as the end by SIGTERM does."""
-        if self.attempt is None or error.exit_code != InputError.exit_code:
+        """Keep an error for the next attempt; not one that asks for it, as SIGTERM does, or that may pass."""
+        if self.attempt is None or error.exit_code != InputError.exit_code or isinstance(error, PassingError):
             return
         with suppress(OSError):  # the volume may be what is wrong
             self.path.parent.mkdir(parents=True, exist_ok=True)

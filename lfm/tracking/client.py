@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lfm.errors import InputError
+from lfm.errors import InputError, PassingError
 from lfm.progress import say
 from lfm.storage.artifact import home
 from lfm.storage.s3 import lend_to_mlflow
@@ -94,7 +94,8 @@ def _knock() -> None:
     """Find out in seconds that nobody listens, where no proxy stands between.
 
     Raises:
-        InputError: there is no such host, or nobody listens there.
+        PassingError: nobody listens there, or no name server answers.
+        InputError: there is no such host.
     """
     place = host_and_port()
     if place is None or (urllib.request.getproxies() and not urllib.request.proxy_bypass(place[0])):
@@ -108,6 +109,11 @@ def _knock() -> None:
 def _down(error: Exception) -> InputError:
     text, where = str(error), f"the MLflow server at {server_address()}"
     status = getattr(error, "get_http_status_code", int)()
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        return PassingError(
+            f"{where}: no name server knows its name at the moment ({error.strerror}); run again, or correct "
+            f"MLFLOW_TRACKING_URI"
+        )
     if isinstance(error, socket.gaierror):
         return InputError(f"{where}: there is no host of that name; correct MLFLOW_TRACKING_URI")
     if "CERTIFICATE_VERIFY_FAILED" in text or isinstance(error, ssl.SSLError):
@@ -118,7 +124,8 @@ def _down(error: Exception) -> InputError:
         return InputError(f"{where} refuses ({status}); {LOG_IN}, and see that its --allowed-hosts name this address")
     if status == 404 or "not in a valid JSON format" in text:
         return InputError(f"{where} answers, but not as MLflow; correct the path and port in MLFLOW_TRACKING_URI")
-    return InputError(
+    kind = PassingError if isinstance(error, OSError) else InputError
+    return kind(
         f"{where} does not answer or refuses; start it, correct MLFLOW_TRACKING_URI, or unset it to log to a file"
     )
 

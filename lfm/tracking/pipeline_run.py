@@ -8,6 +8,7 @@ parent is the one above all. A sweep has a run for each variant under the parent
 
 import os
 import select
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
@@ -15,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
-from lfm.errors import SIGTERM_EXIT, InputError
+from lfm.errors import SIGTERM_EXIT, InputError, PassingError
 from lfm.progress import say
 from lfm.revision import commit
 from lfm.storage.artifact import home
@@ -23,7 +24,7 @@ from lfm.tracking.client import connect, find_run
 from lfm.tracking.database import ARTIFACTS, adopt_home
 from lfm.tracking.membership import KEY, KEY_VARIABLE, Membership
 from lfm.tracking.record_sender import RecordSender
-from lfm.tracking.step_logger import ENDING, StepLogger
+from lfm.tracking.step_logger import ENDING, StepLogger, patience
 from lfm.tracking.sync import sync
 from lfm.tracking.system_metrics import SystemSampler
 from lfm.tracking.uri import is_server, sqlite_file, tracking_uri, without_password
@@ -72,7 +73,7 @@ def begin_pipeline_run(experiment: str, name: str, variant: str = "") -> str:
     Raises:
         InputError: nothing says which pipeline run this process belongs to, or the server does not answer.
     """
-    client, membership = connect(), Membership.here()
+    client, membership = _connect_in_time(), Membership.here()
     adopt_home()
     with suppress(Exception):  # what earlier runs left, as well as that goes
         sync()
@@ -102,6 +103,25 @@ def begin_pipeline_run(experiment: str, name: str, variant: str = "") -> str:
     else:
         client.create_run(where, tags={KEY: key, **tags}, run_name=name)
     return key
+
+
+def _connect_in_time() -> MlflowClient:
+    """A client. In a pod the server may be away for `patience`, as while it or a name server starts again.
+
+    Raises:
+        InputError: the server does not answer.
+    """
+    until, waits = time.monotonic() + patience(), False
+    while True:
+        try:
+            return connect()
+        except PassingError:
+            if "KUBERNETES_SERVICE_HOST" not in os.environ or time.monotonic() > until:
+                raise
+        if not waits:
+            say(f"waiting for MLflow, {patience():.0f} s at most (LFM_MLFLOW_PATIENCE)")
+        waits = True
+        time.sleep(1)
 
 
 def end_pipeline_run(status: str | None) -> None:

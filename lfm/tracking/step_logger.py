@@ -15,7 +15,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from lfm.config.overrides import flatten
 from lfm.config.schema import RunConfig
-from lfm.errors import InputError
+from lfm.errors import InputError, PassingError
 from lfm.progress import say
 from lfm.storage import s3
 from lfm.storage.artifact import home
@@ -79,13 +79,13 @@ class StepLogger:
         """Wait until all that was written has arrived: what comes next needs the server.
 
         Raises:
-            InputError: it stays down for longer than `patience`.
+            PassingError: it stays down for longer than `patience`.
         """
         if self._outbox is None or self._outbox.flush(WORTH_SAYING):
             return
         say(f"waiting for MLflow, {patience():.0f} s at most (LFM_MLFLOW_PATIENCE)")
         if not self._outbox.flush(patience() - WORTH_SAYING):
-            raise InputError(
+            raise PassingError(
                 f"the MLflow server at {server_address()} has not answered for {patience():.0f} s; all that was made "
                 f"is kept: start it, then give the same command again, and it goes on"
             ) from self._outbox.error
