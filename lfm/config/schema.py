@@ -266,6 +266,8 @@ class StageConfig(Section):
     by a search (the learning rate does not change)."""
     micro_batch: int = Field(0, ge=0)
     """Images of a step that a process computes at once; gradients are accumulated. For small GPUs; 0: all."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, with which the stage is scored and ends; 0: none."""
     clip: float = Field(0.0, ge=0)
     """Largest norm of a step's gradient; 0: not clipped."""
     alpha: float | Literal["auto"] = Field(1.0)

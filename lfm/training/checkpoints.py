@@ -5,7 +5,7 @@ A checkpoint is a folder `step-NNNNNNNNN` with the tensors as safetensors, a few
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,20 +57,23 @@ class Snapshot:
         batch_size: images of a step, over all processes; "auto" if it is still to be found.
         model: tensors of the model, all weights float32; empty at the beginning of a stage.
         optimizer: state of the optimizer for each trained parameter, in their order; empty at the beginning.
+        average: moving average of each trained parameter; empty where none is kept.
     """
 
     position: Position
     batch_size: int | Literal["auto"]
     model: Mapping[str, Tensor]
     optimizer: tuple[Mapping[str, Tensor], ...]
+    average: tuple[Tensor, ...] = ()
 
     @classmethod
     def take(
         cls, position: Position, batch_size: int, model: Mapping[str, Tensor], optimizer: torch.optim.Optimizer,
-        trained: list[nn.Parameter],
+        trained: list[nn.Parameter], average: Sequence[Tensor] = (),
     ) -> "Snapshot":  # fmt: skip
         """The state of a stage that is running."""
-        return cls(position, batch_size, model, tuple(optimizer.state[parameter] for parameter in trained))
+        states = tuple(optimizer.state[parameter] for parameter in trained)
+        return cls(position, batch_size, model, states, tuple(average))
 
     def copy(self) -> "Snapshot":
         """The same in the host's memory, where training does not change it."""
@@ -83,6 +86,7 @@ class Snapshot:
             self.batch_size,
             {name: copied(value) for name, value in self.model.items()},
             tuple({name: copied(value) for name, value in state.items()} for state in self.optimizer),
+            tuple(map(copied, self.average)),
         )
 
     def size(self) -> int:
@@ -102,7 +106,7 @@ class Snapshot:
         named = {"epoch.total": self.position.loss_sum} | {f"model.{k}": v for k, v in self.model.items()}
         for k, state in enumerate(self.optimizer):
             named |= {f"optimizer.{k}.{name}": value for name, value in state.items()}
-        return named
+        return named | {f"average.{k}": value for k, value in enumerate(self.average)}
 
     def facts(self) -> dict[str, Any]:
         """The numbers that go with the tensors."""
@@ -120,6 +124,7 @@ class Snapshot:
             facts["batch_size"],
             _under("model.", tensors),
             tuple(states[number] for number in sorted(states)),
+            tuple(value for _, value in sorted((int(k), v) for k, v in _under("average.", tensors).items())),
         )
 
 

@@ -23,6 +23,7 @@ from lfm.data.prefetch import fetched_ahead, mixed_images
 from lfm.method.losses import Classes, make_loss, soft
 from lfm.method.mixup import PairBatch
 from lfm.progress import bar, say
+from lfm.training.averaging import Average
 from lfm.training.batch_size import search_batch_size
 from lfm.training.batches import label_shares, pair_sampler
 from lfm.training.checkpoint_writer import CheckpointWriter
@@ -80,6 +81,7 @@ class Stage:
         self.frozen = FrozenWeights(model.image, cast=self.dtype == torch.bfloat16)
         self.optimizer = optimizer_of(self.values, self.trained)
         start.restore_optimizer(self.optimizer, self.trained)
+        self.average = Average(self.trained, self.values.ema, start.average)
         label_N, text_CD = train.label_N.cpu(), model.text_CD
         count_C = label_N.bincount(minlength=len(text_CD))
         # A step takes as long whatever shares the loss adjusts by; those of Remix depend on the batch size.
@@ -136,6 +138,7 @@ class Stage:
                 if self.timer.due(position.step, self.writer.busy()) and position.step < self.steps:
                     self._save()
         unwrap(self.accelerator, self.net, self.model)
+        self.average.finish()
         self.frozen.restore()
         check_weights(self.number, self.trained)
         self.model.eval()
@@ -166,6 +169,7 @@ class Stage:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.values, step, self.steps)
         self.prepared_optimizer.step()
+        self.average.update()
         self.prepared_optimizer.zero_grad()
         loss_B = loss_B * (fraction > 0)
         self.losses.record(step, loss_B)
@@ -201,7 +205,9 @@ class Stage:
         loss = float(self.processes.reduce(position.loss_sum, "sum")) / position.images
         rate = learning_rate(self.values, position.step - 1, self.steps)
         self.processes.synchronise_statistics(self.model)
-        metrics = {"loss": loss, "lr": rate, "images_per_second": images_per_second, **self.validation.scores(epochs)}
+        with self.average.in_place():
+            scores = self.validation.scores(epochs)
+        metrics = {"loss": loss, "lr": rate, "images_per_second": images_per_second, **scores}
         if self.processes.first:
             self.log({f"stage{self.number}/{name}": value for name, value in metrics.items()}, epochs)
         return f"loss {loss:.3f} · {images_per_second:,.0f} images/s"
@@ -215,7 +221,8 @@ class Stage:
         if self.processes.first:
             position = Position(self.position.step, self.position.images, loss_sum)
             state = self.model.changing(self.number)
-            snapshot = Snapshot.take(position, self.batch_size, state, self.optimizer, self.trained)
+            average = self.average.mean
+            snapshot = Snapshot.take(position, self.batch_size, state, self.optimizer, self.trained, average)
             (self.writer.write_last if self.timer.stopping else self.writer.write)(snapshot)
         self.timer.restart()
         if self.timer.stopping:
