@@ -61,10 +61,12 @@ def test_the_first_answers_are_those_of_the_untouched_tower(name: str, kind: str
     tuned = tuning(kind, 2 if kind in ("adaptformer", "lora") else 0).add_to(net)
     assert torch.equal(net(x), before)
     assert tuned and (kind in ("bias", "norm", "last:1")) == (set(tuned) <= own)
+    few = sum(parameter.numel() for key, parameter in net.named_parameters() if key in tuned)
+    assert few < 0.8 * sum(parameter.numel() for parameter in net.parameters())
     with torch.no_grad():
-        for key, parameter in net.named_parameters():
+        for number, (key, parameter) in enumerate(net.named_parameters()):
             if key in tuned:
-                parameter.add_(0.1)
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(number)))
     moved = net(x)
     assert not torch.allclose(moved, before), "and what is tuned has its effect"
     merge(net)
@@ -115,6 +117,15 @@ def test_adaptformer_has_the_published_number_of_weights(classes: int, width: in
     assert size_of(tuning("adaptformer", classes=classes), found) == width
 
 
+def test_what_is_kept_of_a_vit_b_16_of_100_classes_takes_under_5_mb() -> None:
+    blocks = {"layers": 12, "width": 768, "head_width": 64, "image_size": 224, "patch_size": 16}
+    net = build_image_tower({"embed_dim": 512, "vision_cfg": blocks})
+    text_CD = F.normalize(torch.randn(100, 512, generator=generator(1)), dim=1)
+    model = Assembly(tuning("adaptformer"), "classes").model(net, text_CD)
+    assert sum(parameter.numel() for parameter in model.train_stage(1)) == 101_436 + 100 * 768
+    assert sum(value.nbytes for value in model.changing().values()) < 5e6
+
+
 def test_little_trains_and_is_kept_and_a_stage_resumes_to_the_last_bit(tmp_path: Path) -> None:
     def trained(folder: Path) -> LFM:
         settings = config(
@@ -130,6 +141,7 @@ def test_little_trains_and_is_kept_and_a_stage_resumes_to_the_last_bit(tmp_path:
     kept = {key.removeprefix("model.") for key in state if key.startswith("model.")}
     added = {f"image.{key}" for key in whole.tuned or ()}
     assert kept == {*added, "text_CD", "projection_FD", "rows_CF"}
+    assert not any(".inner." in key for key in added)
     for key, value in whole.image.named_parameters():
         if f"image.{key}" not in added:
             assert torch.equal(value, untouched.get_parameter(key.replace("mlp.inner", "mlp"))), key

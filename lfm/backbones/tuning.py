@@ -50,7 +50,7 @@ class Tuning:
         Raises:
             InputError: the tower has no parts of this kind; names kinds that it has.
         """
-        before = {name for name, _ in tower.named_parameters()}
+        before = dict(tower.named_parameters())
         if self.kind == "full":
             return sorted(before)
         if self.kind in ("bias", "norm") or self.kind.startswith("last:"):
@@ -65,8 +65,8 @@ class Tuning:
             {"adaptformer": self._adapt, "lora": self._low_rank, "vpt": self._prompt, "mask": self._entries}[self.kind](
                 name, block, size_of(self, found)
             )
-        added = {name for name, _ in tower.named_parameters() if ".original" not in name} - before
-        return sorted(added)
+        own = {id(parameter) for parameter in before.values()}  # by now under other names, some of them
+        return sorted(name for name, parameter in tower.named_parameters() if id(parameter) not in own)
 
     def _chosen(self, tower: nn.Module) -> list[str]:
         """Parameters of the tower itself that train: biases, norms, or the last blocks and what follows them."""
