@@ -33,6 +33,15 @@ def used(home: Path, tables: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+def test_what_machines_share_is_said_to_stay(home: Path, tables: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LFM_STORE", "s3://lfm/store")
+    done = CliRunner().invoke(app, ["clean"])
+    assert done.exit_code == 0
+    assert "LFM_STORE=s3://lfm/store is left alone" in done.output and "a rule of the bucket" in done.output
+    monkeypatch.delenv("LFM_STORE")
+    assert "LFM_STORE" not in CliRunner().invoke(app, ["clean"]).output
+
+
 def run_and_register(home: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> str:
     """What a pipeline leaves: a run with a step below, data, a model, both in the store, and a version."""
     monkeypatch.setenv(KEY_VARIABLE, f"run-{key}")

@@ -120,6 +120,25 @@ def test_the_reports_list_is_what_the_run_takes(
 
 
 @pytest.mark.slow
+def test_a_list_of_an_earlier_report_goes_where_nothing_is_to_clean(tmp_path: Path, home: Path) -> None:
+    file = tmp_path / "page-names.json"
+
+    def report(root: str, *more: str) -> str:
+        source = f"--set=data.source={tmp_path / root}"
+        return lfm("data", "report", "custom-small", source, *more, "--out", tmp_path / "page.html")
+
+    folders(tmp_path / "coded", ["001.Crow", "002.Owl"])
+    folders(tmp_path / "plain", ["crow", "owl", "wren"])
+    report("coded")
+    assert json.loads(file.read_text()) == {"001.Crow": "Crow", "002.Owl": "Owl"}
+    report("coded", f"--set=data.class_names={file}")
+    assert file.exists(), "it is in use"
+    said = report("plain")
+    assert f"the list of an earlier report is removed ({file})" in said and not file.exists()
+    assert "earlier report" not in report("plain")
+
+
+@pytest.mark.slow
 def test_a_person_may_change_the_list_and_nothing_is_proposed_for_plain_names(tmp_path: Path, home: Path) -> None:
     folders(tmp_path / "root", ["class_1", "class_2", "n02085620-Chihuahua"])
     source = f"--set=data.source={tmp_path / 'root'}"

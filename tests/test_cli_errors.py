@@ -55,6 +55,15 @@ WRONG: dict[str, tuple[list[str], str]] = {
 }
 
 
+def test_a_folder_without_images_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "notes.txt").write_text("no image")
+    for command in (["run"], ["retrain"], ["data", "inspect"], ["data", "report"]):
+        done = forked(tmp_path / "home", *command, "custom-small", "--set", f"data.source={tmp_path / 'photos'}")
+        assert_one_line(done, r"photos has no images in class folders; lay them out as \S*photos/CLASS/")
+        assert done.stdout == "" and not list((tmp_path / "home").glob("*"))
+
+
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.parametrize("command", [["run"], ["data", "inspect"]], ids=" ".join)
 def test_a_wrong_argument_is_refused_in_one_line(command: list[str], case: str, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lfm.config.schema import DataConfig
-from lfm.data.sources.base import SPLITS, Source
+from lfm.data.artifact import judge, write
+from lfm.data.sources.base import SPLITS, TEST, Source
 from lfm.data.sources.custom import load_custom
 from lfm.data.sources.test_split import choose_test
 from lfm.errors import InputError
@@ -321,6 +322,32 @@ def test_the_checksum_follows_objects(put_in_s3: Put) -> None:
 # The test split that is made
 
 
+def test_semicolons_in_names_are_no_separators(put: Put) -> None:
+    table = b"path,label,note;kind\na/1.png,a;b,x\na/2.png,c,y\na/3.png,a;b,\na/4.png,c,\n"
+    root = put({f"a/{k}.png": image(f"{k}.png") for k in range(1, 5)} | {"m.csv": table})
+    assert load(f"{root}/m.csv").classes == ("a;b", "c")
+
+
+def test_a_damaged_image_is_not_the_only_test_image_of_its_class(tmp_path: Path) -> None:
+    """Of nine images of a class one is tested, that of the lowest hash; where it is damaged the next one is."""
+    files = {f"{name}/{k}.png": image(f"{name}{k}.png") for name in ("a", "b") for k in range(9)}
+    source = load(put_on_disk(tmp_path / "whole", files))
+    (first,) = [source.images.name(int(i)) for i in np.flatnonzero((source.split_N == TEST) & (source.label_N == 0))]
+    broken, k = b"", 0
+    while not broken or hashlib.sha256(broken).digest() > hashlib.sha256(Path(first).read_bytes()).digest():
+        broken, k = image("torn.png", k)[:40] + str(k).encode(), k + 1
+    root = put_on_disk(tmp_path / "torn", files | {f"a/{Path(first).name}": broken})
+    found = load(root)
+    tested = {found.images.name(int(i)) for i in np.flatnonzero(found.split_N == TEST)}
+    assert f"{root}/a/{Path(first).name}" not in tested and len(tested) == 2
+    table = tmp_path / "table"
+    table.mkdir()
+    config = DataConfig(name="custom", source=root, profile="as-is", on_bad_image="skip", max_bad=0.5)
+    write(table, found, config, 0, tmp_path / "work")
+    judge(table, config)
+    assert np.bincount(np.load(table / "test_labels.npy", allow_pickle=False)).tolist() == [1, 1]
+
+
 def test_copies_stay_together_in_real_files(put: Put) -> None:
     files = {f"{kind}/{i}.png": image(f"{kind}{i}.png") for kind in "abc" for i in range(10)}
     files |= {f"a/copy{i}.png": files["a/3.png"] for i in range(2)}
@@ -562,6 +589,19 @@ BAD: dict[str, tuple[Files, str, dict[str, object], str]] = {
     "images beside no folder": (FLAT, "", {}, r"4 images lie in it without a class folder; lay them out as \S*/CLASS/"),
     "nothing": ({}, "none", {}, r"ROOT/none does not exist; correct data.source: it must be an image folder"),
     "kind": ({"x.json": b"{}"}, "x.json", {}, r"x.json is of no known kind; .* split list .* manifest"),
+    "case of a folder": (png("train/Cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/dog/4.png"), "", {},
+        r"the classes 'Cat' \(in train\) and 'cat' \(in test\) differ in case alone and have no .* give both the same"),
+    "case of a label": (png("1.png", "2.png", "3.png", "4.png") | {"m.csv": b"path,label,split\n1.png,Cat,train\n"
+        b"2.png,dog,train\n3.png,CAT,test\n4.png,dog,test\n"}, "m.csv", {},
+        r"'CAT' \(in test\) and 'Cat' \(in train\) differ in case alone"),
+    "semicolons": (TWO | {"m.csv": b"path;label\na/1.png;a\nb/1.png;b\n"}, "m.csv", {},
+        r"m.csv: its columns are parted by a semicolon, those of a .csv file by a comma; save it with a comma between"),
+    "tabs": (TWO | {"m.csv": b"label\tpath\na\ta/1,2.png\n"}, "m.csv", {},
+        r"m.csv: its columns are parted by a tab, .* between columns, or call it m.tsv"),
+    "commas in a tsv": (TWO | {"m.tsv": b"path,label\na/1.png,a\n"}, "m.tsv", {},
+        r"m.tsv: its columns are parted by a comma, those of a .tsv file by a tab; save it with a tab"),
+    "Excel's mark": (TWO | {"m.csv": b"sep=;\npath;label\na/1.png;a\n"}, "m.csv", {},
+        r"parted by a semicolon, .* between columns, without the line sep="),
     "flat folder": (FLAT, "", {}, r"ROOT has no images in class folders"),
     "empty class": (TWO | {"c/x.txt": b""}, "", {}, r"1 folder of ROOT holds no image \(c\).* move the folder"),
     "mixed": (TWO | png("train/a/1.png", "test/a/1.png"), "", {},

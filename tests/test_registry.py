@@ -45,6 +45,14 @@ def test_promotion_moves_the_alias_and_leaves_its_reason(three: MlflowClient) ->
     assert registry.version_of("shoes", "2").tags["lfm.champion_before"] == "1", "promoting the champion is nothing"
 
 
+def test_promoting_the_champion_says_that_it_is_champion_already(three: MlflowClient) -> None:
+    assert CliRunner().invoke(app, ["promote", "shoes", "2"]).output == "shoes 2 is champion\n"
+    again = CliRunner().invoke(app, ["promote", "shoes", "2", "--why", "once more"])
+    assert again.exit_code == 0 and again.output == "shoes 2 is champion already; nothing was changed\n"
+    assert registry.version_of("shoes", "2").tags["lfm.decision"] == "by hand"
+    assert CliRunner().invoke(app, ["promote", "shoes", "1"]).output == "shoes 1 is champion, after 2\n"
+
+
 def test_rollback_goes_back_step_by_step(three: MlflowClient) -> None:
     for number in ("1", "2", "3"):
         registry.promote("shoes", number, "better")

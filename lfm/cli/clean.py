@@ -1,5 +1,6 @@
 """`lfm clean`: remove old versions, runs and store entries."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -23,8 +24,8 @@ def clean(
     """Show, or with --yes remove, old versions of models, runs and entries of the store, with their files.
 
     A champion, a challenger or any version with an alias stays, and so do those that a rollback leads to, the newest
-    of each model, and the runs and store entries that they need. Runs and versions of an MLflow server, reports, sweeps
-    and downloads are not touched.
+    of each model, and the runs and store entries that they need. Runs and versions of an MLflow server, reports,
+    sweeps, downloads and what machines share at LFM_STORE are not touched.
 
     Examples:
       lfm clean
@@ -35,6 +36,11 @@ def clean(
     from lfm.jobs import cleaning
 
     found = cleaning.look(days, keep)
+    if store := os.environ.get("LFM_STORE"):
+        typer.echo(
+            f"LFM_STORE={store} is left alone, since other machines use it; a rule of the bucket that ends objects "
+            f"after some weeks removes what is old there: what is asked for again is made again"
+        )
     lines = found.lines
     if not lines:
         typer.echo(f"nothing in {home()} is older than {days:g} days and not needed")

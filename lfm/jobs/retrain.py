@@ -118,9 +118,11 @@ def _compared(champion: Any, dataset: str, metrics: Path, run: Any) -> tuple[boo
     import numpy as np
 
     from lfm.evaluation.promotion import gate
-    from lfm.jobs.champion import input_of, split_images, unseen_images
+    from lfm.jobs.champion import input_of, of_other_data, other_data, split_images, unseen_images
     from lfm.tracking import registry
 
+    if other_data(champion, dataset):
+        return False, f"{of_other_data(champion)}, so the two are not compared; decide with lfm promote"
     if not (metrics / CHAMPION_PREDICTIONS).is_file():
         other = champion.tags.get(registry.INPUT) != input_of(dataset)
         why = "knows other classes or takes other pixels" if other else "cannot be loaded"

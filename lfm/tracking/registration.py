@@ -3,10 +3,11 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from mlflow.exceptions import MlflowException
 
@@ -131,7 +132,26 @@ def fetch_model(uri: str, folder: Path) -> Path:
             place = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
     except (MlflowException, OSError) as error:
         raise InputError(f"{uri} cannot be downloaded: {error}; see that its artifacts are still there") from error
-    found = next(Path(place).rglob(MANIFEST), None)
+    return _intact(uri, Path(place))
+
+
+def _on_disk(uri: str) -> Path | None:
+    """The folder of a registered model's files, where that is one of this machine."""
+    name, _, number = uri.removeprefix("models:/").partition("/")
+    with suppress(MlflowException):
+        place = urlsplit(connect_to_read().get_model_version_download_uri(name, number))
+        if place.scheme in ("", "file") and Path(unquote(place.path)).is_dir():
+            return Path(unquote(place.path))
+    return None
+
+
+def _intact(uri: str, place: Path) -> Path:
+    """The folder of our artifact among a registered model's files.
+
+    Raises:
+        InputError: there is none, or a file of it is missing or was changed.
+    """
+    found = next(place.rglob(MANIFEST), None)
     if found is None:
         raise InputError(f"{uri} holds no model of ours; register one with lfm run")
     try:
@@ -153,8 +173,11 @@ def _damaged(uri: str, file: str) -> InputError:
 
 
 def damage(uri: str) -> str:
-    """Why a registered model cannot be used; empty for an intact one."""
+    """Why a registered model cannot be used; empty for an intact one. Files on this machine are read where they are."""
     try:
+        if (place := _on_disk(uri)) is not None:
+            _intact(uri, place)
+            return ""
         with tempfile.TemporaryDirectory(prefix="lfm-model-") as folder:
             fetch_model(uri, Path(folder))
     except InputError as error:

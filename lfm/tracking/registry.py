@@ -13,9 +13,9 @@ from lfm.tracking.client import connect, connect_to_read, every
 
 CONTENT = "lfm.content"
 CHAMPION, CHALLENGER = "champion", "challenger"
-REASON, WHEN, BEFORE, DATASET, TRAIN, TEST, INPUT, TEST_SHARE = (
+REASON, WHEN, BEFORE, DATASET, TRAIN, TEST, INPUT, TEST_SHARE, SAMPLE = (
     "lfm.decision", "lfm.decided", "lfm.champion_before", "lfm.dataset", "lfm.train_images", "lfm.test_images",
-    "lfm.input", "lfm.test_share",
+    "lfm.input", "lfm.test_share", "lfm.image_sample",
 )  # fmt: skip
 """Tags of a version; those of the data are on every evaluated run too."""
 
@@ -144,7 +144,7 @@ def promote(name: str, number: str, why: str) -> Version | None:
         why: in words; kept with it.
 
     Returns:
-        The champion before.
+        The champion before; the version itself where it is champion already, and nothing is changed.
 
     Raises:
         InputError: no such version.

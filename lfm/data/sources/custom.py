@@ -2,7 +2,10 @@
 
 import hashlib
 import posixpath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +17,13 @@ from lfm.data.sources.image_folder import from_folder, scan
 from lfm.data.sources.image_listing import Found, absolute, resolve, stamps
 from lfm.data.sources.manifest import MANIFESTS, Rows, read_lists, read_manifest, read_metadata
 from lfm.data.sources.saved_dataset import is_arrow, read_arrow
-from lfm.data.sources.test_split import choose_test, digests
+from lfm.data.sources.test_split import READERS, choose_test, digests
 from lfm.data.sources.whole_numbers import fraction, whole_number
 from lfm.data.sources.without_test import settle
 from lfm.errors import InputError, counted
 from lfm.progress import say
 from lfm.storage import s3
+from lfm.storage.import_closure import source_hash
 from lfm.storage.store import build_once
 
 KINDS = (
@@ -30,6 +34,7 @@ KINDS = (
     "or at s3://), Parquet files with the images inside (the file, or a folder as the Hugging Face hub lays it out), "
     "or a folder that Hugging Face datasets saved (data.source=/data/birds-arrow)"
 )
+Index8: TypeAlias = NDArray[np.int8]
 COARSE = 20
 """With fewer test images a class, one image moves its accuracy by five points or more."""
 
@@ -66,10 +71,11 @@ def load_custom(config: DataConfig) -> Source:
         checksum = _checksum(found, label_N, split_N, classes)
     if not (split_N == TRAIN).any():
         raise InputError(f"{source} has no training images; give some the split train")
+    _refuse_case(source, label_N, split_N, classes)
     share = 0.0
     if not (split_N == TEST).any():
-        share, digest_N = config.test_share, _kept_digests(images, checksum)
-        split_N = choose_test(digest_N, label_N, split_N, classes, share, config.test_per_class)
+        share = config.test_share
+        split_N = _made_test(config, images, label_N, split_N, classes, checksum)
         _say_made(source, label_N, split_N)
     elif config.test_per_class or config.test_share != DataConfig().test_share:
         field = "test_per_class" if config.test_per_class else "test_share"
@@ -84,6 +90,22 @@ def load_custom(config: DataConfig) -> Source:
     )
     result.check()
     return result
+
+
+def _refuse_case(source: str, label_N: Index, split_N: NDArray[np.int8], classes: Sequence[str]) -> None:
+    """Raises InputError for two classes that differ in case alone and have no split in common: one, spelt twice."""
+    spelt: dict[str, int] = {}
+    for k, name in enumerate(classes):
+        other = spelt.setdefault(name.strip().casefold(), k)
+        if other == k:
+            continue
+        splits = [[SPLITS[s] for s in np.unique(split_N[label_N == i]) if s != NOWHERE] for i in (other, k)]
+        if set(splits[0]).isdisjoint(splits[1]):
+            where = [f"{classes[i]!r} (in {' and '.join(of)})" for i, of in zip((other, k), splits, strict=True)]
+            raise InputError(
+                f"{source}: the classes {' and '.join(where)} differ in case alone and have no split in common, so "
+                f"they look like one class; give both the same name"
+            )
 
 
 def _refuse_idle(config: DataConfig, kind: str, *fields: str) -> None:
@@ -108,6 +130,50 @@ def _say_made(source: str, label_N: Index, split_N: NDArray[np.int8]) -> None:
     if least < COARSE:
         few = counted(least, "test image a class makes", "test images a class make")
         say(f"warning: {few} coarse scores; bring a test split or more images")
+
+
+def _made_test(
+    config: DataConfig, images: Encoded, label_N: Index, split_N: Index8, classes: tuple[str, ...], checksum: str
+) -> Index8:
+    """The splits with a test split made by content; no class's test images are all unreadable while others are not.
+
+    A damaged image never trains, so it may stand in the training split, where the build lists it.
+    """
+    digest_N = _kept_digests(images, checksum)
+
+    def choose() -> Index8:
+        return choose_test(digest_N, label_N, split_N, classes, config.test_share, config.test_per_class)
+
+    def build(aside: Path) -> None:
+        while unreadable := _without_good(images, label_N, choose(), len(classes), config.max_megapixels):
+            for i in unreadable:
+                digest_N[i] = b""
+        np.save(aside / "split.npy", choose())
+
+    how = [config.test_share, config.test_per_class, config.max_megapixels]
+    code = source_hash("lfm.data.sources.test_split")
+    folder, _ = build_once("test-split", {"source": checksum, "how": how, "code": code}, build)
+    return np.asarray(np.load(folder / "split.npy", allow_pickle=False))
+
+
+def _without_good(images: Encoded, label_N: Index, split_N: Index8, classes: int, limit: float) -> list[int]:
+    """The test images of classes of which none can be decoded; where the first of a class can, no more are read."""
+    from lfm.data.decoding import BadImageError, look
+
+    def bad_of(rows: list[int]) -> list[int]:
+        for row in rows:
+            try:
+                look(images.read(row), limit)
+            except (BadImageError, OSError):
+                continue
+            return []
+        return rows
+
+    of_class: list[list[int]] = [[] for _ in range(classes)]
+    for row in np.flatnonzero(split_N == TEST).tolist():
+        of_class[label_N[row]].append(row)
+    with ThreadPoolExecutor(READERS) as pool:
+        return [row for rows in pool.map(bad_of, of_class) for row in rows]
 
 
 def _kept_digests(images: Encoded, checksum: str) -> list[bytes]:

@@ -96,6 +96,22 @@ class Scan:
         return list(zip(self.left.metadata, self._homes(), strict=True))
 
 
+def check_any(root: Path) -> None:
+    """Check that something in a local folder could be images; the first one ends the search.
+
+    Raises:
+        InputError: nothing does, or a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(str(error.filename), error) from error
+
+    for _, _, files in os.walk(root, onerror=refuse, followlinks=True):
+        if any(_ending(name) in IMAGES or _ending(name) in (".parquet", ".arrow") for name in files):
+            return
+    raise InputError(f"{root} has no images in class folders; lay them out as {root}/CLASS/*.jpg")
+
+
 def scan(root: str) -> Scan:
     """All images below a folder or prefix.
 

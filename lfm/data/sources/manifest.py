@@ -102,6 +102,8 @@ def read_manifest(source: str, suffix: str) -> Rows:
     raw = read_file(source)
     if not raw.strip():
         raise InputError(f"{source} has no rows; give it the columns path and label, and a row for each image")
+    if suffix in (".csv", ".tsv"):
+        _check_separator(source, raw, suffix)
     try:
         table, names = _parse(raw, suffix)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -142,6 +144,32 @@ def read_metadata(root: str, files: Sequence[tuple[str, str]]) -> list[Rows]:
         tables.append(rows)
     say(f"{root}: the labels are those of {', '.join(file for file, _ in files)}")
     return tables
+
+
+SEPARATORS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
+
+
+def _check_separator(source: str, raw: bytes, suffix: str) -> None:
+    """Raises InputError where the header has path and label only if another character parts its columns."""
+    lines = raw[:65536].decode("utf-8-sig", "replace").splitlines()
+    marked = re.fullmatch('"?sep=(.)"?', lines[0]) if lines else None  # as Excel marks it
+
+    def has_both(separator: str) -> bool:
+        head = next(csv.reader(lines[1:] if marked else lines, delimiter=separator), [])
+        have = {plain_name(name) for name in head}
+        return not (have.isdisjoint(PATH_COLUMNS) or have.isdisjoint(LABEL_COLUMNS))
+
+    wanted = "\t" if suffix == ".tsv" else ","
+    if has_both(wanted) and not marked:
+        return
+    found = marked[1] if marked else next((other for other in SEPARATORS if other != wanted and has_both(other)), "")
+    if found:
+        other = f", or call it {source.rpartition('/')[2][:-4]}.tsv" if found == "\t" and not marked else ""
+        line = ", without the line sep=" if marked else ""
+        raise InputError(
+            f"{source}: its columns are parted by {SEPARATORS.get(found, repr(found))}, those of a {suffix} file by "
+            f"{SEPARATORS[wanted]}; save it with {SEPARATORS[wanted]} between columns{line}{other}"
+        )
 
 
 def _used(name: str) -> bool:
