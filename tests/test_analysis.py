@@ -15,17 +15,21 @@ from hypothesis import strategies as st
 from scipy import integrate, special
 from torch import Tensor
 
+from lfm.config.presets import load
 from lfm.config.schema import MixupConfig
+from lfm.jobs.preview import advice
 from lfm.method import analysis
 from lfm.method.analysis import (
     Pairs,
     auto_alpha,
+    effective_partners,
     expected_label_weight,
     imbalance,
     label_mass,
     neighbours,
     own_label_mass,
     seen_probability,
+    tau_for,
 )
 from lfm.method.mixup import PairSampler
 
@@ -332,3 +336,33 @@ def test_auto_alpha_of_the_demo_is_between_one_half_and_one(text_CD: Tensor) -> 
     assert own_label_mass(demo_pairs(text_CD, 0.05), found + 2e-4).min() < 0.5
     assert auto_alpha(demo_pairs(text_CD, 0.05), 0.01) == 2.0
     assert auto_alpha(demo_pairs(text_CD, 0.05), 0.01, most=0.7) == 0.7
+
+
+# --- effective partners ---
+
+
+@pytest.mark.parametrize("tau", [0.02, 0.25, 5.0])
+def test_effective_partners_are_the_perplexity_of_the_partner(tau: float) -> None:
+    pairs = pairs_of(tau, False, [500, 60, 9, 3, 1], 4)
+    rows = partner_loop(pairs)
+    entropy = sum(
+        n / 573 * -sum(p * math.log(p) for p in row if p > 0) for n, row in zip([500, 60, 9, 3, 1], rows, strict=True)
+    )
+    assert effective_partners(pairs) == pytest.approx(math.exp(entropy), rel=1e-6)
+    assert effective_partners(pairs_of(tau, True, [500, 60, 9, 3, 1], 4)) == pytest.approx(4)
+
+
+def test_a_temperature_is_found_for_a_number_of_partners(text_CD: Tensor) -> None:
+    for wanted in (1.5, 4.5, 8.9):
+        tau = tau_for(demo_pairs(text_CD, 1.0), wanted)
+        assert effective_partners(demo_pairs(text_CD, tau)) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_what_to_tune_and_a_tau_are_advised_from_the_data(text_CD: Tensor) -> None:
+    sharp, mild = (load("fashion-mnist-lt", {"mixup.tau": tau}) for tau in (0.02, 0.25))
+    counts = torch.tensor([1000, 599, 359, 215, 129, 77, 46, 27, 16, 10])
+    warned = advice(sharp, Pairs(counts, text_CD, 0.02))
+    assert len(warned) == 3 and "more unequal than uniform" in warned[1] and "gives 4.5 partners" in warned[1]
+    assert "5 of 10 classes have more than 100 images (eta 1)" in warned[2] and "stage1.tune=full" in warned[2]
+    calm = advice(mild, Pairs(counts.clamp(max=90), text_CD, 0.25))
+    assert "0 of 10 classes" in calm[-1] and "stage1.tune=adaptformer" in calm[-1]

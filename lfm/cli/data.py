@@ -14,7 +14,7 @@ from lfm.errors import InputError, counted
 from lfm.storage.artifact import home
 
 INSPECT_KEYS = (
-    "classes", "counts", "gamma", "gamma_effective", "own_label_mass", "label_mass", "neighbours"
+    "classes", "counts", "gamma", "gamma_effective", "own_label_mass", "label_mass", "neighbours", "advice"
 )  # fmt: skip
 
 
@@ -108,6 +108,7 @@ def inspect(
     )
     for name, near in list(zip(found["classes"], found["neighbours"], strict=True))[: preview.SHOWN_CLASSES]:
         typer.echo(f"  {name}: " + ", ".join(f"{n['class']} {n['cosine']:.2f}" for n in near))
+    typer.echo("\n" + "\n".join(found["advice"]))
     if better := cleaned(found["classes"]):
         few = ", ".join(f"{name!r} -> {plain!r}" for name, plain in list(better.items())[:5])
         typer.echo(

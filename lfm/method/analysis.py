@@ -6,8 +6,9 @@ Letters in the names give shapes: C classes, D embedding dimensions, R rows of a
 is C x C; it is walked in blocks of rows, so memory stays flat at any number of classes.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -156,6 +157,33 @@ def neighbours(text_CD: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
         index.append(top.indices)
         cosine.append(top.values)
     return torch.cat(index), torch.cat(cosine)
+
+
+def effective_partners(pairs: Pairs) -> float:
+    """e^H, H the mean entropy of p_ls(. | y) over training images: how many partner classes an image has in effect.
+
+    From 1, always the same, to C - 1, all alike. Unlike tau it means the same under any text tower. Source: ours.
+    """
+    entropy = 0.0
+    for class_R, rows_RC in pairs.blocks():
+        entropy += float(pairs.prior_C[class_R] @ torch.special.entr(rows_RC.double()).sum(dim=1))
+    return math.exp(entropy)
+
+
+def tau_for(pairs: Pairs, partners: float, steps: int = 30) -> float:
+    """The temperature that gives so many effective partners, which rise with it; by bisection of its logarithm.
+
+    Args:
+        pairs: whose own temperature does not matter.
+        partners: from 1 to C - 1.
+        steps: of bisection.
+    """
+    low, high = math.log(1e-4), math.log(1e4)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        enough = effective_partners(replace(pairs, tau=math.exp(middle))) >= partners
+        low, high = (low, middle) if enough else (middle, high)
+    return math.exp(high)
 
 
 def auto_alpha(pairs: Pairs, threshold: float, most: float = 2.0, steps: int = 40) -> float:
