@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lfm.backbones.assembly import Assembly
 from lfm.backbones.model import load_weights
 from lfm.config.schema import RunConfig
 from lfm.data.artifact import read_info
@@ -20,7 +22,7 @@ from lfm.jobs.base import base_of
 from lfm.jobs.packaging import served
 from lfm.serving.predictor import TEXT_HALF, Predictor
 from lfm.storage.artifact import publishing
-from lfm.training.model_artifact import new_model
+from lfm.training.model_artifact import model_info, new_model
 from tests.small_task import changed, make_task, train
 
 pytestmark = pytest.mark.slow
@@ -71,6 +73,25 @@ def test_it_keeps_what_was_tuned_and_answers_as_the_model_that_trained(run: Run)
     with torch.inference_mode():
         assert torch.equal(predictor.encode(x), net.unit(net.image(x)))
     assert torch.equal(predictor.unit_CD, net.unit_CD)
+
+
+def test_kept_whole_it_needs_no_tower(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = run.config.model.model_copy(update={"keep": "whole"})
+    config = run.config.model_copy(update={"model": model})
+    net = new_model(config, run.dataset, run.text, run.backbone)
+    load_weights(net, run.model / "model.safetensors")
+    assembly = Assembly.of(config, len(net.text_CD))
+    with publishing(tmp_path / "model", "model", {}) as aside:
+        save_file({k: v.contiguous() for k, v in assembly.state(net).items()}, aside / "model.safetensors")
+        images = open_split(run.dataset, "train")
+        (aside / "info.json").write_text(json.dumps(model_info(config, read_info(run.dataset), images, run.backbone)))
+    folder = served(config, str(run.dataset), str(run.backbone), str(tmp_path / "model"))
+    expected = Predictor(run.folder, precision="fp32")
+    monkeypatch.setenv("LFM_HOME", str(tmp_path / "empty"))
+    whole = Predictor(folder, precision="fp32")
+    x = run.test.exact(torch.arange(len(run.test)))
+    assert torch.equal(whole.encode(x), expected.encode(x)) and torch.equal(whole.unit_CD, expected.unit_CD)
+    assert torch.equal(whole.classes_of(["red roses"])[2], expected.classes_of(["red roses"])[2])
 
 
 def test_new_classes_are_placed_by_their_names(run: Run) -> None:

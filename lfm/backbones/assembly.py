@@ -18,21 +18,24 @@ class Assembly:
     Args:
         tuning: what stage 1 trains of the tower.
         head: text or classes (`lfm.config.schema.ModelConfig.head`).
+        keep: tuned or whole (`lfm.config.schema.ModelConfig.keep`).
     """
 
     tuning: Tuning
     head: str
+    keep: str = "tuned"
 
     @classmethod
     def of(cls, config: RunConfig, classes: int) -> "Assembly":
         """Of a run's configuration."""
         stage = config.stage1
-        return cls(Tuning(stage.tune, stage.tune_size, stage.tune_init, classes, config.seed), config.model.head)
+        tuning = Tuning(stage.tune, stage.tune_size, stage.tune_init, classes, config.seed)
+        return cls(tuning, config.model.head, config.model.keep)
 
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> "Assembly":
         """The reverse of `kept`."""
-        return cls(Tuning(**kept["tuning"]), kept["head"])
+        return cls(Tuning(**kept["tuning"]), kept["head"], kept["keep"])
 
     def kept(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -41,7 +44,7 @@ class Assembly:
     @property
     def on_base(self) -> bool:
         """Whether a model keeps what trains alone, and takes the rest from the untouched tower."""
-        return self.tuning.kind != "full"
+        return self.tuning.kind != "full" and self.keep == "tuned"
 
     def model(self, tower: nn.Module, text_CD: Tensor) -> LFM:
         """The model before any training.
@@ -55,4 +58,8 @@ class Assembly:
         """
         projection_FD = without_projection(tower) if self.head == "classes" else None
         tuned = self.tuning.add_to(tower)
-        return LFM(tower, text_CD, projection_FD, tuned if self.on_base else None)
+        return LFM(tower, text_CD, projection_FD, None if self.tuning.kind == "full" else tuned)
+
+    def state(self, model: LFM) -> dict[str, Tensor]:
+        """What is kept of a trained model."""
+        return model.changing() if self.on_base else model.state_dict()

@@ -168,13 +168,17 @@ def without_projection(tower: nn.Module) -> Tensor:
 
 
 def load_weights(model: LFM, path: Path) -> None:
-    """Fill the model from a safetensors file; every weight that changes must be there, and no other.
+    """Fill the model from a safetensors file; every weight must be there, or every one that changes, and no other.
 
     Raises:
         InputError: another model's weights.
     """
     try:
-        load_changing(model, load_file(path))
+        state = load_file(path)
+        if state.keys() == model.state_dict().keys():
+            model.load_state_dict(state)
+        else:
+            load_changing(model, state)
     except RuntimeError as error:
         raise InputError(f"{path} holds another model's weights; train again with this configuration") from error
 

@@ -152,6 +152,9 @@ class ModelConfig(Section):
     """What image features are compared with. text: the frozen class embeddings (the paper); classes: a row a class that
     trains in both stages, in the tower's features before their projection into the text's space. It starts from the
     class embeddings by the projection's transpose (Shi et al. 2024, LIFT)."""
+    keep: Literal["tuned", "whole"] = "tuned"
+    """What is kept of a model that tunes little (`stage1.tune`). tuned: that little, and the tower by name and hash,
+    which `lfm serve` and `lfm predict` find or fetch; whole: everything, for servers without either (KServe)."""
     image_size: int = Field(0, ge=0, le=512)
     """Pixels a side of conv4's images, 8 or more (0: unchanged), or of tf_efficientnet_lite0's, 32 or more (0: 224).
     Other towers have their own size."""

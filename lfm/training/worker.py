@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lfm.backbones.assembly import Assembly
 from lfm.backbones.device import pick_device
 from lfm.backbones.model import load_weights
 from lfm.data.artifact import read_info
@@ -70,7 +71,8 @@ def train(task: WorkerTask, log: Callable[[Mapping[str, float], int], None]) -> 
         if mirror:
             mirror.close()
     if first:
-        weights = {name: value.to("cpu").contiguous() for name, value in model.changing().items()}
+        kept = Assembly.of(config, len(model.text_CD)).state(model)
+        weights = {name: value.to("cpu").contiguous() for name, value in kept.items()}
         save_file(weights, task.out / "model.safetensors")
         info = model_info(config, read_info(task.dataset), images, task.backbone)
         (task.out / "info.json").write_text(json.dumps(info, indent=1))
