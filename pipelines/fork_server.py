@@ -29,6 +29,7 @@ PRELOAD = (
     "kfp.dsl.executor_main",
     "lfm.jobs.evaluation",
     "lfm.jobs.training",
+    "lfm.report.run_page",
     "lfm.serving.predictor",
     "lfm.tracking.pipeline_run",
     "lfm.training.loop",
@@ -37,9 +38,11 @@ PRELOAD = (
     "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_store",
     "sklearn.manifold",
+    "sqlalchemy.dialects.sqlite",
     "torch._dynamo",
+    "lfm.pipelines.fork_preparation",
 )
-"""What steps would else import each for itself: the last of them comes with the first step of an optimizer."""
+"""What steps would else import each for itself: `torch._dynamo` comes with the first step of an optimizer."""
 
 
 STOP_SECONDS = 1.0

@@ -10,29 +10,30 @@ from pathlib import Path
 import pytest
 
 from lfm.errors import ended_by
+from tests import warm
 
-PROGRAM = Path(__file__).parent / "programs" / "forked_pipeline.py"
+PROGRAM = "forked_pipeline.py"
 
 
 def program(folder: Path, how: str) -> list[str]:
-    return [sys.executable, str(PROGRAM), str(folder / "root"), how]
+    """The program as a user's shell starts it: its fork server is a fresh process, too."""
+    return [sys.executable, str(warm.PROGRAMS / PROGRAM), str(folder / "root"), how]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONUNBUFFERED": "1"}
 
 
-def run(folder: Path, how: str) -> str:
-    done = subprocess.run(
-        program(folder, how), cwd=folder, env=environment(), capture_output=True, text=True, timeout=120
-    )
+def run(folder: Path, how: str, fresh: bool = False) -> str:
+    command = program(folder, how) if fresh else [*warm.program(PROGRAM), str(folder / "root"), how]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
 def test_each_step_is_a_process_of_its_own_with_the_current_environment(tmp_path: Path) -> None:
-    out = run(tmp_path, "good")
+    out = run(tmp_path, "good", fresh=True)
     shown = [line.split() for line in out.splitlines() if line.strip().startswith("pid")]
     assert {line[3] for line in shown} == {"one", "two"} and shown[0][1] != shown[1][1]
     assert all(" ".join(line[5:]) == f"set later cwd {tmp_path}" for line in shown)

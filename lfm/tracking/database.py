@@ -46,7 +46,7 @@ def check(path: Path) -> None:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             found = database.execute("SELECT version_num FROM alembic_version").fetchone() if _MARK in tables else None
             # MLflow, killed while it made the tables, goes on with that.
-            if not tables or (_begun_only(database, tables) and (not found or found[0] in _schemas())):
+            if not tables or (_begun_only(database, tables) and (not found or found[0] in schemas())):
                 return
     except sqlite3.DatabaseError as error:
         raise unusable(path, str(error)) from error
@@ -79,13 +79,13 @@ def _other_version(path: Path, schema: str, by_mlflow: bool) -> str:
         return (
             f"{path} is a database of another program; move it, or set {VARIABLE} to another file or an MLflow server"
         )
-    ours = f"MLflow {mlflow.__version__} has {_newest()} of {_schemas()[_newest()]}"
-    if schema and schema not in _schemas():
+    ours = f"MLflow {mlflow.__version__} has {_newest()} of {schemas()[_newest()]}"
+    if schema and schema not in schemas():
         return (
             f"{path} was written by another or newer MLflow (schema {schema}, which is unknown here; {ours}); use the "
             f"MLflow that wrote it, or set LFM_HOME or {VARIABLE} to another place"
         )
-    of = f"schema {schema} of {_schemas()[schema]}" if schema else "a schema without a number"
+    of = f"schema {schema} of {schemas()[schema]}" if schema else "a schema without a number"
     return (
         f"{path} was written by an older MLflow ({of}; {ours}), which could not open it again once it is migrated: "
         f"copy the file, then mlflow db upgrade {SQLITE}{path}"
@@ -93,7 +93,7 @@ def _other_version(path: Path, schema: str, by_mlflow: bool) -> str:
 
 
 @functools.cache
-def _schemas() -> dict[str, str]:
+def schemas() -> dict[str, str]:
     """The versions of the schema that the MLflow here knows, the newest first, with the date of each."""
     from importlib.resources import files
 
@@ -106,9 +106,22 @@ def _schemas() -> dict[str, str]:
     return found
 
 
+def warm_up() -> None:
+    """Do what the first connection of a process else does, so that processes forked from this one need not.
+
+    MLflow's own connection reads the versions of the schema again; its tables are connected once.
+    """
+    import mlflow.store.model_registry.dbmodels.models
+    import mlflow.store.tracking.dbmodels.models
+    from sqlalchemy.orm import configure_mappers
+
+    configure_mappers()
+    schemas()
+
+
 def _newest() -> str:
     """The version that the MLflow here writes."""
-    return next(iter(_schemas()))
+    return next(iter(schemas()))
 
 
 def unusable(path: Path, error: str) -> InputError:

@@ -23,6 +23,8 @@ from tests.backend.pod import Pod
 
 SCHEME = "minio://"
 ROOT = f"{SCHEME}mlpipeline/v2/artifacts"
+FIRST_IMPORTED = ("torchvision", "transformers.models.bert.modeling_bert", "lfm.data.sources.custom")
+"""What the first run in an LFM_HOME imports besides: nearly every run of a test is one."""
 SECONDS_AFTER_TERM = 1.0
 """The launcher dies of SIGTERM, and the container ends a second later, whatever the grace period (seen)."""
 
@@ -158,7 +160,7 @@ def _program(
 ) -> Ended:
     """Run KFP's command in a fork of a process that has the imports, and let the accident befall it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOAD))
+    context.set_forkserver_preload([*FIRST_IMPORTED, *PRELOAD])
     log, (reader, writer) = room / "log.txt", context.Pipe(duplex=False)
     process = context.Process(target=_inside, args=(source, arguments, environment, str(room), writer))
     process.start()

@@ -25,7 +25,10 @@ from typing import Any, NoReturn
 
 from lfm.pipelines.fork_server import PRELOAD
 
-MORE = ("docker", "matplotlib.pyplot", "open_clip", "pandas", "pyarrow.dataset", "sklearn", "lfm.cli.main")
+MORE = (
+    "docker", "matplotlib.pyplot", "open_clip", "pandas", "pyarrow.dataset", "sklearn",
+    "transformers.models.bert.modeling_bert", "lfm.cli.main",
+)  # fmt: skip
 
 
 def main(place: Path, session: int) -> None:
