@@ -9,10 +9,10 @@ from lfm.jobs import packaging
 from lfm.jobs.evaluation import SCORING
 from lfm.jobs.prepare import DECODING
 from lfm.storage.import_closure import closure
-from lfm.tracking.database import warm_up
+from lfm.tracking.database import schemas
 from lfm.training.task import METHOD
 
-warm_up()
+schemas()  # each step that opens the SQLite file compares its version with them
 closure(*METHOD, *SCORING, DECODING, packaging.__name__)  # the code that names results
 gc.collect()
 gc.freeze()  # else a step's collections go through all of this, and copy the pages that it lies on

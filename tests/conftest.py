@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from lfm.training.task import WorkerTask
     from tests.small_task import Trained
 
+pytest.register_assert_rewrite("tests.backend.cases")
 REPOSITORY = Path(__file__).parents[1]
 # The files that take longest, in that order: they begin first, so that no worker is left with one of them at the end.
 LONGEST = (
-    "infra_image", "backend", "team", "retraining_nights", "pipeline", "pipelines_retrain", "ranks", "nodes", "readme",
-    "own_data", "server", "trainer", "infra_compose", "pipelines_sweep", "store", "report_page", "reporting",
-    "train", "packaged_model", "docker", "speed", "science", "fork_server", "data", "serving_speed", "cli_errors",
+    "infra_image", "backend_sweep", "team", "backend_train", "backend_retrain", "retraining_nights", "pipeline",
+    "pipelines_retrain", "ranks", "nodes", "readme", "own_data", "server", "trainer", "infra_compose",
+    "pipelines_sweep", "store", "report_page", "reporting", "train", "packaged_model", "docker", "speed", "science",
+    "fork_server", "data", "serving_speed", "cli_errors",
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def test_every_compiled_pipeline_keeps(
 @pytest.mark.slow
 def test_only_a_retraining_may_end_without_a_launcher(compiled: dict[tuple[str, str, str], Spec]) -> None:
     """Then `finish` is given RUNNING. A `dsl.Else` with a step of its own would cost three pods every unchanged night;
-    the step that finds the data unchanged closes the run in MLflow instead (test_backend.py looks at its end)."""
+    the step that finds the data unchanged closes the run in MLflow instead (tests/backend/cases.py looks there)."""
     assert {kind for (kind, *_), spec in compiled.items() if ends_with_a_launcher(spec)} == {"retrain"}
 
 

@@ -106,19 +106,6 @@ def schemas() -> dict[str, str]:
     return found
 
 
-def warm_up() -> None:
-    """Do what the first connection of a process else does, so that processes forked from this one need not.
-
-    MLflow's own connection reads the versions of the schema again; its tables are connected once.
-    """
-    import mlflow.store.model_registry.dbmodels.models
-    import mlflow.store.tracking.dbmodels.models
-    from sqlalchemy.orm import configure_mappers
-
-    configure_mappers()
-    schemas()
-
-
 def _newest() -> str:
     """The version that the MLflow here writes."""
     return next(iter(schemas()))
