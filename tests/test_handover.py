@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from lfm.storage.handover import LARGEST_FILE, POINTER, hand_over, resolve
 from lfm.storage.store import build_once
 from tests.photos import PHOTOS
 from tests.s3 import S3
+from tests.warm import program
 
-JOBS = Path(__file__).parent / "programs" / "run_jobs.py"
 BIG = 200_000
 """Bytes of the artifact of these tests."""
 REMEDY = r"run the pipeline again: its step prepare makes it again \(Retry would keep the step that succeeded\)"
@@ -215,7 +214,7 @@ def test_with_pointers_and_the_store_alone_a_second_machine_trains_on(
             "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, str(JOBS), json.dumps(jobs)], env=environment, stdout=subprocess.PIPE,
+            [*program("run_jobs.py"), json.dumps(jobs)], env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, timeout=300,
         )  # fmt: skip
         output = done.stdout.decode()  # as it was written: text=True would hide carriage returns

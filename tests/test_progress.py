@@ -16,8 +16,7 @@ import pytest
 
 from lfm import progress as module
 from lfm.progress import MARK, bar, say
-
-PROGRAM = Path(__file__).parent / "programs" / "show_bar.py"
+from tests.warm import program
 
 
 def redraws(text: str) -> list[str]:
@@ -32,7 +31,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def in_pipe(how: str, folder: Path) -> str:
     """What the program writes to a pipe, carriage returns and all."""
-    command = [sys.executable, str(PROGRAM), how]
+    command = [*program("show_bar.py"), how]
     done = subprocess.run(command, stdout=subprocess.PIPE, timeout=120, env=environment(folder))
     assert done.returncode == 0
     return done.stdout.decode()
@@ -42,7 +41,7 @@ def on_terminal(how: str, folder: Path) -> str:
     """What the program writes to a terminal of 100 columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    process = subprocess.Popen([sys.executable, str(PROGRAM), how], stdout=theirs, env=environment(folder))
+    process = subprocess.Popen([*program("show_bar.py"), how], stdout=theirs, env=environment(folder))
     os.close(theirs)
     pieces = []
     with suppress(OSError):  # the end of a terminal
@@ -66,9 +65,9 @@ def test_every_line_that_is_said_bears_the_mark(
 
 
 def test_a_line_has_left_the_process_before_it_dies() -> None:
-    program = "import os; from lfm.progress import say; say('last words'); os._exit(1)"
+    code = "import os; from lfm.progress import say; say('last words'); os._exit(1)"
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=kept)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=kept)
     assert (done.returncode, done.stdout) == (1, f"{MARK}last words\n")
 
 

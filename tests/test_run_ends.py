@@ -6,7 +6,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from lfm.jobs.step import Mistake, step
 from lfm.tracking import pipeline_run, whole_sweep
 from lfm.tracking.client import connect, every
 from lfm.tracking.membership import ATTEMPT, PLUGIN_TAG, Membership
+from tests import warm
 
 pytestmark = pytest.mark.slow
 
@@ -136,8 +136,7 @@ def test_variants_that_are_open_are_closed_with_their_steps(
 
 
 def test_sigterm_closes_a_step_as_killed(client: MlflowClient, home: Path) -> None:
-    program = Path(__file__).with_name("programs") / "waiting_step.py"
-    process = subprocess.Popen([sys.executable, str(program)], env=dict(os.environ), stdout=subprocess.PIPE)
+    process = subprocess.Popen([*warm.program("waiting_step.py")], env=dict(os.environ), stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
@@ -158,9 +157,8 @@ def test_sigterm_closes_a_step_as_killed_though_nobody_reads_its_output_any_more
 
 def test_a_step_whose_launcher_is_gone_is_killed_while_it_trains_on(client: MlflowClient, home: Path) -> None:
     """Seen on KFP 2.17.0: the launcher dies of SIGTERM at once, a stage notes it and finishes its step."""
-    program = Path(__file__).with_name("programs") / "talking_step.py"
     process = subprocess.Popen(
-        [sys.executable, str(program)], env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*warm.program("talking_step.py")], env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert process.stdout and process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -37,6 +36,7 @@ from lfm.training.loop import Stage
 from lfm.training.memory import FrozenWeights, recompute_activations
 from lfm.training.nonfinite import NonFiniteLossError
 from lfm.training.schedule import learning_rate
+from tests import warm
 from tests.small_stage import CLASSES, COUNTS, config, images, text
 
 REPOSITORY = Path(__file__).parents[1]
@@ -114,14 +114,13 @@ def test_a_run_repeats_bit_for_bit_and_another_seed_does_not(tmp_path: Path) -> 
     assert not torch.equal(first.state_dict()["image.0.weight"], other.state_dict()["image.0.weight"])
 
 
-PROGRAM = REPOSITORY / "tests" / "programs" / "train_stage.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
 def start(folder: Path, out: Path, stage: int, **values: object) -> subprocess.Popen[str]:
     """A process that trains a stage, with its output in one pipe."""
     settings = [f"{name.replace('__', '.')}={value}" for name, value in values.items()]
-    command = [sys.executable, str(PROGRAM), str(stage), str(folder), str(out), *settings]
+    command = [*warm.program("train_stage.py"), str(stage), str(folder), str(out), *settings]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
