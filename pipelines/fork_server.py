@@ -40,10 +40,10 @@ PRELOAD = (
     "sklearn.manifold",
     "sqlalchemy.dialects.sqlite",
     "torch._dynamo",
-    "lfm.pipelines.fork_preparation",
 )
 """What steps would else import each for itself: `torch._dynamo` comes with the first step of an optimizer."""
-
+PREPARATION = "lfm.pipelines.fork_preparation"
+"""Module whose import imports all that, and does what steps would else do each for itself."""
 
 STOP_SECONDS = 1.0
 """Time that steps have after Ctrl-C for a last checkpoint and the end of their runs in MLflow; then they are killed."""
@@ -114,7 +114,7 @@ def forked_steps(*more: str) -> Iterator[Callable[..., bool]]:
         A function that calls another in such a fork, once a step has begun, and says whether all is well.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, *more])
+    context.set_forkserver_preload([PREPARATION, *more])
     with _signal(signal.SIGINT, signal.SIG_IGN):  # what it forks ignores it too
         forkserver.ensure_running()
     steps = _Steps()

@@ -1,5 +1,6 @@
 """Real data and real text for every test: Fashion-MNIST's own files and MiniLM's embeddings of its ten names."""
 
+import gc
 import gzip
 import os
 import shutil
@@ -33,6 +34,15 @@ LONGEST = (
     "pipelines_sweep", "store", "report_page", "reporting", "train", "packaged_model", "docker", "speed", "science",
     "fork_server", "data", "serving_speed", "cli_errors",
 )  # fmt: skip
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import all test files without collections of garbage: twenty of them would look through all that was imported."""
+    gc.disable()
+    yield
+    gc.freeze()  # nor through that while tests run
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ from lfm.pipelines.local_run import Result, run_retraining
 from lfm.storage.handover import resolve
 from lfm.tracking import registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tables")]
 PRESET = "custom-scratch"
 COLOURS = {"cat": (220, 40, 40), "dog": (40, 200, 60), "bird": (40, 60, 210)}
 SETTINGS = {

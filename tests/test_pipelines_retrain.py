@@ -96,6 +96,7 @@ def test_a_year_of_schedules(home: Path, small_fashion: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize("champion", ["of a retraining", "of lfm run"])
 def test_files_that_the_champion_was_trained_on_are_not_read_again(
     champion: str, home: Path, small_fashion: Path, capsys: pytest.CaptureFixture[str]

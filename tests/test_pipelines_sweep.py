@@ -16,6 +16,7 @@ from tests.small_run import PRESET, SMALL
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("tables")
 def test_six_configurations_share_their_data_and_end_in_a_table_and_a_figure(
     home: Path, small_fashion: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

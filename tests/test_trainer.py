@@ -32,8 +32,7 @@ KILLED: list[AbstractContextManager[None]] = []  # Python would end a context th
 
 
 @pytest.fixture
-def cluster(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
-    home.mkdir()
+def cluster(home: Path, tables: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
     server = Trainer(tmp_path / "user")
     monkeypatch.setattr("lfm.jobs.pod_log.POLL_SECONDS", 0.05)
     monkeypatch.setattr("lfm.jobs.left_behind.POLL_SECONDS", 0.05)

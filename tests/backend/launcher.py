@@ -16,7 +16,7 @@ from typing import Any
 
 from lfm.pipelines.backend_rules import LONGEST_ARGUMENT
 from lfm.pipelines.compiled import Json, as_json, as_value, parameters
-from lfm.pipelines.fork_server import PRELOAD
+from lfm.pipelines.fork_server import PREPARATION
 from tests.backend.driver import Inputs
 from tests.backend.metadata import Artifact, Metadata
 from tests.backend.pod import Pod
@@ -160,7 +160,7 @@ def _program(
 ) -> Ended:
     """Run KFP's command in a fork of a process that has the imports, and let the accident befall it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*FIRST_IMPORTED, *PRELOAD])
+    context.set_forkserver_preload([PREPARATION, *FIRST_IMPORTED])
     log, (reader, writer) = room / "log.txt", context.Pipe(duplex=False)
     process = context.Process(target=_inside, args=(source, arguments, environment, str(room), writer))
     process.start()

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lfm.pipelines.fork_server import PRELOAD
+from lfm.pipelines.fork_server import PREPARATION
 
 MORE = (
     "docker", "matplotlib.pyplot", "open_clip", "pandas", "pyarrow.dataset", "sklearn",
@@ -36,11 +36,13 @@ def main(place: Path, session: int) -> None:
     owner = os.pidfd_open(session)
     folder = Path(__file__).parents[2] / "lfm"
     jobs = [f"lfm.{room}.{path.stem}" for room in ("jobs", "report") for path in sorted((folder / room).glob("*.py"))]
-    for name in (*PRELOAD, *MORE, *(job for job in jobs if not job.endswith("__"))):
+    gc.disable()  # until all is imported, which it would take a quarter longer
+    for name in (*MORE, PREPARATION, *(job for job in jobs if not job.endswith("__"))):
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork has no other threads"
     multiprocessing.util.spawnv_passfds = _fork_server_by_fork(multiprocessing.util.spawnv_passfds)
     gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         aside = place.with_suffix(".new")
