@@ -15,7 +15,7 @@ class TestRetraining(Cases):
     kind = "retrain"
 
     def test_terminate_between_register_and_decide(self, trained: Trained, other: Path) -> None:
-        """Seen on KFP 2.17.0: from `register` to `decide` the run was FINISHED, and another retraining did not see it."""
+        """Seen on KFP 2.17.0: between the two the run was FINISHED, and another retraining did not see it."""
         site = trained.site
         run = site.start(other, Accident("decide", "terminated", lambda log: True))
         assert ran(run)[-3:] == ["register", "decide", "finish"]

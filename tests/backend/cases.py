@@ -32,7 +32,7 @@ class Cases:
     def other(self, source: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
         """Other data than any test had: in a retraining, they are trained on."""
         folder = Path(shutil.copytree(source, tmp_path / "photos"))
-        pixels = np.random.default_rng(len(request.node.nodeid)).integers(0, 255, (16, 16, 3))
+        pixels = np.random.default_rng(list(request.node.name.encode())).integers(0, 255, (16, 16, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(folder / "red" / "0.png")
         return folder
 
