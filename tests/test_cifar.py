@@ -287,7 +287,7 @@ def test_an_array_of_another_kind_is_refused(damage: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([1, 2], "1 images but 2 labels"), (["1"], "no list 'labels'"), ([-1], "no list"), ([300], "no list"), (7, "no")],
+    [([1, 2], "1 image but 2 labels"), (["1"], "no list 'labels'"), ([-1], "no list"), ([300], "no list"), (7, "no")],
 )
 def test_labels_of_another_kind_are_refused(labels: Any, message: str, tmp_path: Path) -> None:
     files = members(CIFAR10, "python", *small(CIFAR10))

@@ -67,7 +67,7 @@ def test_what_is_wrong_is_named(folder: Path, photos: Path, home: Path) -> None:
     (photos / "empty").mkdir()
     for name, message in (("torn.png", "torn.png is truncated or damaged"), ("notes.txt", "notes.txt is no image")):
         done = CliRunner().invoke(app, ["predict", str(photos / name), "--model", str(folder)])
-        assert done.exit_code == 1 and message in done.stderr and "error: 1 of 1 images cannot be used" in done.stderr
+        assert done.exit_code == 1 and message in done.stderr and "error: 1 of 1 image cannot be used" in done.stderr
     for arguments, message in (
         ((photos / "empty", "--model", folder), r"empty holds no image; one ends in .apng"),
         ((photos / "absent.png", "--model", folder), r"absent.png does not exist; give files or folders"),

@@ -111,8 +111,8 @@ def test_opposites_are_named_in_inspect_report_and_run(
         capsys.readouterr()
         run = config.model_copy(update={"mixup": config.mixup.model_copy(update={"name": name})})
         preview.preview(run, 1, str(table), str(text))
-        said = f"are nearly the same to the text tower, with a cosine above 0.9 ({line})"
-        assert f"warning: 1 pairs of class names {said}" in (capsys.readouterr().out)
+        said = f"is nearly the same to the text tower, with a cosine above 0.9 ({line})"
+        assert f"warning: 1 pair of class names {said}" in (capsys.readouterr().out)
     command = ["data", "inspect", "custom-scratch", f"--set=data.source={tmp_path / 'root'}"]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0 and line in done.output

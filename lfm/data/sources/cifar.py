@@ -22,7 +22,7 @@ from lfm.data.sources.cifar_files import CIFAR10, CIFAR100, Cifar, Layout
 from lfm.data.sources.class_names import named
 from lfm.data.sources.downloads import downloads, where_to_put
 from lfm.data.sources.unpickle import ByteArray, unpickle
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.progress import bar, say
 
 CONNECT_SECONDS = 10
@@ -167,7 +167,8 @@ def _read_batch(raw: bytes, where: str, cifar: Cifar, layout: Layout) -> tuple[N
             raise InputError(f"{where} has no list {cifar.labels_key!r} of whole numbers from 0 to 255; {fix}")
         pixel_NP, label_N = data.pixels, np.array(labels, np.uint8)
         if len(label_N) != len(pixel_NP):
-            raise InputError(f"{where} has {len(pixel_NP):,} images but {len(label_N):,} labels; {fix}")
+            there = f"{counted(len(pixel_NP), 'image')} but {counted(len(label_N), 'label')}"
+            raise InputError(f"{where} has {there}; {fix}")
     planes = pixel_NP.reshape(-1, 3, 32, 32)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), label_N.astype(np.int64)
 

@@ -62,7 +62,8 @@ def number_classes(config: DataConfig, found: Found) -> tuple[Index, tuple[str, 
         keys, names, rule, fix = _from_file(absolute(config.class_names), keys, found)
     elif found.numbers:
         keys = [str(k) for k in range(len(keys))]
-        rule = f"is out of range: there are {len(keys)} labels, so they must run from 0 to {len(keys) - 1}"
+        are = "is" if len(keys) == 1 else "are"
+        rule = f"is out of range: there {are} {counted(len(keys), 'label')}, so they must run from 0 to {len(keys) - 1}"
         fix = "number them without gaps or set data.class_names"
     else:
         names = [key.replace("_", " ") for key in keys] if found.spaces else keys
