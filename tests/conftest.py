@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from tests.s3 import S3, serve_s3
 
 if TYPE_CHECKING:
     from lfm.training.task import WorkerTask
+    from tests.kfp_server import Kfp
     from tests.small_task import Trained
 
 pytest.register_assert_rewrite("tests.backend.cases")
@@ -198,6 +200,29 @@ def trained_alone(small_task: "WorkerTask", tmp_path_factory: pytest.TempPathFac
     from tests.small_task import train
 
     return train(small_task, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[Kfp]":
+    """A recording KFP on loopback, and nothing on this machine that names another."""
+    from lfm.pipelines import kfp_client
+    from tests.kfp_server import serve_kfp
+
+    for name in ("KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST", "KUBECONFIG", "KF_PIPELINES_SA_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no kubectl, no cookie of the developer's
+    monkeypatch.setattr(kfp_client, "POLL", 0.01)
+    with serve_kfp() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for PyTorch: on tensors this small threads only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

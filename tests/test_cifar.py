@@ -1,4 +1,4 @@
-"""CIFAR's published forms: binary records and Python 2 pickles, in archives and unpacked; read, refused, fetched."""
+"""CIFAR's published forms: read, refused, fetched (over 300 lines: all on the same archives in each form)."""
 
 import dataclasses
 import hashlib

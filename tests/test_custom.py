@@ -1,4 +1,4 @@
-"""Images of one's own: every kind of source on disk and in S3, the test split that is made, and bad input."""
+"""Images of one's own, every kind of source on disk and in S3 (over 300 lines: all put there in one way)."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""The page of a run, from metrics artifacts of drawn answers: its numbers read back, in a real browser, its size."""
+"""The page of a run, its numbers read back, in a browser (over 300 lines: all on one page, drawn once)."""
 
 import html
 import json

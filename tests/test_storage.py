@@ -1,4 +1,4 @@
-"""lfm/storage/s3.py against a real S3 server, and against servers that are dead, mute or drop the line."""
+"""lfm/storage/s3.py against a real S3 server, and bad ones (over 300 lines: each call against each of them)."""
 
 import hashlib
 import http.client
