@@ -18,7 +18,7 @@ from benchmarks.measure import DIM, Row, finished, row, seconds, unit_rows, util
 from lfm.backbones.device import use_bf16
 from lfm.backbones.model import LFM
 from lfm.backbones.openclip import build_image_tower
-from lfm.config.schema import RunConfig, StageConfig, TowerStageConfig, TrainConfig
+from lfm.config.schema import HeadStageConfig, RunConfig, TowerStageConfig, TrainConfig
 from lfm.data.images import Images
 from lfm.evaluation.inference import score_split
 from lfm.method.mixup import PairBatch
@@ -103,7 +103,7 @@ def loop_row(stage: int, goal: float, images: Images, epochs: int, name: str) ->
             return loss
 
     first = TowerStageConfig(epochs=1 + epochs, lr=1e-6, batch_size=BATCH)
-    second = StageConfig(epochs=1 + epochs, lr=1e-6, batch_size=BATCH)
+    second = HeadStageConfig(epochs=1 + epochs, lr=1e-6, batch_size=BATCH)
     quiet = TrainConfig(validate_every=0, checkpoint_minutes=1e9)
     config = RunConfig(preset="speed", stage1=first, stage2=second, train=quiet)
     # Without its progress bar; checkpoints are written only when it is ended in the middle.

@@ -6,11 +6,11 @@ They share data, splits, shot rules and scores with the presets of the paper, an
 
 from lfm.config.schema import (
     DataConfig,
+    HeadStageConfig,
     LossConfig,
     MixupConfig,
     ModelConfig,
     RunConfig,
-    StageConfig,
     TextConfig,
     TowerStageConfig,
     TrainConfig,
@@ -29,7 +29,7 @@ def _lift(preset: str, data: DataConfig, epochs: int = 10) -> RunConfig:
             tune="adaptformer", tune_init="kaiming-normal", epochs=epochs, lr=0.01, cosine="epoch", optimizer="sgd",
             weight_decay=5e-4, batch_size=128,
         ),
-        stage2=StageConfig(epochs=0, batch_size=128),
+        stage2=HeadStageConfig(epochs=0, batch_size=128),
         train=TrainConfig(crop="random"),
     )  # fmt: skip
 

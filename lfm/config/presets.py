@@ -8,11 +8,11 @@ from lfm.config.lift_presets import LIFT_PRESETS
 from lfm.config.overrides import apply_overrides
 from lfm.config.schema import (
     DataConfig,
+    HeadStageConfig,
     LossConfig,
     MixupConfig,
     ModelConfig,
     RunConfig,
-    StageConfig,
     TextConfig,
     TowerStageConfig,
     TrainConfig,
@@ -39,7 +39,7 @@ def fashion_mnist_lt() -> RunConfig:
         stage1=TowerStageConfig(
             epochs=40, lr=2e-3, warmup=0.05, optimizer="adamw", weight_decay=1e-2, batch_size=64, alpha=0.5
         ),
-        stage2=StageConfig(epochs=10, lr=1e-3, warmup=0.05, optimizer="adamw", batch_size=64, alpha=0.5),
+        stage2=HeadStageConfig(epochs=10, lr=1e-3, warmup=0.05, optimizer="adamw", batch_size=64, alpha=0.5),
         train=TrainConfig(),
     )
 
@@ -57,7 +57,7 @@ def cifar10_lt() -> RunConfig:
         data=DataConfig(name="cifar10", imbalance=100),
         model=ModelConfig(tower="ViT-B-32", weights="openai"),
         stage1=TowerStageConfig(epochs=10, lr=1e-9, min_lr=1e-12),
-        stage2=StageConfig(epochs=10, lr=5e-1, min_lr=5e-4),
+        stage2=HeadStageConfig(epochs=10, lr=5e-1, min_lr=5e-4),
     )
 
 
@@ -74,7 +74,7 @@ def cifar100_lt() -> RunConfig:
         data=DataConfig(name="cifar100", imbalance=100),
         model=ModelConfig(tower="ViT-B-32", weights="openai"),
         stage1=TowerStageConfig(epochs=50, lr=1e-6, min_lr=1e-9),
-        stage2=StageConfig(epochs=10, lr=1e-2, min_lr=1e-5),
+        stage2=HeadStageConfig(epochs=10, lr=1e-2, min_lr=1e-5),
     )
 
 
@@ -93,7 +93,7 @@ def imagenet_lt() -> RunConfig:
         data=DataConfig(name="imagenet-lt", profile="as-is"),
         model=ModelConfig(tower="ViT-B-16", weights="openai"),
         stage1=TowerStageConfig(epochs=30, lr=5e-6, min_lr=5e-9, batch_size=96),
-        stage2=StageConfig(epochs=10, lr=1e-2, min_lr=1e-5, batch_size=96),
+        stage2=HeadStageConfig(epochs=10, lr=1e-2, min_lr=1e-5, batch_size=96),
     )
 
 
@@ -113,7 +113,7 @@ def places_lt() -> RunConfig:
         model=ModelConfig(tower="ViT-B-16", weights="openai"),
         mixup=MixupConfig(tau=1.0),
         stage1=TowerStageConfig(epochs=30, lr=1e-7, min_lr=1e-10, batch_size=96, alpha=1.25),
-        stage2=StageConfig(epochs=10, lr=5e-4, min_lr=5e-7, batch_size=96, alpha=1.5),
+        stage2=HeadStageConfig(epochs=10, lr=5e-4, min_lr=5e-7, batch_size=96, alpha=1.5),
     )
 
 
@@ -147,7 +147,7 @@ def custom() -> RunConfig:
         data=DataConfig(name="custom", profile="as-is"),
         model=ModelConfig(tower="ViT-B-32", weights="openai"),
         stage1=TowerStageConfig(epochs=10, lr=1e-6, min_lr=1e-9, alpha="auto"),
-        stage2=StageConfig(epochs=10, lr=1e-2, min_lr=1e-5, alpha="auto"),
+        stage2=HeadStageConfig(epochs=10, lr=1e-2, min_lr=1e-5, alpha="auto"),
     )
 
 

@@ -320,6 +320,20 @@ class TowerStageConfig(StageConfig):
         return size
 
 
+class HeadStageConfig(StageConfig):
+    """Stage 2, which trains W_I, or a head of classes, behind the frozen tower."""
+
+    features: Literal["tower", "cached"] = "tower"
+    """What is mixed. tower: pixels, and the tower sees each mix in each epoch (the paper); cached: features, of which
+    the tower makes one for each image, or two where images are flipped: many times as fast, without crops."""
+
+    @model_validator(mode="after")
+    def _no_search_without_the_tower(self) -> "HeadStageConfig":
+        if self.features == "cached" and self.batch_size == "auto":
+            raise ValueError("batch_size auto is searched for with the tower; with features=cached give a number")
+        return self
+
+
 GROUPS = ("many", "medium", "few")
 """Shot groups, in the order of every table."""
 
@@ -409,7 +423,7 @@ class RunConfig(Section):
     mixup: MixupConfig = MixupConfig()
     loss: LossConfig = LossConfig()
     stage1: TowerStageConfig = TowerStageConfig()
-    stage2: StageConfig = StageConfig()
+    stage2: HeadStageConfig = HeadStageConfig()
     shots: ShotsConfig = ShotsConfig()
     train: TrainConfig = TrainConfig()
 

@@ -17,9 +17,7 @@ from torch import Tensor
 from lfm.backbones.device import bf16_warning, use_bf16
 from lfm.backbones.model import LFM, load_changing
 from lfm.config.schema import RunConfig
-from lfm.data.crops import Crop
 from lfm.data.images import Images
-from lfm.data.prefetch import fetched_ahead, mixed_images
 from lfm.method.losses import Classes, make_loss, soft
 from lfm.method.mixup import PairBatch
 from lfm.progress import bar, say
@@ -30,6 +28,7 @@ from lfm.training.checkpoint_writer import CheckpointWriter
 from lfm.training.checkpoints import Checkpoints, Position, Snapshot, made_with
 from lfm.training.dropout import seeded
 from lfm.training.memory import FrozenWeights, lay_out
+from lfm.training.network_inputs import MixedFeatures, MixedPixels
 from lfm.training.nonfinite import LOOK_EVERY, LossWatch, check_weights
 from lfm.training.preemption import CheckpointTimer, PreemptedError
 from lfm.training.processes import Processes, new_accelerator, prepare, unwrap
@@ -92,8 +91,9 @@ class Stage:
             self.loss = make_loss(config.loss, Classes(count_C.to(device), text_CD, adjusting_C.to(device)))
         self.sampler = pair_sampler(config, number, label_N, text_CD.cpu(), alpha, self.batch_size, classes)
         self.steps = self.values.epochs * self.sampler.steps_per_epoch
+        self.inputs = self._inputs()
         self.net, self.prepared_optimizer = prepare(
-            self.accelerator, model, self.optimizer, config.train.compile, self.steps
+            self.accelerator, self.inputs.net, self.optimizer, config.train.compile, self.steps
         )
         loss_sum = start.position.loss_sum if self.processes.first else torch.zeros_like(start.position.loss_sum)
         self.position = Position(start.position.step, start.position.images, loss_sum)
@@ -122,7 +122,7 @@ class Stage:
             self.writer,
             bar(self.steps, f"stage {self.number}", "steps", position.step, not self.processes.first) as progress,
         ):
-            for batch, pixels in fetched_ahead(self.train, batches, lambda b: self.processes.rows(len(b.index_B2))[0]):
+            for batch, pixels in self.inputs.ahead(batches, lambda b: self.processes.rows(len(b.index_B2))[0]):
                 position.add(self.step(batch, pixels, position.step), len(batch.index_B2))
                 progress.update()
                 epoch_ends = position.step % per_epoch == 0
@@ -137,7 +137,7 @@ class Stage:
                 # After the epoch was logged: a run resumed from this checkpoint does not log it again.
                 if self.timer.due(position.step, self.writer.busy()) and position.step < self.steps:
                     self._save()
-        unwrap(self.accelerator, self.net, self.model)
+        unwrap(self.accelerator, self.net, self.inputs.net)
         self.average.finish()
         self.frozen.restore()
         check_weights(self.number, self.trained)
@@ -155,10 +155,7 @@ class Stage:
             The sum of the losses of this process's images.
         """
         rows, fraction = self.processes.rows(len(batch.index_B2))
-        train = self.config.train
-        crop = None if train.crop == "none" else Crop(train.crop, step / self.steps)
-        x = mixed_images(self.train, batch, train.flip, pixels, self.dtype, rows, crop)
-        x = x.contiguous(memory_format=self.layout)
+        x = self.inputs.mixed(batch, pixels, step / self.steps, rows)
         label_B2, weight_B2 = batch.label_B2[rows].to(x.device), batch.weight_B2[rows].to(x.device)
         if self.config.mixup.name == "none":
             label_B2, weight_B2 = label_B2[:, :1], weight_B2[:, :1]
@@ -179,7 +176,7 @@ class Stage:
         """Add up the gradients of this process's part of a step, micro-batch by micro-batch.
 
         Args:
-            x: mixed images, (B, channels, height, width).
+            x: mixed images, (B, channels, height, width), or mixed features, (B, D).
             label_B2: classes of each pair.
             weight_B2: label weights of these classes.
             fraction: part of the whole batch that this process computes.
@@ -229,6 +226,12 @@ class Stage:
             newest = int(self.processes.reduce(torch.tensor(self.writer.newest, device=self.train.device), "max"))
             where = f"it resumes from step {newest}" if newest else "it starts over"
             raise PreemptedError(f"stage {self.number} was asked to stop at step {self.position.step}; {where}")
+
+    def _inputs(self) -> MixedPixels | MixedFeatures:
+        train = self.config.train
+        if self.number == 2 and self.config.stage2.features == "cached":
+            return MixedFeatures(self.model, self.train, train, self.dtype, self.processes)
+        return MixedPixels(self.model, self.train, train, self.dtype, self.layout)
 
     def _searched_batch_size(self) -> int:
         shape = (self.train.shape[0], self.train.side, self.train.side)
