@@ -18,6 +18,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lfm.config.schema import DataConfig
+from lfm.data.sources import debian
 from lfm.data.sources.base import Source
 from lfm.errors import InputError
 from lfm.progress import bar, say
@@ -150,22 +151,7 @@ def _from_mirror(scratch: Path) -> None:
 
 
 def _from_debian(scratch: Path) -> None:
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise FileNotFoundError("no apt-get here")
-
-    def call(*command: str) -> None:
-        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=PACKAGE_SECONDS)  # noqa: S603
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise OSError(lines[-1])
-
-    try:
-        call("apt-get", "-qq", "download", PACKAGE)
-    except OSError:  # no package lists on this machine: fetch them to a folder of our own, which needs no root
-        (scratch / "lists" / "partial").mkdir(parents=True)
-        lists = f"-oDir::State::Lists={scratch / 'lists'}"
-        call("apt-get", "-qq", lists, "update")
-        call("apt-get", "-qq", lists, "download", PACKAGE)
-    call("dpkg", "-x", next(scratch.glob("*.deb")).name, "x")
+    (package,) = debian.download([PACKAGE], scratch, PACKAGE_SECONDS)
+    subprocess.run(["dpkg-deb", "-x", package, scratch / "x"], check=True, capture_output=True)  # noqa: S603, S607
     for name in SHA256:
         shutil.move(scratch / "x/usr/share/datasets/fashion-mnist" / f"{name}.gz", scratch)

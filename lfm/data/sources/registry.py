@@ -30,6 +30,7 @@ DATASETS: dict[str, Loader] = {
     "imagenet-lt": Loader("lfm.data.sources.split_lists", "load_imagenet_lt"),
     "places-lt": Loader("lfm.data.sources.split_lists", "load_places_lt"),
     "inaturalist2018": Loader("lfm.data.sources.inaturalist", "load_inaturalist2018"),
+    "icons-lt": Loader("lfm.data.sources.icons", "load_icons"),
     "custom": Loader("lfm.data.sources.custom", "load_custom"),
 }
 
