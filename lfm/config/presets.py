@@ -52,7 +52,7 @@ def icons_lt() -> RunConfig:
     Data: built once from Debian's packages (310 MB through this machine's own apt; needs the icons extra). Whole
     families of artists are held out: eight for the test, one for validation.
     Hardware: 2 CPU cores, some minutes.
-    Expected: docs/data.md has what was measured. Opposites have nearly one name to a sentence encoder ("align horizontal
+    Expected: docs/data.md has what was measured. Opposites have nearly one name to a sentence encoder ("format justify
     left", "right"), so tau is not low; nothing is flipped, since "go next" would be "go previous".
     """
     base = fashion_mnist_lt()

@@ -1,7 +1,7 @@
 """Icons of free desktops as pictures with names: where their packages come from, and which pictures become data.
 
-A class is a name that desktops agree on ("edit-copy"), drawn by some twenty families of artists. Whole families are held
-out for the test, and one for validation: what was learnt from some hands is asked of others.
+A class is a name that desktops agree on ("edit-copy"), drawn by some twenty families of artists. Whole families are
+held out for the test, and one for validation: what was learnt from some hands is asked of others.
 
 Letters in the names give shapes: N pictures.
 """
