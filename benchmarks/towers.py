@@ -39,6 +39,8 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers")
 def hub_needs(name: str) -> list[str]:
     """What a run asks the Hugging Face hub for, beside the weights of a tag, with the model's own text tower."""
     text = json.loads(towers.built_in()[name].read_bytes())["text_cfg"]
+    if not text:
+        return ["has none"]
     needs = [f"tokenizer {text['hf_tokenizer_name']}"] if text.get("hf_tokenizer_name") else []
     return needs + ([f"text tower {text['hf_model_name']}"] if text.get("hf_model_name") else [])
 
@@ -135,7 +137,7 @@ def main() -> None:
                                          count=len(rows), rows="\n".join(rows)))  # fmt: skip
 
 
-PAGE = """# open_clip's towers
+PAGE = """# Towers: open_clip's, and one with ImageNet's weights
 
 `python -m benchmarks.towers --out docs/towers.md` made this table, with {versions}, on one thread of an {machine} CPU.
 
@@ -144,7 +146,8 @@ trained for two steps of two images ("only built": larger ones). Class names com
 (`text.encoder=backbone`, the column "for its own text" says what that needs from the Hugging Face hub), or from MiniLM
 (`text.encoder=minilm`), for which nothing is needed from the hub: a tower of `model.weights=random` is then drawn with
 MiniLM's 384 dimensions, pre-trained weights must have them. The weights of a tag are on the hub too (the last column
-counts the tags); a file of your own, or `random`, needs none of it.
+counts the tags); a file of your own, or `random`, needs none of it, nor does `imagenet-lite0`, the one tag of
+tf_efficientnet_lite0, which is timm's and comes from the `imagenet` extra ([data.md](data.md)).
 
 Memory layout: which towers keep the plain one on a CPU, and why, is in [training.md](training.md).
 

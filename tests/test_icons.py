@@ -151,14 +151,14 @@ def test_other_versions_are_refused_unless_they_are_wanted(repository: Path, pub
 def test_what_apt_does_not_know_is_said_in_its_words(repository: Path, published: Path, home: Path) -> None:
     published.write_text(json.dumps({"no-such-icons": "0" * 64}))
     with pytest.raises(
-        InputError, match=r"cannot be fetched \(E: Unable to locate package no-such-icons\); build it on"
+        InputError, match=r"cannot be fetched \(E: Unable to locate package no-such-icons\); put icons.npy and"
     ):
         icons.load_icons(load("icons-lt").data)
 
 
 def test_a_machine_without_apt_is_told_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match=r"\(no apt-get here\); build it on a machine with Debian 12 and copy its"):
+    with pytest.raises(InputError, match=r"\(no apt-get here\); put icons.npy and icons.json, as"):
         icons.load_icons(load("icons-lt").data)
 
 

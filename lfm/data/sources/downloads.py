@@ -11,6 +11,7 @@ from lfm.storage.artifact import home
 HELP: dict[str, str] = {
     "fashion-mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
     "t10k-labels-idx1-ubyte.gz of Fashion-MNIST (https://github.com/zalandoresearch/fashion-mnist)",
+    "icons-lt": "icons.npy and icons.json, as `lfm data fetch icons-lt` builds them on a machine with Debian 12,",
     "cifar10": "cifar-10-python.tar.gz (or cifar-10-binary.tar.gz, or the unpacked folder of either) of CIFAR-10 "
     "(https://www.cs.toronto.edu/~kriz/cifar.html)",
     "cifar100": "cifar-100-python.tar.gz (or cifar-100-binary.tar.gz, or the unpacked folder of either) of CIFAR-100 "

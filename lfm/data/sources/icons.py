@@ -28,9 +28,10 @@ from PIL import Image
 from lfm.config.schema import DataConfig
 from lfm.data.sources import debian
 from lfm.data.sources.base import TEST, TRAIN, VAL, Arrays, Source
+from lfm.data.sources.downloads import downloads, where_to_put
 from lfm.errors import InputError
 from lfm.progress import bar, say
-from lfm.storage.artifact import home, sha256_file
+from lfm.storage.artifact import sha256_file
 
 PACKAGES = Path(__file__).with_suffix(".json")
 """Package -> sha256 of its file in Debian 12: the ones that `data.verify` accepts."""
@@ -78,7 +79,7 @@ def load_icons(config: DataConfig) -> Source:
     Raises:
         InputError: no apt, other versions of the packages, no renderer, or altered files.
     """
-    place = Path(config.source) if config.source else home() / "downloads" / "icons-lt"
+    place = Path(config.source) if config.source else downloads("icons-lt")
     if not config.source and not (place / ABOUT).is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_suffix(".lock")):  # another process may be building the same files
@@ -117,7 +118,7 @@ def _fetch(place: Path, verify: bool) -> None:
         except (OSError, subprocess.SubprocessError, http.client.HTTPException) as error:
             raise InputError(
                 f"icons-lt is built from Debian's packages, which cannot be fetched ({' '.join(str(error).split())}); "
-                f"build it on a machine with Debian 12 and copy its {place} here, or set data.source to it"
+                f"{where_to_put('icons-lt')}"
             ) from error
         other = [path.name for path, sha in zip(debs, published.values(), strict=True) if sha256_file(path) != sha]
         if other and verify:
@@ -254,6 +255,6 @@ def _keep(classes: dict[str, list[tuple[int, NDArray[np.uint8]]]], packages: dic
     aside = place / f"{ABOUT}.tmp"
     aside.write_text(json.dumps(about))
     aside.replace(place / ABOUT)
-    counts = Counter(about["split"])
+    counts = Counter(split for _, split, _ in flat)
     say(f"icons-lt: {len(classes)} classes, {counts[TRAIN]:,} pictures for training, {counts[VAL]:,} for validation, "
         f"{counts[TEST]:,} of other artists for the test; kept in {place}")  # fmt: skip
