@@ -12,8 +12,8 @@ from lfm.config.presets import load
 from lfm.config.schema import RunConfig
 from lfm.data.artifact import read_info
 from lfm.data.images import Images, open_split
-from lfm.evaluation.calibration import MIN_IMAGES
-from lfm.jobs.packaging import example_of, fresh, served
+from lfm.data.validation_images import MIN_IMAGES, fresh
+from lfm.jobs.packaging import example_of, served
 from lfm.jobs.prepare import backbone_for, dataset_for, embeddings_for
 from lfm.serving.predictor import Predictor
 from lfm.serving.request import Limits, of_table, pixels_of
@@ -41,7 +41,7 @@ def made(config: RunConfig, folder: Path) -> tuple[Path, Path, Path]:
             torch.nn.functional.cross_entropy(net(x) / 0.05, images.label_N).backward()
             optimizer.step()
         save_file({k: v.contiguous() for k, v in net.state_dict().items()}, aside / "model.safetensors")
-        about = model_info(config, read_info(dataset), images, str(backbone))
+        about = model_info(config, read_info(dataset), images, str(backbone), [0.1] * 10)
         (aside / "info.json").write_text(json.dumps(about))
     return dataset, backbone, folder
 

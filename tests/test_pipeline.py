@@ -64,9 +64,11 @@ def test_one_command_trains_both_methods_and_shows_them_side_by_side(
 ) -> None:
     assert first.returncode == 0, first.stdout + first.stderr
     found = json.loads((home / "demo.json").read_text())
-    assert list(found["methods"]) == ["untrained", "ce", "lfm"]
+    assert list(found["methods"]) == ["untrained", "ce", "ce, adjusted", "lfm", "lfm, adjusted"]
     for name, scores in found["methods"].items():
-        shown = "lfm + ce" if name == "lfm" else name
+        shown = name.replace("lfm", "lfm + ce") + (
+            f" (strength {scores['strength']:g})" if "strength" in scores else ""
+        )
         row = "".join(f"{scores[k]:9.1f}" for k in ("many", "medium", "few", "all"))
         assert re.search(rf"^{re.escape(shown)} +{row.strip()}$", first.stdout.split("Top-1")[1], re.MULTILINE)
     assert found["model_uri"] == "models:/fashion-mnist-lt/1" and found["model_uri"] in first.stdout
@@ -98,6 +100,8 @@ def test_mlflow_has_a_parent_with_everything_and_a_child_for_each_step(home: Pat
         assert run.info.status == "FINISHED"
         for group in ("all", "many", "medium", "few"):
             assert run.data.metrics[f"test/{group}"] == pytest.approx(scores[method][group])
+            assert run.data.metrics[f"adjusted/{group}"] == pytest.approx(scores[f"{method}, adjusted"][group])
+        assert run.data.metrics["adjusted/strength"] == scores[f"{method}, adjusted"]["strength"]
         curve = api.get_metric_history(run.info.run_id, "stage1/loss")
         assert [point.step for point in curve] == [1, 2]
         names = {item.path for item in api.list_artifacts(run.info.run_id)}

@@ -98,6 +98,10 @@ def test_every_score_on_the_page_is_the_metrics(ran: Ran, rebuilt: Path) -> None
     assert rows["lfm + ce"] == [shown(kept["test"][c]) for c in COLUMNS]
     assert rows["untrained"] == [shown(kept["untrained"][c]) for c in COLUMNS]
     assert rows["ce"] == [shown(base["test"][c]) for c in COLUMNS]
+    for name, of in (("lfm + ce", kept), ("ce", base)):
+        adjusted = f"{name}, adjusted (strength {of['adjusted']['strength']:g})"
+        assert rows[adjusted] == [shown(of["adjusted"][c]) for c in COLUMNS]
+    assert list(rows)[1:3] == ["lfm + ce", f"lfm + ce, adjusted (strength {kept['adjusted']['strength']:g})"]
     for row, name, score in zip(tables[-1][1:], kept["test"]["classes"], kept["test"]["per_class"], strict=True):  # type: ignore[call-overload]
         assert (row[0], row[5]) == (name, shown(score))
     in_mlflow = ran.client.get_run(ran.lfm).data.metrics

@@ -109,7 +109,7 @@ def _train(
     """
     from lfm.backbones.device import check_device
     from lfm.jobs.prepare import check
-    from lfm.jobs.scoring import untrained
+    from lfm.jobs.scoring import adjusted_row, untrained
     from lfm.pipelines.local_run import run_local
 
     for config in configs:
@@ -122,6 +122,7 @@ def _train(
         results.append(run_local(config, debugging(), runner, config is configs[-1], no_cache))
         found = json.loads((results[-1].metrics / "metrics.json").read_text())
         methods |= {untrained(config): found["untrained"], config.method: found["test"]}
+        methods |= adjusted_row(config.method, found)
     return methods, results, found["provenance"]
 
 
@@ -153,10 +154,11 @@ def _print_results(methods: dict[str, Any], provenance: dict[str, Any], result: 
 
 def _write_json(path: Path, methods: dict[str, Any], provenance: dict[str, Any], uri: str, seconds: float) -> None:
     names = {"lfm + ce": "lfm"}  # the name in build/demo.json
-    scores = {
-        names.get(name, name): {k: scored[k] for k in ("all", "many", "medium", "few") if scored[k] is not None}
-        for name, scored in methods.items()
-    }
+    scores = {}
+    for name, scored in methods.items():
+        base, adjusted, _ = name.partition(", adjusted")
+        kept = ("all", "many", "medium", "few", *(["strength"] if adjusted else []))
+        scores[names.get(base, base) + adjusted] = {k: scored[k] for k in kept if scored[k] is not None}
     content = {"methods": scores, "model_uri": uri, "seconds": round(seconds, 1), "provenance": provenance}
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(json.dumps(content, indent=1))

@@ -12,8 +12,6 @@ from torch import Tensor
 
 RANGE = 100.0
 """The temperature found is at most so many times above or below the one of training."""
-MIN_IMAGES = 50
-"""On fewer images no temperature is chosen: the noise would be larger than the gain."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lfm.config.schema import RunConfig
 from lfm.jobs.reports import page_of
-from lfm.jobs.scoring import score_models, untrained
+from lfm.jobs.scoring import adjusted_row, score_models, untrained
 from lfm.jobs.step import content, say_result, step
 from lfm.progress import say
 from lfm.revision import commit
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SCORING = ("lfm.jobs.scoring", "lfm.serving.predictor")
 """What scores, the champion too; the import closure is in the key of the scores."""
+PARTS = ("test", "untrained", "champion", "adjusted")
+"""Of metrics.json: each has scores, the last two where there are such."""
 EXAMPLE_IMAGES = 2
 SHOWN_CLASSES = 50
 
@@ -69,8 +71,12 @@ def evaluate(
         say_result("evaluation", folder, reused)
         found = json.loads((folder / "metrics.json").read_text())
         say(table(methods_of(run_config, found)))
-        for prefix in ("test", "untrained", "champion"):
+        if why := found.get("not_adjusted"):
+            say(f"no adjusted row: {why}; data.val_per_class holds some out, to tune the strength of adjustment on")
+        for prefix in PARTS:
             run.log({f"{prefix}/{k}": v for k, v in group_scores(found.get(prefix, {})).items()}, 0)
+        if "adjusted" in found:
+            run.log({"adjusted/strength": found["adjusted"]["strength"]}, 0)
         run.tags({f"lfm.{k}": v for k, v in provenance.items()} | data)
         copy_to(folder, Path(out))
         _write_page(run, run_config, folder, Path(out), Path(page_out))
@@ -129,7 +135,9 @@ def group_scores(scores: Mapping[str, Any]) -> dict[str, float]:
 def methods_of(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
     """The parts of metrics.json by the names that tables give them, the trained model last."""
     champion = {f"champion {found['champion']['version']}": found["champion"]} if "champion" in found else {}
-    return {untrained(config): found["untrained"], **champion, config.method: found["test"]}
+    return {untrained(config): found["untrained"], **champion, config.method: found["test"]} | adjusted_row(
+        config.method, found
+    )
 
 
 def shown_scores(folder: str) -> tuple[dict[str, float], list[str], list[list[int]]]:
@@ -142,7 +150,7 @@ def shown_scores(folder: str) -> tuple[dict[str, float], list[str], list[list[in
     """
     found = json.loads((Path(folder) / "metrics.json").read_text())
     scores = group_scores(found["test"])
-    for prefix in ("untrained", "champion"):
+    for prefix in PARTS[1:]:
         scores |= {f"{prefix}_{name}": value for name, value in group_scores(found.get(prefix, {})).items()}
     names, groups = found["test"]["classes"], found["test"]["groups"]
     matrix = found["test"].get("confusion")

@@ -5,7 +5,7 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lfm.config.schema import RunConfig
 from lfm.jobs.step import content
@@ -13,10 +13,6 @@ from lfm.progress import say
 from lfm.storage.artifact import link, read_manifest
 from lfm.storage.import_closure import source_hash
 from lfm.storage.store import build_once
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 CALIBRATION_IMAGES = 2000
 """One number needs no more."""
@@ -80,17 +76,6 @@ def of_base(model: Path, backbone: Path) -> Path | None:
     return backbone if json.loads((model / "info.json").read_text())["base"] else None
 
 
-def fresh(dataset: Path) -> "NDArray[np.int64]":
-    """Positions of validation images that are in no other split, by their bytes: they judge nothing else."""
-    import numpy as np
-
-    from lfm.data.table import open_table
-
-    own, *others = (list(open_table(dataset, split).column("sha256")) for split in ("val", "train", "test"))
-    used = set().union(*others)
-    return np.array([row for row, sha in enumerate(own) if sha not in used], np.int64)
-
-
 def _calibrated(
     config: RunConfig, dataset: Path, backbone: Path, model: Path, temperature: float
 ) -> dict[str, Any] | None:
@@ -99,7 +84,8 @@ def _calibrated(
 
     from lfm.backbones.device import pick_device
     from lfm.data.images import open_split
-    from lfm.evaluation.calibration import MIN_IMAGES, fit_temperature
+    from lfm.data.validation_images import MIN_IMAGES, fresh
+    from lfm.evaluation.calibration import fit_temperature
     from lfm.serving.predictor import BATCH, Predictor
 
     found = torch.from_numpy(fresh(dataset))

@@ -167,7 +167,7 @@ def others(past: "Past", peers: Sequence["Past"]) -> list["Other"]:
         name = run.method + _differences(run, fields - USED - {"seed", *NAMED})
         key = json.dumps({k: v for k, v in run.science().items() if k not in USED}, sort_keys=True)
         if fields - USED:
-            kept.setdefault(key, Other(name, run.scores(), run.run_id, run.seed, run.method))
+            kept.setdefault(key, Other(name, run.scores(), run.run_id, run.seed, run.method, run.adjusted))
     return sorted(kept.values(), key=lambda other: other.seed != past.seed)
 
 

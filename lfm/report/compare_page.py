@@ -12,7 +12,7 @@ from lfm.report.html import Cell, Part, Row, card, cell, document, figure, grid,
 from lfm.report.run_page import Report, score_cells
 from lfm.report.run_values import Run
 from lfm.report.stats import Difference, accuracy_intervals, hits, paired_differences, unpaired_differences
-from lfm.report.tables import COLUMNS
+from lfm.report.tables import COLUMNS, adjusted_name
 
 SHOWN_CLASSES = 10
 OTHER_IMAGES = "other test images"
@@ -62,7 +62,10 @@ def compare_page(runs: Sequence[Run], about: Mapping[str, Any]) -> Report:
     same = [run for run in rest if same_images(run, base)]
     other = [run for run in rest if not same_images(run, base)]
     tables: dict[str, Table] = {
-        "compared": (("run", *COLUMNS), [[name_of(run), *(run.scores[c] for c in COLUMNS)] for run in runs]),
+        "compared": (
+            ("run", *COLUMNS),
+            [[name, *(scores[c] for c in COLUMNS)] for run in runs for name, scores in _scored(run).items()],
+        ),
     }
     parts, pieces = _differences(base, same) if same else ([], [])
     lines = [list(line) for piece in pieces for line in piece.rows]
@@ -94,14 +97,25 @@ def _gains(found: Mapping[str, Differences], base: Run) -> str:
 
 def _scores(runs: Sequence[Run]) -> list[Part]:
     """Scores of the first run and of those on its test images."""
-    rows = [Row(name_of(run), _score_cells(run), "ours" if run is runs[0] else "") for run in runs]
+    rows = [
+        Row(name, _score_cells(run, scores), "ours" if run is runs[0] and scores is run.scores else "")
+        for run in runs
+        for name, scores in _scored(run).items()
+    ]
     images = f"{sum(runs[0].total_G):,} test images"
     caption = f"Top-1 accuracy in percent with 95 % bootstrap intervals over the {images}."
     return part("Scores", "Scores", table(caption, ("run", *COLUMNS), rows))
 
 
-def _score_cells(run: Run) -> list[Cell]:
-    return score_cells(run.scores, accuracy_intervals(hits(run.scores, run.total_G), run.total_G))
+def _scored(run: Run) -> dict[str, Mapping[str, Any]]:
+    """The scores of a run by the names of their rows: its own, and with adjusted logits where there are such."""
+    name = name_of(run)
+    adjusted = {adjusted_name(name, run.adjusted["strength"]): run.adjusted} if run.adjusted else {}
+    return {name: run.scores} | adjusted
+
+
+def _score_cells(run: Run, scores: Mapping[str, Any]) -> list[Cell]:
+    return score_cells(scores, accuracy_intervals(hits(scores, run.total_G), run.total_G))
 
 
 def _other_images(base: Run, other: Sequence[Run]) -> tuple[list[Part], list[list[Any]]]:
@@ -113,7 +127,11 @@ def _other_images(base: Run, other: Sequence[Run]) -> tuple[list[Part], list[lis
         for column, gain in of.items()
         if gain
     ]
-    rows = [Row(name_of(run), [*_score_cells(run), cell(f"{sum(run.total_G):,}")]) for run in other]
+    rows = [
+        Row(name, [*_score_cells(run, scores), cell(f"{sum(run.total_G):,}")])
+        for run in other
+        for name, scores in _scored(run).items()
+    ]
     caption = (
         "Top-1 accuracy in percent with 95 % intervals, each over the run's own test images. They are not those of "
         f"{name_of(base)}: a difference may be one of the images, not of the models."

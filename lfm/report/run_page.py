@@ -31,7 +31,7 @@ from lfm.report.published import Published
 from lfm.report.run_page_errors import errors, space
 from lfm.report.run_values import Other, Run
 from lfm.report.stats import Interval, accuracy_intervals, hits
-from lfm.report.tables import COLUMNS
+from lfm.report.tables import COLUMNS, adjusted_name
 
 MOST_OTHERS = 15
 NAMED_WEAK = 8
@@ -134,11 +134,24 @@ def _scored_runs(run: Run) -> list[_Scored]:
             (run.before, "untrained", run.untrained, run.untrained_N),
         )
     ]
+    ours = _adjusted(run.method, "", "this run, adjusted", run.adjusted, run)
+    others = []
     for other in run.others[:MOST_OTHERS]:
         bounds = accuracy_intervals(hits(other.scores, run.total_G), run.total_G)
         shown = with_note(other.name, _other(other))
-        found.append(_Scored(other.name, shown, "other run", weights, other.scores, bounds))
-    return found
+        others.append(_Scored(other.name, shown, "other run", weights, other.scores, bounds))
+        others += _adjusted(other.name, _other(other), "other run, adjusted", other.adjusted, run)
+    return [found[0], *ours, *found[1:], *others]
+
+
+def _adjusted(name: str, note: str, kind: str, scores: Mapping[str, Any] | None, run: Run) -> list[_Scored]:
+    """The row of adjusted logits beneath a model's own, if there is one."""
+    if scores is None:
+        return []
+    name = adjusted_name(name, scores["strength"])
+    bounds = accuracy_intervals(hits(scores, run.total_G), run.total_G)
+    shown = with_note(name, note) if note else name
+    return [_Scored(name, shown, kind, str(run.provenance["weights"]), scores, bounds)]
 
 
 def _scores(run: Run, published_rows: Sequence[Published], tables: dict[str, Table]) -> tuple[list[Part], list[Piece]]:

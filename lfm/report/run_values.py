@@ -32,6 +32,7 @@ class Other:
         run_id: in MLflow.
         seed: of the run.
         method: as in `RunConfig.method`.
+        adjusted: scores with adjusted logits, and the `strength`, if there are such.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Other:
     run_id: str
     seed: str
     method: str
+    adjusted: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Run:
     confidence_N: NDArray[np.float32]
     untrained_N: NDArray[np.int64]
     evidence: Mapping[str, Any]
+    adjusted: Mapping[str, Any] | None = None
+    """Scores with adjusted logits, and the `strength`; None without validation images to tune it on."""
     test_images: str = ""
     """Names the test images and their labels; empty in an artifact of an older version."""
     run_id: str = ""
@@ -135,6 +139,7 @@ def read_run(folder: Path, **more: Any) -> Run:
         group_C=np.asarray([GROUPS.index(name) for name in names]),
         scores=test,
         untrained=metrics["untrained"],
+        adjusted=metrics.get("adjusted"),
         label_N=label_N.astype(np.int64),
         predicted_N=predicted_N.astype(np.int64),
         confidence_N=confidence_N,

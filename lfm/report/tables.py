@@ -13,6 +13,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def adjusted_name(name: str, strength: float) -> str:
+    """What tables call a model with adjusted logits (`lfm.evaluation.adjustment`)."""
+    return f"{name}, adjusted (strength {strength:g})"
+
+
 def table(methods: Mapping[str, Mapping[str, Any]]) -> str:
     """Many / medium / few / all of several methods, side by side, in plain text."""
     width = max(len(name) for name in methods) + 2

@@ -81,6 +81,12 @@ class Past:
         """many, medium, few, all in percent; None for an absent group."""
         return {name: self.metrics.get(f"{prefix}/{name}") for name in GROUPS}
 
+    @property
+    def adjusted(self) -> dict[str, float | None] | None:
+        """`scores` with adjusted logits, and the `strength`; None for a run without such scores."""
+        strength = self.metrics.get("adjusted/strength")
+        return None if strength is None else self.scores("adjusted") | {"strength": strength}
+
     def science(self) -> dict[str, str]:
         """The fields that decide what was learnt and on what it was scored."""
         return {k: v for k, v in self.params.items() if k not in ELSEWHERE and not k.startswith("train.")}

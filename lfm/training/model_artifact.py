@@ -1,7 +1,7 @@
 """The model from the artifacts that it is made of, and what a model artifact says of itself."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,9 @@ def new_model(config: RunConfig, dataset: str | Path, text: str | Path, backbone
     return assembly.model(image_tower(Path(backbone)), text_CD)
 
 
-def model_info(config: RunConfig, info: Mapping[str, Any], images: "Images", backbone: str | Path) -> dict[str, Any]:
+def model_info(
+    config: RunConfig, info: Mapping[str, Any], images: "Images", backbone: str | Path, prior: Sequence[float]
+) -> dict[str, Any]:
     """What a predictor must know besides the weights.
 
     Args:
@@ -63,6 +65,7 @@ def model_info(config: RunConfig, info: Mapping[str, Any], images: "Images", bac
         info: what the data set artifact says of itself.
         images: the training split.
         backbone: folder of the pre-trained tower.
+        prior: class shares that the model's logits stand for, adding up to 1.
     """
     from lfm.backbones import base
     from lfm.backbones.assembly import Assembly
@@ -85,4 +88,5 @@ def model_info(config: RunConfig, info: Mapping[str, Any], images: "Images", bac
         "classes": info["classes"],
         "counts": info["counts"],
         "temperature": config.loss.divisor,
+        "prior": list(prior),
     }

@@ -22,6 +22,7 @@ from lfm.data.artifact import read_info
 from lfm.data.images import open_split
 from lfm.data.table import open_table
 from lfm.errors import ERROR_MARK, InputError
+from lfm.method.label_shares import LabelShares
 from lfm.storage.import_closure import source_hash
 from lfm.storage.store import Mirror
 from lfm.training.curves import Curves
@@ -61,10 +62,11 @@ def train(task: WorkerTask, log: Callable[[Mapping[str, float], int], None]) -> 
     first = os.environ.get("RANK", "0") == "0"
     mirror = Mirror(task.remote, config.train.keep_checkpoints, [task.curves]) if task.remote and first else None
     try:
-        Stage(
+        stage = Stage(
             task.stage, config, model, images, val, task.checkpoints, log, task.alpha,
             mirror.send if mirror else None, read_info(task.dataset)["classes"],
-        ).run()  # fmt: skip
+        )  # fmt: skip
+        stage.run()
     except NonFiniteLossError as error:
         raise NonFiniteLossError(f"{error}{_images_of(error.index_K2, task.dataset)}", error.index_K2) from error
     finally:
@@ -74,8 +76,18 @@ def train(task: WorkerTask, log: Callable[[Mapping[str, float], int], None]) -> 
         kept = Assembly.of(config, len(model.text_CD)).state(model)
         weights = {name: value.to("cpu").contiguous() for name, value in kept.items()}
         save_file(weights, task.out / "model.safetensors")
-        info = model_info(config, read_info(task.dataset), images, task.backbone)
+        info = model_info(config, read_info(task.dataset), images, task.backbone, _prior(task, stage.shares))
         (task.out / "info.json").write_text(json.dumps(info, indent=1))
+
+
+def _prior(task: WorkerTask, shares: LabelShares) -> list[float]:
+    """The class shares that the logits stand for: those of the last stage that trained, all the same where none did."""
+    if task.config.stage(task.stage).epochs:
+        return shares.remaining(task.config.loss).tolist()
+    if task.previous:
+        before: list[float] = json.loads((task.previous / "info.json").read_text())["prior"]
+        return before
+    return [1 / len(shares.prior_C)] * len(shares.prior_C)
 
 
 def _images_of(index_K2: Tensor | None, dataset: Path) -> str:
