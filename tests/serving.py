@@ -33,6 +33,7 @@ from tests.conftest import Fashion
 LFM_COMMAND = Path(sys.executable).with_name("lfm")
 GROUPS = ["many"] * 4 + ["medium"] * 3 + ["few"] * 3
 CALIBRATION = {"temperature": 0.03, "images": 60, "split": "val", "before": 1.0, "after": 0.9}
+SHIFT = CALIBRATION | {"temperature": 0.04, "prior": [0.1] * 10}
 VIT = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
@@ -68,8 +69,11 @@ def write_conv4(folder: Path, fashion: Fashion, text_CD: Tensor) -> Path:
         "tower": "conv4", "weights": "random", "architecture": None, "channels": 1, "image_shape": [1, 28, 28],
         "preprocess": {"size": 0, "mean": [mean], "std": [std], "interpolation": "bicubic", "resize_mode": "squash"},
         "classes": list(CLASSES), "counts": [200] * 4 + [50] * 3 + [5] * 3, "temperature": 0.05,
+        "prior": [0.1] * 10,  # it was trained on as many images of each class
     }  # fmt: skip
-    return write(folder, model, info, {"groups": GROUPS, "calibration": CALIBRATION, "text": text_of("minilm")})
+    return write(
+        folder, model, info, {"groups": GROUPS, "calibration": CALIBRATION, "shift": SHIFT, "text": text_of("minilm")}
+    )
 
 
 def write_vit(folder: Path, work: Path, **more: Any) -> tuple[Path, Path]:
@@ -84,6 +88,7 @@ def write_vit(folder: Path, work: Path, **more: Any) -> tuple[Path, Path]:
     info = {
         "tower": "vit", "weights": "random", "architecture": VIT, "channels": 3, "image_shape": None,
         "preprocess": preprocess, "classes": list(COLOURS), "counts": [9, 9, 9], "temperature": 0.1,
+        "prior": [1 / 3] * 3,
         **more,
     }  # fmt: skip
     model = LFM(openclip.image_tower(whole), text_CD)

@@ -34,7 +34,7 @@ def features(cosine_NC: Tensor) -> Tensor:
 def looped(cosine: list[list[float]], labels: list[int], log_prior: list[float]) -> tuple[float, float, list[int]]:
     """The best strength, its mean accuracy of the classes in percent, and the answers, in plain Python."""
     best, found, answers = 0.0, -1.0, []
-    for k in range(21):
+    for k in range(31):
         strength = k / 10
         said = [
             max(range(len(z)), key=lambda c, z=z: z[c] / T - strength * log_prior[c])  # type: ignore[misc]
@@ -59,7 +59,7 @@ def test_the_strength_is_that_of_a_loop_over_images_and_classes(seed: int) -> No
     cosine_NC[torch.arange(120), label_N] += 0.05
     tuned = tune(model_of(classes), features(cosine_NC), label_N, prior_C.log(), T, CONFIG)
     strength, mean, answers = looped(cosine_NC.tolist(), label_N.tolist(), prior_C.log().tolist())
-    assert 0 < strength < 2, "the case is no border case"
+    assert 0 < strength < 3, "the case is no border case"
     assert (tuned.strength, tuned.images) == (strength, 120)
     assert tuned.after == pytest.approx(mean) and tuned.after > tuned.before
     assert predict_adjusted(model_of(classes), features(cosine_NC), tuned, CONFIG).tolist() == answers
@@ -94,5 +94,5 @@ def test_shares_that_are_all_the_same_give_way_to_those_of_the_training_images()
 
 
 def test_strengths_and_name() -> None:
-    assert (STRENGTHS[0], STRENGTHS[8], STRENGTHS[-1], len(STRENGTHS)) == (0.0, 0.8, 2.0, 21)
+    assert (STRENGTHS[0], STRENGTHS[8], STRENGTHS[-1], len(STRENGTHS)) == (0.0, 0.8, 3.0, 31)
     assert adjusted_name("lfm + ce", 0.8) == "lfm + ce, adjusted (strength 0.8)"

@@ -105,7 +105,7 @@ def test_its_signature_and_example_work(registered: Registered) -> None:
     model = mlflow.pyfunc.load_model(registered.uri)
     signature = model.metadata.signature
     assert signature.inputs.input_names() == ["image"]
-    assert {param.name: param.default for param in signature.params} == {"top": 5, "new_classes": []}
+    assert {param.name: param.default for param in signature.params} == {"top": 5, "new_classes": [], "prior": ""}
     found = model.predict(model.input_example)
     assert signature.outputs.input_names() == list(found.columns) and len(found) == 2
     pinned = Path(mlflow.pyfunc.get_model_dependencies(registered.uri)).read_text()

@@ -104,14 +104,14 @@ def part(name: str, content: bytes) -> bytes:
         ("/predict", b"--a--", "multipart/form-data; boundary=a", 400, "there is no image"),
         ("/predict?top=0", b"x", "image/png", 422, "top: "),
         ("/predict?top=many", b"x", "image/png", 422, "top: "),
-        ("/predict?tpo=3", b"x", "image/png", 422, "unknown query field 'tpo'; there are top and new_class"),
+        ("/predict?tpo=3", b"x", "image/png", 422, "unknown query field 'tpo'; there are top, new_class and prior"),
         ("/predict?top=3&new_classes=owl", b"x", "image/png", 422, "unknown query field 'new_classes'; there are"),
         (
             "/invocations?top=3",
             b"{}",
             "application/json",
             422,
-            "unknown query field 'top'; top and new_classes go into",
+            "unknown query field 'top'; top, new_classes and prior go into",
         ),
         (
             "/predict",

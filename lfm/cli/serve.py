@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +16,10 @@ from lfm.storage.artifact import MANIFEST
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from lfm.serving.predictor import Predictor
+    from lfm.serving.prior import Prior, Shares
 
 ModelOption = Annotated[
     str,
@@ -29,7 +31,17 @@ ModelOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="auto (bf16 where the hardware has it), fp32, bf16.")]
+PriorOption = Annotated[
+    str,
+    typer.Option(
+        "--prior",
+        help="In which shares the classes come: none (as the model has it), train, uniform, auto (estimated from the "
+        "images), or a JSON or CSV file of class shares.",
+    ),
+]
 AT_ONCE = 32
+SHOWN_SHARES = 20
+"""Classes, the most frequent first."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -46,6 +58,10 @@ def predict(
         list[str] | None, typer.Option("--new-class", help="Name of a class training has not seen. Repeatable.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print a JSON object for each image and nothing else.")] = False,
+    prior: PriorOption = "none",
+    prior_out: Annotated[
+        Path | None, typer.Option("--prior-out", help="Write the class shares that --prior auto estimates as JSON.")
+    ] = None,
     device: DeviceOption = "auto",
     home_: HomeOption = None,
 ) -> None:
@@ -60,9 +76,15 @@ def predict(
       lfm predict photos --model models:/custom@champion --top 3 --json
 
       lfm predict photo.jpg --new-class "snow leopard" --new-class lynx
+
+      lfm predict photos --prior auto --prior-out shares.json
     """
     set_home(home_)
-    files = _files(images)
+    from lfm.serving.prior import AUTO, NONE, read
+
+    files, given = _files(images), read(prior)
+    if prior_out and given != AUTO:
+        raise InputError(f"--prior-out keeps what --prior auto estimates, not {prior}; leave it out")
     with _folder_of(model) as (folder, uri):
         from lfm.jobs.base import base_of
         from lfm.serving.predictor import Predictor
@@ -72,28 +94,80 @@ def predict(
             typer.echo(predictor.not_placed, err=True)
         if not json_:
             sure = "calibrated" if predictor.calibration else "not calibrated"
-            typer.echo(f"{uri}, {counted(len(predictor.classes), 'class', 'classes')}, probabilities {sure}")
-        predictor.classes_of(new_class or [])  # names that are wrong are refused before any image
+            asked = "" if given in ("", NONE) else f", for class shares {prior}"
+            typer.echo(f"{uri}, {counted(len(predictor.classes), 'class', 'classes')}, probabilities {sure}{asked}")
         failed = 0
-        for begin in range(0, len(files), AT_ONCE):
-            some = files[begin : begin + AT_ONCE]
-            for path, answer in zip(some, _answers(predictor, some, top, new_class or []), strict=True):
-                failed += isinstance(answer, str)
-                aside = isinstance(answer, str) and not json_
-                typer.echo(_line(path, answer) if json_ else _shown(path, answer), err=aside)
+        for path, answer in _told(predictor, files, top, new_class or [], given, prior_out):
+            failed += isinstance(answer, str)
+            aside = isinstance(answer, str) and not json_
+            typer.echo(_line(path, answer) if json_ else _shown(path, answer), err=aside)
     if failed:
         typer.echo(f"{ERROR_MARK}{failed:,} of {counted(len(files), 'image')} cannot be used", err=True)
         raise typer.Exit(1)
 
 
-def _answers(predictor: "Predictor", files: Sequence[Path], top: int, new: Sequence[str]) -> list[dict[str, Any] | str]:
-    """For each file what the model says, or what is wrong with the file."""
+def _told(
+    predictor: "Predictor", files: Sequence[Path], top: int, new: Sequence[str], given: "Prior", out: Path | None
+) -> Iterator[tuple[Path, dict[str, Any] | str]]:
+    """Each file with what the model says, or with what is wrong with it. Wrong names are refused before any image."""
+    from lfm.serving.prior import AUTO
+
+    predictor.classes_of(new)
+    shares = predictor.told_shares(given)
+    parts = [files[begin : begin + AT_ONCE] for begin in range(0, len(files), AT_ONCE)]
+    looked_at: Iterable[list[Tensor | str]] = (_features(predictor, part) for part in parts)
+    if given == AUTO:  # from all images, before any is answered
+        looked_at = kept = list(looked_at)
+        shares = _estimated(predictor, kept, out)
+    for part, found in zip(parts, looked_at, strict=True):
+        yield from zip(part, _answers(predictor, found, top, new, shares), strict=True)
+
+
+def _features(predictor: "Predictor", files: Sequence[Path]) -> "list[Tensor | str]":
+    """For each file what the tower makes of it, (1, D), or what is wrong with the file."""
     import numpy as np
 
     pixels = [_pixels(predictor, path) for path in files]
     good = [image for image in pixels if not isinstance(image, str)]
-    rows = iter(predictor.rows(predictor.answers(predictor.features(np.stack(good)), top, new)) if good else [])
-    return [image if isinstance(image, str) else next(rows) for image in pixels]
+    units = iter(predictor.features(np.stack(good)).split(1) if good else [])
+    return [image if isinstance(image, str) else next(units) for image in pixels]
+
+
+def _estimated(predictor: "Predictor", looked_at: "Sequence[Sequence[Tensor | str]]", out: Path | None) -> "Shares":
+    """The class shares of all images, shown on stderr and written if asked for."""
+    import torch
+
+    from lfm.serving.prior import AUTO
+
+    units = [unit for some in looked_at for unit in some if not isinstance(unit, str)]
+    if not units:
+        raise InputError("none of the images can be used, so there is nothing to estimate class shares from")
+    shares = predictor.shares(AUTO, torch.cat(units))
+    assert shares is not None
+    typer.echo(f"class shares estimated from {len(units):,} images:", err=True)
+    for name, share in list(shares.named(predictor.classes).items())[:SHOWN_SHARES]:
+        typer.echo(f"  {100 * share:5.1f} %  {name}", err=True)
+    for warning in shares.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if out:
+        every = dict(zip(predictor.classes, shares.share_C.tolist(), strict=True))
+        out.write_text(json.dumps(every, indent=1))
+    return shares
+
+
+def _answers(
+    predictor: "Predictor",
+    looked_at: "Sequence[Tensor | str]",
+    top: int,
+    new: Sequence[str],
+    shares: "Shares | None",
+) -> list[dict[str, Any] | str]:
+    """For each file what the model says, or what is wrong with the file."""
+    import torch
+
+    good = [unit for unit in looked_at if not isinstance(unit, str)]
+    rows = iter(predictor.rows(predictor.answers(torch.cat(good), top, new, shares)) if good else [])
+    return [unit if isinstance(unit, str) else next(rows) for unit in looked_at]
 
 
 def _pixels(predictor: "Predictor", path: Path) -> "NDArray[np.uint8] | str":
@@ -153,6 +227,7 @@ def serve(
     threads: Annotated[
         int, typer.Option("--threads", help="Threads of each process; 0: the cores divided among them.", min=0)
     ] = 0,
+    prior: PriorOption = "none",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     body_mb: Annotated[
@@ -172,6 +247,9 @@ def serve(
       lfm serve --workers 4 --host 0.0.0.0
     """
     set_home(home_)
+    from lfm.serving.prior import read, shares_of
+
+    given = read(prior)
     with _folder_of(model) as (folder, uri):
         from lfm.backbones.device import bf16_warning, pick_device
         from lfm.jobs.base import base_of
@@ -181,6 +259,8 @@ def serve(
 
         verify(folder)
         base_of(folder)  # each process of the server finds it in the store
+        if not isinstance(given, str):
+            shares_of(given, json.loads((folder / "info.json").read_text())["classes"])
         chosen = pick_device(device)
         if precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"--precision {precision} is not one of auto, fp32, bf16")
@@ -188,7 +268,7 @@ def serve(
             typer.echo(slow, err=True)
         settings = Settings(
             folder=folder, model=uri, workers=workers, threads=threads, device=device, precision=precision,
-            body_mb=body_mb, images=images, requests=requests,
+            body_mb=body_mb, images=images, requests=requests, prior=given,
         )  # fmt: skip
         run(settings, host, port)
 

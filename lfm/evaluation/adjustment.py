@@ -15,7 +15,7 @@ from lfm.config.schema import RunConfig
 from lfm.evaluation.inference import EVAL_BATCH, autocast
 from lfm.evaluation.metrics import hits, top_class
 
-STRENGTHS = tuple(k / 10 for k in range(21))
+STRENGTHS = tuple(k / 10 for k in range(31))
 """What is tried; 0 leaves the model as it is, 1 is the paper's."""
 EVEN = 1e-6
 """Shares that differ by less than this part of the largest are all the same."""

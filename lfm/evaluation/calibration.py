@@ -1,7 +1,8 @@
 """The temperature that makes probabilities honest (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
 p = softmax(cosine / T). One number is chosen, on images that neither trained the model nor score it; as T > 0, the
-order of the classes stays as it is. Letters give shapes: N images, C classes.
+order of the classes stays as it is. Answers for other class shares have a temperature of their own, and the shares that
+the logits stand for. Letters give shapes: N images, C classes.
 """
 
 import math
@@ -68,3 +69,55 @@ def fit_temperature(cosine_NC: Tensor, label_N: Tensor, start: float, split: str
     temperature = math.exp(-log_b)
     before, after = (negative_log_likelihood(cosine_NC, label_N, t) for t in (start, temperature))
     return Calibration(temperature, len(label_N), split, before, after)
+
+
+@dataclass(frozen=True)
+class Shift(Calibration):
+    """A temperature, and the class shares that the cosines over it stand for.
+
+    Args:
+        prior: of each class, adding up to 1.
+    """
+
+    prior: tuple[float, ...]
+
+
+def fit_shift(cosine_NC: Tensor, label_N: Tensor, start: float, split: str, prior_C: Tensor) -> Shift:
+    """Temperature T and class shares pi with which p(y | x) ~ exp(z_y / T) q_y / pi_y is the most likely.
+
+    q are the shares of the images, which are known. What training leaves in the logits is only nearly pi: a model that
+    takes too many images for shirts does so whatever it is asked, and an estimate of q would add to that. So log pi is
+    fitted too (bias-corrected temperature scaling, Alexandari, Kundaje and Shrikumar 2020), held at the shares of
+    training by a normal prior of deviation 1 on each class's difference, which few images do not overcome. Convex.
+
+    Args:
+        cosine_NC: cosine logits of N images.
+        label_N: classes of the images.
+        start: temperature of training.
+        split: split of the data set that the images are from.
+        prior_C: class shares that training left in the logits, all above 0.
+    """
+    z_NC, share_C = cosine_NC.double(), label_N.bincount(minlength=len(prior_C)).double() / len(label_N)
+    known_C = (share_C / prior_C.double()).log()  # minus infinity for a class without an image: it is not answered
+    log_b, change_C = torch.zeros((), dtype=torch.float64), torch.zeros_like(known_C)
+    optimizer = torch.optim.LBFGS(
+        [log_b.requires_grad_(), change_C.requires_grad_()], max_iter=200, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        logit_NC = z_NC * (log_b.exp() / start) + known_C - change_C
+        return torch.nn.functional.cross_entropy(logit_NC, label_N)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        total = loss() + change_C.square().sum() / (2 * len(label_N))
+        total.backward()
+        return total.item()
+
+    with torch.inference_mode(False), torch.enable_grad():
+        before = loss().item()
+        optimizer.step(closure)
+        after = loss().item()
+    fitted_C = (prior_C.double().log() + change_C.detach()).softmax(dim=0)
+    temperature = start / math.exp(min(max(log_b.item(), -math.log(RANGE)), math.log(RANGE)))
+    return Shift(temperature, len(label_N), split, before, after, tuple(fitted_C.tolist()))

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from lfm.storage.artifact import link, read_manifest
 from lfm.storage.import_closure import source_hash
 from lfm.storage.store import build_once
 
-CALIBRATION_IMAGES = 2000
-"""One number needs no more."""
+CALIBRATION_IMAGES, IMAGES_PER_CLASS = 2000, 10
+"""So many images are fitted on at most, or so many a class if that is more: one number needs no more, shares do."""
 
 
 def served(config: RunConfig, dataset: str, backbone: str, model: str) -> Path:
@@ -62,7 +63,7 @@ def _make(config: RunConfig, dataset: str, backbone: str, model: str, aside: Pat
         keep_text_half(Path(backbone), aside / TEXT_HALF)
     about = {
         "groups": shot_group(torch.tensor(info["counts"]), config.shots),
-        "calibration": _calibrated(config, Path(dataset), Path(backbone), Path(model), info["temperature"]),
+        **_calibrated(config, Path(dataset), Path(backbone), Path(model), info),
         "text": _text(config),
         "check": self_check.kept(
             Predictor(Path(model), precision="fp32", backbone=of_base(Path(model), Path(backbone))).of_picture()
@@ -77,15 +78,15 @@ def of_base(model: Path, backbone: Path) -> Path | None:
 
 
 def _calibrated(
-    config: RunConfig, dataset: Path, backbone: Path, model: Path, temperature: float
-) -> dict[str, Any] | None:
-    """The temperature fitted on validation images; None where there are too few."""
+    config: RunConfig, dataset: Path, backbone: Path, model: Path, info: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is fitted on validation images: `calibration` and, for other class shares, `shift`; None where too few."""
     import torch
 
     from lfm.backbones.device import pick_device
     from lfm.data.images import open_split
     from lfm.data.validation_images import MIN_IMAGES, fresh
-    from lfm.evaluation.calibration import fit_temperature
+    from lfm.evaluation.calibration import fit_shift, fit_temperature
     from lfm.serving.predictor import BATCH, Predictor
 
     found = torch.from_numpy(fresh(dataset))
@@ -94,18 +95,21 @@ def _calibrated(
             f"probabilities are not calibrated: {len(found)} validation images are in no other split, fewer than "
             f"{MIN_IMAGES}; data.val_per_class holds some out"
         )
-        return None
+        return {"calibration": None, "shift": None}
     device = pick_device(config.train.device)
     val = open_split(dataset, "val", device)
-    chosen = found[:: -(-len(found) // CALIBRATION_IMAGES)]
+    most = max(CALIBRATION_IMAGES, IMAGES_PER_CLASS * len(info["prior"]))
+    chosen = found[:: -(-len(found) // most)]
     predictor = Predictor(model, str(device), config.train.precision, of_base(model, backbone))
     unit_ND = torch.cat([predictor.encode(val.exact(some)) for some in chosen.split(BATCH)]).cpu()
-    calibration = fit_temperature(unit_ND @ predictor.unit_CD.T, val.label_N.cpu()[chosen], temperature, "val")
+    cosine_NC, label_N, temperature = unit_ND @ predictor.unit_CD.T, val.label_N.cpu()[chosen], info["temperature"]
+    calibration = fit_temperature(cosine_NC, label_N, temperature, "val")
+    shift = fit_shift(cosine_NC, label_N, temperature, "val", torch.tensor(info["prior"], dtype=torch.float64))
     say(
         f"probabilities calibrated on {calibration.images} validation images: temperature {temperature:.4g} -> "
         f"{calibration.temperature:.4g}, negative log-likelihood {calibration.before:.3f} -> {calibration.after:.3f}"
     )
-    return asdict(calibration)
+    return {"calibration": asdict(calibration), "shift": asdict(shift)}
 
 
 def example_of(dataset: str, images: int) -> Any:

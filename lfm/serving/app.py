@@ -90,6 +90,7 @@ class Asking(BaseModel):
 
     top: int = Field(TOP, ge=1, le=MOST_TOP)
     new_class: list[str] = []
+    prior: str = ""
 
 
 class Service:
@@ -103,6 +104,7 @@ class Service:
         torch.set_num_threads(settings.threads_each)
         self.settings = settings
         self.predictor = Predictor(settings.folder, settings.device, settings.precision)
+        self.predictor.told_shares(settings.prior)  # one that does not fit is refused before any request
         self.predictor.features(self.predictor.blank())  # the first pass is the slowest
         self.decoders = ThreadPoolExecutor(settings.threads_each, "decode")
         self.batches = Batches(self.predictor.features, BATCH, server_metrics.BATCH.observe)
@@ -113,15 +115,21 @@ class Service:
         Raises:
             InputError: what the client sent cannot be used.
         """
-        limits = self.settings.limits
+        limits, prior = self.settings.limits, asked.prior or self.settings.prior
+        await asyncio.to_thread(self.predictor.told_shares, prior)
         if asked.new_classes:  # before the images cost anything
             await asyncio.to_thread(self.predictor.classes_of, asked.new_classes)
         pixels = await asyncio.to_thread(pixels_of, asked, self.predictor, limits, names or (), self.decoders.map)
         unit_ND = await self.batches(pixels)
-        answers = await asyncio.to_thread(self.predictor.answers, unit_ND, asked.top, asked.new_classes)
+        shares = await asyncio.to_thread(self.predictor.shares, prior, unit_ND)
+        answers = await asyncio.to_thread(self.predictor.answers, unit_ND, asked.top, asked.new_classes, shares)
         server_metrics.IMAGES.inc(len(pixels))
-        note = {"note": self.predictor.not_placed} if asked.new_classes and self.predictor.not_placed else {}
-        return {"predictions": self.predictor.rows(answers), **note}
+        notes = [self.predictor.not_placed] if asked.new_classes and self.predictor.not_placed else []
+        found: dict[str, Any] = {"predictions": self.predictor.rows(answers)}
+        if shares and shares.estimated:
+            found["prior"] = shares.named(self.predictor.classes)
+            notes += [f"note: {warning}" for warning in shares.warnings]
+        return found | ({"note": "; ".join(notes)} if notes else {})
 
 
 def create(settings: Settings | None = None) -> FastAPI:
@@ -168,10 +176,10 @@ async def _end_with(supervisor: int) -> None:
 
 
 async def invocations(request: Request) -> dict[str, Any]:
-    """MLflow's scoring protocol: images in JSON, with params top and new_classes."""
+    """MLflow's scoring protocol: images in JSON, with params top, new_classes and prior."""
     if request.query_params:
         field = next(iter(request.query_params))[:50]
-        raise RequestError(f"unknown query field {field!r}; top and new_classes go into params of the body")
+        raise RequestError(f"unknown query field {field!r}; top, new_classes and prior go into params of the body")
     if _kind(request) != "application/json":
         raise RequestError("send application/json; image files go to /predict", 415)
     asked = await asyncio.to_thread(_parsed, await request.body())
@@ -180,7 +188,10 @@ async def invocations(request: Request) -> dict[str, Any]:
 
 async def predict(request: Request, asking: Annotated[Asking, Query()]) -> dict[str, Any]:
     """An image file as the body, or several as the files of a form."""
-    params, kind = params_of({"top": asking.top, "new_classes": asking.new_class}), _kind(request)
+    params, kind = (
+        params_of({"top": asking.top, "new_classes": asking.new_class, "prior": asking.prior}),
+        _kind(request),
+    )
     if kind == "multipart/form-data":
         async with request.form(max_files=MOST_FILES, max_fields=10) as form:
             files = _files_of(form)
@@ -271,7 +282,8 @@ async def _refuse_value(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
-        known = " and ".join(Asking.model_fields)
+        *first_ones, last = Asking.model_fields
+        known = f"{', '.join(first_ones)} and {last}"
         return refusal(422, f"unknown query field {str(first['loc'][-1])[:50]!r}; there are {known}")
     return refusal(422, f"{first['loc'][-1]}: {first['msg']}")
 

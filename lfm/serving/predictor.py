@@ -6,6 +6,7 @@ Letters in the names give shapes: N images, C classes, M new classes, D embeddin
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from lfm.config.schema import TextConfig
 from lfm.data.decoding import fitted, pixels_of
 from lfm.data.depth import ranges_in
 from lfm.errors import InputError
-from lfm.serving import self_check
+from lfm.serving import prior, self_check
+from lfm.serving.prior import Prior, Shares
 from lfm.storage.artifact import verify
 
 SERVED, TEXT_HALF = "served.json", "text"
@@ -81,6 +83,9 @@ class Predictor:
         self._place(chosen, use_bf16(precision, chosen))
         self.calibration: dict[str, Any] | None = served.get("calibration")
         self.temperature = float((self.calibration or self.info)["temperature"])
+        self.fitted = bool(served.get("shift"))
+        fitted = served.get("shift") or self.info
+        self.shift_temperature, self.prior = float(fitted["temperature"]), fitted.get("prior")
         self.classes: list[str] = self.info["classes"]
         self.groups: list[str | None] = served.get("groups") or [None] * len(self.classes)
         half = folder / TEXT_HALF
@@ -135,13 +140,16 @@ class Predictor:
             return self.model.unit(self.model.image(x))
 
     @torch.inference_mode()
-    def answers(self, unit_ND: Tensor, top: int = 5, new_classes: Sequence[str] = ()) -> list[list[dict[str, Any]]]:
+    def answers(
+        self, unit_ND: Tensor, top: int = 5, new_classes: Sequence[str] = (), shares: Shares | None = None
+    ) -> list[list[dict[str, Any]]]:
         """For each image the likeliest classes, the likeliest first.
 
         Args:
             unit_ND: of `features`.
             top: how many; no more than there are.
             new_classes: names that training has not seen, to be weighed against its classes.
+            shares: of `shares_of`: in which the classes of training come; None: as the model has it.
 
         Returns:
             Of each class `label`, `probability` (of all classes, new ones too, they sum to 1), `shot_group` (many,
@@ -153,9 +161,9 @@ class Predictor:
         if top < 1:
             raise InputError(f"top is {top}; ask for at least 1 class")
         names, groups, unit_CD = self.classes_of(new_classes)
-        cosine_NC = unit_ND @ unit_CD.T
-        order_NK = cosine_NC.topk(min(top, len(names)), dim=1).indices  # all of 100,000 classes are never sorted
-        chance_NK = (cosine_NC / self.temperature).softmax(dim=1).gather(1, order_NK)
+        logit_NC = self._logits(unit_ND @ unit_CD.T, shares)
+        order_NK = logit_NC.topk(min(top, len(names)), dim=1).indices  # all of 100,000 classes are never sorted
+        chance_NK = logit_NC.softmax(dim=1).gather(1, order_NK)
         return [
             [
                 {
@@ -168,6 +176,61 @@ class Predictor:
             ]
             for row in zip(order_NK.tolist(), chance_NK.tolist(), strict=True)
         ]
+
+    def _logits(self, cosine_NC: Tensor, shares: Shares | None) -> Tensor:
+        """Cosines of training's classes and perhaps new ones -> logits. (N, C).
+
+        A new class counts as having the mean share, in the model as where it is asked, so its logit is not shifted.
+        """
+        if shares is None:
+            return cosine_NC / self.temperature
+        shift_C = (shares.share_C / self._own_shares()).log().float()
+        return cosine_NC / self.shift_temperature + F.pad(shift_C, (0, cosine_NC.shape[1] - len(shift_C)))
+
+    def _own_shares(self) -> Tensor:
+        """The class shares that the model's probabilities stand for, (C,) float64.
+
+        Raises:
+            InputError: the model is of a version that did not keep them.
+        """
+        if self.prior is None:
+            raise InputError("this model does not say which class shares it stands for; register it again with lfm run")
+        return torch.tensor(self.prior, dtype=torch.float64)
+
+    def told_shares(self, given: Prior) -> Shares | None:
+        """The class shares that a prior names; None where it names none, or they are to be estimated.
+
+        Raises:
+            InputError: they do not fit the model's classes, or it does not know its own.
+        """
+        if given in ("", prior.NONE):
+            return None
+        self._own_shares()
+        if given == prior.AUTO:
+            return None
+        if given == prior.TRAIN:
+            given = dict(zip(self.classes, self.info["counts"], strict=True))
+        if given == prior.UNIFORM:
+            given = dict.fromkeys(self.classes, 1)
+        assert not isinstance(given, str), given
+        return Shares(prior.shares_of(given, self.classes))
+
+    @torch.inference_mode()
+    def shares(self, given: Prior, unit_ND: Tensor) -> Shares | None:
+        """The class shares to answer for; None: the model's own, nothing is shifted.
+
+        Args:
+            given: none, train, uniform, auto (estimated from these images), or a share for each class.
+            unit_ND: of `features`, all images that are asked about together.
+
+        Raises:
+            InputError: as `told_shares`.
+        """
+        if given != prior.AUTO:
+            return self.told_shares(given)
+        own_C = self._own_shares()
+        found = prior.estimate(unit_ND @ self.unit_CD.T / self.shift_temperature - own_C.log().float(), own_C)
+        return found if self.fitted else replace(found, warnings=(*found.warnings, prior.NOT_FITTED))
 
     def classes_of(self, new_classes: Sequence[str]) -> tuple[list[str], list[str | None], Tensor]:
         """Names, shot groups and unit embeddings of the classes to weigh: those of training, then the new ones.

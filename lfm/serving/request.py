@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from lfm.data.decoding import BadImageError, decode
 from lfm.errors import InputError
 from lfm.serving.predictor import Predictor
+from lfm.serving.prior import WORDS, Prior, parsed
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """PIL reads more, some with the help of other programs."""
@@ -56,11 +57,19 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """Args: images as they came; how many classes to answer with; names of classes that training has not seen."""
+    """Of some images.
+
+    Args:
+        images: as they came.
+        top: how many classes to answer with.
+        new_classes: names of classes that training has not seen.
+        prior: in which shares the classes come (`lfm.serving.prior`); empty: as the server has it.
+    """
 
     images: list[Any]
     top: int = TOP
     new_classes: tuple[str, ...] = ()
+    prior: Prior = ""
 
 
 def of_json(body: Any) -> Request:
@@ -82,21 +91,28 @@ def of_json(body: Any) -> Request:
 
 
 def params_of(params: Any) -> dict[str, Any]:
-    """`top` and `new_classes` of a request's parameters.
+    """`top`, `new_classes` and `prior` of a request's parameters.
 
     Raises:
         RequestError: others, or of another type.
     """
     params = params or {}
-    if not isinstance(params, dict) or (extra := params.keys() - {"top", "new_classes"}):
+    if not isinstance(params, dict) or (extra := params.keys() - {"top", "new_classes", "prior"}):
         unknown = f": unknown {sorted(extra)[0][:50]!r}" if isinstance(params, dict) else ""
-        raise RequestError(f"params is an object with top and new_classes{unknown}", 400)
+        raise RequestError(f"params is an object with top, new_classes and prior{unknown}", 400)
     top, names = params.get("top", TOP), params.get("new_classes") or []
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or not 1 <= top <= MOST_TOP:
         raise RequestError(f"top is {str(top)[:20]!r}; it is a whole number of 1 to {MOST_TOP}")
     if not isinstance(names, list | tuple | np.ndarray) or not all(isinstance(name, str) for name in names):
         raise RequestError("new_classes is a list of names")
-    return {"top": int(top), "new_classes": tuple(str(name) for name in names)}
+    given = params.get("prior") or ""
+    if not isinstance(given, str | dict):
+        raise RequestError(f"prior is {str(given)[:20]!r}; it is one of {', '.join(WORDS)}, or {{class: share}}")
+    return {
+        "top": int(top),
+        "new_classes": tuple(str(name) for name in names),
+        "prior": parsed(given) if isinstance(given, str) else given,
+    }
 
 
 def _of_split(given: Any) -> list[Any]:

@@ -40,6 +40,9 @@ class Settings(BaseModel):
     stop_seconds: int = Field(30, ge=1)
     """For requests in flight to end after SIGTERM."""
 
+    prior: str | dict[str, float] = ""
+    """In which shares the classes come, where a request does not say so (`lfm.serving.prior`)."""
+
     supervisor: int = 0
     """Process whose end ends the workers; 0: none."""
 

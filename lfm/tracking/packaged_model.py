@@ -1,5 +1,6 @@
 """The MLflow model as code: MLflow runs this file when it loads a registered model, and nothing is unpickled."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ class ServedModel(PythonModel):
         try:
             request = of_table(model_input, params)
             pixels = pixels_of(request, self.predictor, Limits(len(request.images), total_megapixels=float("inf")))
-            answers = self.predictor.answers(self.predictor.features(pixels), request.top, request.new_classes)
+            unit_ND = self.predictor.features(pixels)
+            shares = self.predictor.shares(request.prior, unit_ND)
+            answers = self.predictor.answers(unit_ND, request.top, request.new_classes, shares)
         except InputError as error:  # a 400 of the scoring server
             raise MlflowException.invalid_parameter_value(str(error)) from error
+        for warning in shares.warnings if shares else ():
+            warnings.warn(warning, stacklevel=1)
         return self.predictor.table(answers)
 
 

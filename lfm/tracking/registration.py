@@ -82,7 +82,13 @@ def register_model(
     signature = ModelSignature(
         Schema([ColSpec(AnyType(), "image")]),
         infer_signature(example, output).outputs,
-        ParamSchema([ParamSpec("top", DataType.long, 5), ParamSpec("new_classes", DataType.string, [], (-1,))]),
+        ParamSchema(
+            [
+                ParamSpec("top", DataType.long, 5),
+                ParamSpec("new_classes", DataType.string, [], (-1,)),
+                ParamSpec("prior", DataType.string, ""),
+            ]
+        ),
     )
     packages = (*SERVING_PACKAGES, *TEXT_PACKAGES[encoder])
     # Inside the run: MLflow would otherwise keep the model in ./mlruns, linked to no run.
