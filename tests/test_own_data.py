@@ -72,6 +72,7 @@ def test_a_folder_of_photos_becomes_a_registered_model(home: Path, tree: subproc
     assert "warning: 2 test images a class make coarse scores" in tree.stdout
     found = scores(home)
     assert list(found) == ["untrained", "lfm"] and found["lfm"]["all"] == 100
+    assert "no adjusted row: 0 validation images are in no other split, fewer than 50; data.val_per" in tree.stdout
     (data,) = (path for path in (home / "store" / "dataset").iterdir() if path.is_dir())
     info = json.loads((data / "info.json").read_text())
     assert info["classes"] == ["blue sea", "green leaf", "red rose"] and info["counts"] == [10, 21, 30]
