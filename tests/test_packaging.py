@@ -69,10 +69,11 @@ def test_it_is_calibrated_on_validation_images_and_has_all_a_server_needs(
     assert loss(found) < min(loss(found * 1.05), loss(found / 1.05), loss(0.05))
     assert predictor.calibration is not None
     assert predictor.calibration["after"] == pytest.approx(loss(found), abs=1e-4)
-    assert predictor.fitted and predictor.prior is not None and sum(predictor.prior) == pytest.approx(1)
-    assert predictor.prior != [0.1] * 10 == predictor.info["prior"], "fitted, from where training left them"
-    cosine_NC = predictor.features(pixels[..., None]) @ predictor.text_CD.T
-    shifted_NC = cosine_NC / predictor.shift_temperature - torch.tensor(predictor.prior).log()  # the images are even
+    own = predictor.own
+    assert own.fitted and float(own.prior_C.sum()) == pytest.approx(1)
+    assert own.prior != [0.1] * 10 == predictor.info["prior"], "fitted, from where training left them"
+    cosine_NC = predictor.features(pixels[..., None]) @ predictor.unit_CD.T
+    shifted_NC = cosine_NC / own.temperature - own.prior_C.log()  # the images are even
     nll = float(torch.nn.functional.cross_entropy(shifted_NC, val.label_N))
     assert nll == pytest.approx(json.loads((folder / "served.json").read_text())["shift"]["after"], abs=1e-4)
     assert nll <= loss(found) + 1e-4, "one number is a part of what is fitted"
@@ -89,7 +90,7 @@ def test_without_images_of_its_own_it_stays_as_it_was_trained_and_says_so(
     dataset, backbone, model = made(config, tmp_path / "model")
     predictor = Predictor(served(config, str(dataset), str(backbone), str(model)))
     assert predictor.calibration is None and predictor.temperature == config.loss.temperature
-    assert not predictor.fitted and predictor.prior == predictor.info["prior"]
+    assert not predictor.own.fitted and predictor.own.prior == predictor.info["prior"]
     assert (
         f"not calibrated: 0 validation images are in no other split, fewer than {MIN_IMAGES}" in capsys.readouterr().out
     )

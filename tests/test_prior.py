@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -192,14 +193,14 @@ def by_hand(cosine: Sequence[float], own: Sequence[float], share: Sequence[float
 @pytest.mark.parametrize("asked", ["train", "uniform", "given"])
 def test_the_shift_is_bayes_rule(asked: str, predictor: Predictor, fashion: Fashion) -> None:
     own = [0.3, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05, 0.04, 0.03, 0.03]
-    predictor.prior = own
+    predictor.own = replace(predictor.own, prior=own)
     counts = predictor.info["counts"]
     shares = {"train": [n / sum(counts) for n in counts], "uniform": [0.1] * 10, "given": [0.0, *[1 / 9] * 9]}[asked]
     unit_ND = predictor.features(fashion.test_images[:20, ..., None])
     told = dict(zip(predictor.classes, shares, strict=True)) if asked == "given" else asked
     answers = predictor.answers(unit_ND, 10, shares=predictor.shares(told, unit_ND))
     for cosine, answer in zip((unit_ND @ predictor.unit_CD.T).tolist(), answers, strict=True):
-        expected = by_hand(cosine, own, shares, SHIFT["temperature"])  # type: ignore[arg-type]
+        expected = by_hand(cosine, own, shares, SHIFT["temperature"])
         found = {one["label"]: one["probability"] for one in answer}
         assert [found[name] for name in predictor.classes] == pytest.approx(expected, abs=1e-5)
         listed = [one["probability"] for one in answer]
@@ -212,14 +213,15 @@ def test_nothing_is_shifted_unless_asked_and_a_new_class_keeps_its_logit(
 ) -> None:
     unit_ND = predictor.features(fashion.test_images[:20, ..., None])
     assert predictor.shares("", unit_ND) is None is predictor.shares("none", unit_ND)
-    predictor.prior = [0.3, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05, 0.04, 0.03, 0.03]
+    own = [0.3, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05, 0.04, 0.03, 0.03]
+    predictor.own = replace(predictor.own, prior=own)
     shares = predictor.shares("uniform", unit_ND)
     _, _, text_CD = predictor.classes_of(["owl", "lynx"])
     for cosine, answer in zip(
         (unit_ND @ text_CD.T).tolist(), predictor.answers(unit_ND, 12, ["owl", "lynx"], shares), strict=True
     ):
         mean = [0.1, 0.1]  # of the model's shares, and of those asked for
-        expected = by_hand(cosine, [*predictor.prior, *mean], [0.1] * 10 + mean, SHIFT["temperature"])  # type: ignore[arg-type]
+        expected = by_hand(cosine, [*own, *mean], [0.1] * 10 + mean, SHIFT["temperature"])
         found = {one["label"]: one["probability"] for one in answer}
         assert [found[name] for name in (*predictor.classes, "owl", "lynx")] == pytest.approx(expected, abs=1e-5)
 
@@ -234,7 +236,7 @@ def test_the_shares_of_real_images_are_estimated_and_help(
     label_N = torch.from_numpy(fashion.test_labels[5000:7000].astype(np.int64))
     cosine_NC = predictor.features(held_out) @ predictor.unit_CD.T
     fitted = fit_shift(cosine_NC, label_N, 0.05, "val", torch.full((10,), 0.1))
-    predictor.prior, predictor.shift_temperature = list(fitted.prior), fitted.temperature
+    predictor.own = replace(predictor.own, prior=fitted.prior, temperature=fitted.temperature)
     rows = np.concatenate([np.flatnonzero(fashion.test_labels[:5000] == k)[:n] for k, n in wanted.items()])
     unit_ND = predictor.features(fashion.test_images[rows][..., None])
     shares = predictor.shares("auto", unit_ND)
@@ -252,14 +254,14 @@ def test_the_shares_of_real_images_are_estimated_and_help(
 
 @pytest.mark.slow
 def test_an_estimate_without_fitted_shares_is_doubted(predictor: Predictor, fashion: Fashion) -> None:
-    predictor.fitted = False
+    predictor.own = replace(predictor.own, fitted=False)
     shares = predictor.shares("auto", predictor.features(fashion.test_images[:200, ..., None].copy()))
     assert shares is not None and shares.warnings == (prior.NOT_FITTED,)
 
 
 @pytest.mark.slow
 def test_a_model_that_does_not_know_its_shares_says_so(predictor: Predictor, fashion: Fashion) -> None:
-    predictor.prior = None
+    predictor.own = replace(predictor.own, prior=None)
     unit_ND = predictor.features(fashion.test_images[:1, ..., None])
     for asked in ("train", "uniform", "auto"):
         with pytest.raises(InputError, match=r"does not say which class shares it stands for; register it again"):

@@ -113,7 +113,7 @@ def _told(
     from lfm.serving.prior import AUTO
 
     predictor.classes_of(new)
-    shares = predictor.told_shares(given)
+    shares = predictor.own.told(given)
     parts = [files[begin : begin + AT_ONCE] for begin in range(0, len(files), AT_ONCE)]
     looked_at: Iterable[list[Tensor | str]] = (_features(predictor, part) for part in parts)
     if given == AUTO:  # from all images, before any is answered

@@ -104,7 +104,7 @@ class Service:
         torch.set_num_threads(settings.threads_each)
         self.settings = settings
         self.predictor = Predictor(settings.folder, settings.device, settings.precision)
-        self.predictor.told_shares(settings.prior)  # one that does not fit is refused before any request
+        self.predictor.own.told(settings.prior)  # one that does not fit is refused before any request
         self.predictor.features(self.predictor.blank())  # the first pass is the slowest
         self.decoders = ThreadPoolExecutor(settings.threads_each, "decode")
         self.batches = Batches(self.predictor.features, BATCH, server_metrics.BATCH.observe)
@@ -116,7 +116,7 @@ class Service:
             InputError: what the client sent cannot be used.
         """
         limits, prior = self.settings.limits, asked.prior or self.settings.prior
-        await asyncio.to_thread(self.predictor.told_shares, prior)
+        await asyncio.to_thread(self.predictor.own.told, prior)
         if asked.new_classes:  # before the images cost anything
             await asyncio.to_thread(self.predictor.classes_of, asked.new_classes)
         pixels = await asyncio.to_thread(pixels_of, asked, self.predictor, limits, names or (), self.decoders.map)

@@ -6,7 +6,6 @@ Letters in the names give shapes: N images, C classes, M new classes, D embeddin
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from lfm.config.schema import TextConfig
 from lfm.data.decoding import fitted, pixels_of
 from lfm.data.depth import ranges_in
 from lfm.errors import InputError
-from lfm.serving import prior, self_check
-from lfm.serving.prior import Prior, Shares
+from lfm.serving import self_check
+from lfm.serving.prior import Own, Prior, Shares
 from lfm.storage.artifact import verify
 
 SERVED, TEXT_HALF = "served.json", "text"
@@ -83,10 +82,8 @@ class Predictor:
         self._place(chosen, use_bf16(precision, chosen))
         self.calibration: dict[str, Any] | None = served.get("calibration")
         self.temperature = float((self.calibration or self.info)["temperature"])
-        self.fitted = bool(served.get("shift"))
-        fitted = served.get("shift") or self.info
-        self.shift_temperature, self.prior = float(fitted["temperature"]), fitted.get("prior")
         self.classes: list[str] = self.info["classes"]
+        self.own = Own.of(self.info, served.get("shift"))
         self.groups: list[str | None] = served.get("groups") or [None] * len(self.classes)
         half = folder / TEXT_HALF
         self.words = _words(served, half if half.is_dir() or not backbone else backbone)
@@ -161,7 +158,8 @@ class Predictor:
         if top < 1:
             raise InputError(f"top is {top}; ask for at least 1 class")
         names, groups, unit_CD = self.classes_of(new_classes)
-        logit_NC = self._logits(unit_ND @ unit_CD.T, shares)
+        cosine_NC = unit_ND @ unit_CD.T
+        logit_NC = cosine_NC / self.temperature if shares is None else self.own.shifted(cosine_NC, shares)
         order_NK = logit_NC.topk(min(top, len(names)), dim=1).indices  # all of 100,000 classes are never sorted
         chance_NK = logit_NC.softmax(dim=1).gather(1, order_NK)
         return [
@@ -177,60 +175,15 @@ class Predictor:
             for row in zip(order_NK.tolist(), chance_NK.tolist(), strict=True)
         ]
 
-    def _logits(self, cosine_NC: Tensor, shares: Shares | None) -> Tensor:
-        """Cosines of training's classes and perhaps new ones -> logits. (N, C).
-
-        A new class counts as having the mean share, in the model as where it is asked, so its logit is not shifted.
-        """
-        if shares is None:
-            return cosine_NC / self.temperature
-        shift_C = (shares.share_C / self._own_shares()).log().float()
-        return cosine_NC / self.shift_temperature + F.pad(shift_C, (0, cosine_NC.shape[1] - len(shift_C)))
-
-    def _own_shares(self) -> Tensor:
-        """The class shares that the model's probabilities stand for, (C,) float64.
-
-        Raises:
-            InputError: the model is of a version that did not keep them.
-        """
-        if self.prior is None:
-            raise InputError("this model does not say which class shares it stands for; register it again with lfm run")
-        return torch.tensor(self.prior, dtype=torch.float64)
-
-    def told_shares(self, given: Prior) -> Shares | None:
-        """The class shares that a prior names; None where it names none, or they are to be estimated.
-
-        Raises:
-            InputError: they do not fit the model's classes, or it does not know its own.
-        """
-        if given in ("", prior.NONE):
-            return None
-        self._own_shares()
-        if given == prior.AUTO:
-            return None
-        if given == prior.TRAIN:
-            given = dict(zip(self.classes, self.info["counts"], strict=True))
-        if given == prior.UNIFORM:
-            given = dict.fromkeys(self.classes, 1)
-        assert not isinstance(given, str), given
-        return Shares(prior.shares_of(given, self.classes))
-
     @torch.inference_mode()
     def shares(self, given: Prior, unit_ND: Tensor) -> Shares | None:
-        """The class shares to answer for; None: the model's own, nothing is shifted.
+        """The class shares to answer for (`lfm.serving.prior.Own.shares`); None: the model's own, nothing is shifted.
 
         Args:
             given: none, train, uniform, auto (estimated from these images), or a share for each class.
             unit_ND: of `features`, all images that are asked about together.
-
-        Raises:
-            InputError: as `told_shares`.
         """
-        if given != prior.AUTO:
-            return self.told_shares(given)
-        own_C = self._own_shares()
-        found = prior.estimate(unit_ND @ self.unit_CD.T / self.shift_temperature - own_C.log().float(), own_C)
-        return found if self.fitted else replace(found, warnings=(*found.warnings, prior.NOT_FITTED))
+        return self.own.shares(given, unit_ND @ self.unit_CD.T)
 
     def classes_of(self, new_classes: Sequence[str]) -> tuple[list[str], list[str | None], Tensor]:
         """Names, shot groups and unit embeddings of the classes to weigh: those of training, then the new ones.

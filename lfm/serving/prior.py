@@ -13,12 +13,13 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from lfm.errors import InputError
 
@@ -89,6 +90,81 @@ def estimate(log_likelihood_NC: Tensor, start_C: Tensor) -> Shares:
             f"image could still be gained, where {CLOSE:g} counts as settled; give the shares if you know them"
         )
     return Shares(share_C / share_C.sum(), True, tuple(warnings))
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a model's cosines stand for.
+
+    Args:
+        classes: names.
+        counts: training images of each.
+        prior: pi, class shares; None for a model of a version that did not keep them.
+        temperature: T, which goes with pi.
+        fitted: pi and T were fitted on validation images; else they are those of training.
+    """
+
+    classes: Sequence[str]
+    counts: Sequence[int]
+    prior: Sequence[float] | None
+    temperature: float
+    fitted: bool
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any], fitted: Mapping[str, Any] | None) -> "Own":
+        """From info.json, and what served.json has under `shift`."""
+        best = fitted or info
+        return cls(info["classes"], info["counts"], best.get("prior"), float(best["temperature"]), bool(fitted))
+
+    @property
+    def prior_C(self) -> Tensor:
+        """The class shares as float64.
+
+        Raises:
+            InputError: the model does not know them.
+        """
+        if self.prior is None:
+            raise InputError("this model does not say which class shares it stands for; register it again with lfm run")
+        return torch.tensor(self.prior, dtype=torch.float64)
+
+    def told(self, given: Prior) -> Shares | None:
+        """The class shares that a prior names; None where it names none, or they are to be estimated.
+
+        Raises:
+            InputError: they do not fit the model's classes, or it does not know its own.
+        """
+        if given in ("", NONE):
+            return None
+        assert len(self.prior_C) == len(self.classes)
+        if given == AUTO:
+            return None
+        if isinstance(given, str):
+            counts = {TRAIN: self.counts, UNIFORM: [1] * len(self.classes)}[given]
+            given = dict(zip(self.classes, counts, strict=True))
+        return Shares(shares_of(given, self.classes))
+
+    def shares(self, given: Prior, cosine_NC: Tensor) -> Shares | None:
+        """The class shares to answer for; None: the model's own, nothing is shifted.
+
+        Args:
+            given: one of `WORDS`, or a share for each class.
+            cosine_NC: of all images that are asked about together, to the model's classes.
+
+        Raises:
+            InputError: as `told`.
+        """
+        if given != AUTO:
+            return self.told(given)
+        found = estimate(cosine_NC / self.temperature - self.prior_C.log().float(), self.prior_C)
+        return found if self.fitted else replace(found, warnings=(*found.warnings, NOT_FITTED))
+
+    def shifted(self, cosine_NC: Tensor, shares: Shares) -> Tensor:
+        """Logits for these class shares, of the model's classes and perhaps new ones after them. (N, C).
+
+        A new class counts as having the mean share, in the model as where it is asked, so its logit is not shifted.
+        """
+        shift_C = (shares.share_C / self.prior_C).log().float()
+        return cosine_NC / self.temperature + F.pad(shift_C, (0, cosine_NC.shape[1] - len(shift_C)))
 
 
 def parsed(text: str) -> Prior:
