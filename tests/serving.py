@@ -33,7 +33,7 @@ from tests.conftest import Fashion
 LFM_COMMAND = Path(sys.executable).with_name("lfm")
 GROUPS = ["many"] * 4 + ["medium"] * 3 + ["few"] * 3
 CALIBRATION = {"temperature": 0.03, "images": 60, "split": "val", "before": 1.0, "after": 0.9}
-SHIFT = CALIBRATION | {"temperature": 0.04, "prior": [0.1] * 10}
+SHIFT: dict[str, Any] = CALIBRATION | {"temperature": 0.04, "prior": [0.1] * 10}
 VIT = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},

@@ -118,7 +118,7 @@ def part(name: str, content: bytes) -> bytes:
             part("top", b"3") + b"--xyz--",
             "multipart/form-data; boundary=xyz",
             422,
-            "unknown form field 'top'; files go into the field image, top and new_class into the query",
+            "unknown form field 'top'; files go into the field image, top, new_class and prior into the query",
         ),
         (
             "/predict",

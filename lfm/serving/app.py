@@ -93,6 +93,10 @@ class Asking(BaseModel):
     prior: str = ""
 
 
+FIELDS = f"{', '.join([*Asking.model_fields][:-1])} and {[*Asking.model_fields][-1]}"
+"""Of the query, in words."""
+
+
 class Service:
     """The model of one worker and the threads around it.
 
@@ -213,9 +217,8 @@ def _files_of(form: FormData) -> list[UploadFile]:
     files = []
     for field, value in form.multi_items():
         if field != COLUMN:
-            known = " and ".join(Asking.model_fields)
             raise RequestError(
-                f"unknown form field {field[:50]!r}; files go into the field {COLUMN}, {known} into the query"
+                f"unknown form field {field[:50]!r}; files go into the field {COLUMN}, {FIELDS} into the query"
             )
         if not isinstance(value, UploadFile):
             raise RequestError(f"the form field {COLUMN} is text; send a file in it, with a filename")
@@ -282,9 +285,7 @@ async def _refuse_value(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
-        *first_ones, last = Asking.model_fields
-        known = f"{', '.join(first_ones)} and {last}"
-        return refusal(422, f"unknown query field {str(first['loc'][-1])[:50]!r}; there are {known}")
+        return refusal(422, f"unknown query field {str(first['loc'][-1])[:50]!r}; there are {FIELDS}")
     return refusal(422, f"{first['loc'][-1]}: {first['msg']}")
 
 
