@@ -84,7 +84,9 @@ def test_kept_whole_it_needs_no_tower(run: Run, tmp_path: Path, monkeypatch: pyt
     with publishing(tmp_path / "model", "model", {}) as aside:
         save_file({k: v.contiguous() for k, v in assembly.state(net).items()}, aside / "model.safetensors")
         images = open_split(run.dataset, "train")
-        (aside / "info.json").write_text(json.dumps(model_info(config, read_info(run.dataset), images, run.backbone)))
+        even = [1 / len(net.text_CD)] * len(net.text_CD)
+        about = model_info(config, read_info(run.dataset), images, run.backbone, even)
+        (aside / "info.json").write_text(json.dumps(about))
     folder = served(config, str(run.dataset), str(run.backbone), str(tmp_path / "model"))
     expected = Predictor(run.folder, precision="fp32")
     monkeypatch.setenv("LFM_HOME", str(tmp_path / "empty"))
