@@ -3,6 +3,7 @@
 No step's result can become another one by it: a source file that changes later is read again.
 """
 
+import atexit
 import gc
 import importlib
 
@@ -25,6 +26,7 @@ def prepare() -> None:
     schemas()
     gc.freeze()  # else a step's collections go through all of this, and copy the pages that it lies on
     gc.enable()
+    atexit.register(gc.unfreeze)  # what is never collected is leaked, as nanobind would say to the user in 30 lines
 
 
 prepare()

@@ -1,5 +1,6 @@
 """Real data and real text for every test: Fashion-MNIST's own files and MiniLM's embeddings of its ten names."""
 
+import atexit
 import gc
 import gzip
 import os
@@ -45,6 +46,7 @@ def pytest_collection() -> Iterator[None]:
     yield
     gc.freeze()  # nor through that while tests run
     gc.enable()
+    atexit.register(gc.unfreeze)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,6 +28,7 @@ def run(folder: Path, how: str, fresh: bool = False) -> str:
     command = program(folder, how) if fresh else [*warm.program(PROGRAM), str(folder / "root"), how]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "leaked" not in done.stderr, "what was imported once is given back at the end"
     return done.stdout
 
 

@@ -404,7 +404,7 @@ class TrainConfig(Section):
         return self
 
 
-NAMED = ("mixup.name", "loss.name", "loss.adjust", "loss.adjust_strength")
+NAMED = ("mixup.name", "loss.name", "loss.adjust", "loss.adjust_strength", "stage1.tune")
 """Fields that `RunConfig.method` tells."""
 
 
@@ -429,10 +429,12 @@ class RunConfig(Section):
 
     @property
     def method(self) -> str:
-        """Name of the method in tables: `ce`, `lfm + ce`, `lfm + ce + la(mass)`, `zero-shot`, `ridge`."""
+        """Name of the method in tables: `ce`, `lfm + ce`, `ce + la(prior), adaptformer`, `zero-shot`, `ridge`."""
         if self.stage1.epochs == self.stage2.epochs == 0:
             return "zero-shot" if self.model.aligned else "ridge"
-        return self.loss.title if self.mixup.name == "none" else f"{self.mixup.name} + {self.loss.title}"
+        tuned = "" if self.stage1.tune == "full" else f", {self.stage1.tune}"
+        mixup = "" if self.mixup.name == "none" else f"{self.mixup.name} + "
+        return f"{mixup}{self.loss.title}{tuned}"
 
     def stage(self, number: int) -> StageConfig:
         """Stage 1 or 2."""
