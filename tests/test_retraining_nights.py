@@ -85,15 +85,21 @@ class Nights:
         return version.tags["lfm.decision"]
 
 
-def test_ten_nights_of_data_that_grow_shrink_gain_and_lose_a_class(home: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def nights(home: Path, tmp_path: Path) -> Nights:
+    """Three classes, and what `lfm run --baseline` has made of them."""
     photos = Photos(tmp_path / "photos")
     for name, count in (("cat", 40), ("dog", 20), ("bird", 12)):
         photos.put("train", name, range(count))
         photos.put("test", name, range(20))
     nights = Nights(home, photos)
-    for changes in ({"mixup.name": "none", "loss.name": "ce"}, {}):  # lfm run --baseline
+    for changes in ({"mixup.name": "none", "loss.name": "ce"}, {}):
         run_local(load(PRESET, nights.changes | changes))
+    return nights
 
+
+def test_ten_nights_of_data_that_grow_shrink_gain_and_lose_a_class(nights: Nights) -> None:
+    photos = nights.photos
     # 1: there is no champion yet. The baseline of the same images stands beside the run.
     first, _, names = nights.night()
     champion = first.model_uri.rpartition("/")[2]
