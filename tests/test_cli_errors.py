@@ -55,6 +55,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_folder_without_images_is_refused_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "cat" / "notes.txt").write_text("no image")

@@ -220,6 +220,7 @@ for data in files:
 """
 
 
+@pytest.mark.slow
 def test_nothing_that_libraries_warn_of_reaches_the_user() -> None:
     done = subprocess.run([sys.executable, "-c", NOISY], capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
