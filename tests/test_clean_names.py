@@ -125,7 +125,7 @@ def test_a_list_of_an_earlier_report_goes_where_nothing_is_to_clean(tmp_path: Pa
 
     def report(root: str, *more: str) -> str:
         source = f"--set=data.source={tmp_path / root}"
-        return lfm("data", "report", "custom-small", source, *more, "--out", tmp_path / "page.html")
+        return lfm("data", "report", "custom-scratch", source, *more, "--out", tmp_path / "page.html")
 
     folders(tmp_path / "coded", ["001.Crow", "002.Owl"])
     folders(tmp_path / "plain", ["crow", "owl", "wren"])

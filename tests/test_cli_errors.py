@@ -60,7 +60,7 @@ def test_a_folder_without_images_is_refused_before_anything_starts(tmp_path: Pat
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "cat" / "notes.txt").write_text("no image")
     for command in (["run"], ["retrain"], ["data", "inspect"], ["data", "report"]):
-        done = forked(tmp_path / "home", *command, "custom-small", "--set", f"data.source={tmp_path / 'photos'}")
+        done = forked(tmp_path / "home", *command, "custom-scratch", "--set", f"data.source={tmp_path / 'photos'}")
         assert_one_line(done, r"photos has no images in class folders; lay them out as \S*photos/CLASS/")
         assert done.stdout == "" and not list((tmp_path / "home").glob("*"))
 

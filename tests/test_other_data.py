@@ -26,19 +26,19 @@ def dataset_of(root: Path, seeds: range) -> str:
         (root / name).mkdir(parents=True, exist_ok=True)
         for seed in seeds:
             (root / name / f"{seed}.png").write_bytes(encoded(photo(1000 * k + seed, 12, 12)))
-    config = load("custom-small", {"data.source": str(root), "model.image_size": 0})
+    config = load("custom-scratch", {"data.source": str(root), "model.image_size": 0})
     return str(prepare.dataset_for(config.data, config.model, config.seed)[0])
 
 
 def register(dataset: str) -> registry.Version:
     """Make a version trained on these data champion, as the steps register and evaluate leave it."""
     client = connect()
-    if not registry.versions("custom-small"):
-        client.create_registered_model("custom-small")
+    if not registry.versions("custom-scratch"):
+        client.create_registered_model("custom-scratch")
     tags = champion.data_tags(dataset) | {registry.INPUT: champion.input_of(dataset)}
-    number = str(client.create_model_version("custom-small", "file:///nowhere", tags=tags).version)
-    registry.promote("custom-small", number, "a test")
-    return registry.version_of("custom-small", number)
+    number = str(client.create_model_version("custom-scratch", "file:///nowhere", tags=tags).version)
+    registry.promote("custom-scratch", number, "a test")
+    return registry.version_of("custom-scratch", number)
 
 
 def test_a_champion_of_other_data_is_named_and_not_compared(
@@ -49,11 +49,11 @@ def test_a_champion_of_other_data_is_named_and_not_compared(
     other = dataset_of(tmp_path / "other", range(500, 520))
     assert champion.input_of(first) == champion.input_of(other), "by its form alone it could be scored"
     capsys.readouterr()
-    tell_other_data("custom-small", other)
+    tell_other_data("custom-scratch", other)
     said = capsys.readouterr().out
-    words = "champion 1 of custom-small was trained on other data: of 32 of its images none is here"
+    words = "champion 1 of custom-scratch was trained on other data: of 32 of its images none is here"
     assert f"warning: {words}. Models of the two are not compared" in said and said.count("\n") == 1
-    assert champion.present_champion("custom-small", other) is None
+    assert champion.present_champion("custom-scratch", other) is None
     (metrics := tmp_path / "metrics").mkdir()
     np.save(metrics / CHAMPION_PREDICTIONS, np.zeros(8, np.int64))
     promoted, why = _compared(version, other, metrics, None)
@@ -70,9 +70,9 @@ def test_data_that_grow_shrink_or_move_are_the_same_data(
     for dataset in (grown, moved, shrunk):
         assert not champion.other_data(version, dataset)
         capsys.readouterr()
-        tell_other_data("custom-small", dataset)
+        tell_other_data("custom-scratch", dataset)
         assert capsys.readouterr().out == ""
-        assert champion.present_champion("custom-small", dataset)
+        assert champion.present_champion("custom-scratch", dataset)
 
 
 def test_a_version_from_before_samples_were_kept_counts_as_these_data(home: Path, tmp_path: Path) -> None:

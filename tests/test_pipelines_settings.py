@@ -112,7 +112,7 @@ def test_a_place_that_no_pod_has_is_refused(
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     sets = ["--set", "data.source=s3://bucket/photos", "--set", f"{field}=photos"]
-    done = CliRunner().invoke(app, [command[0], "custom-small", *command[1:], *sets])
+    done = CliRunner().invoke(app, [command[0], "custom-scratch", *command[1:], *sets])
     assert isinstance(done.exception, InputError)
     assert str(done.exception) == (
         f"{field}: photos is relative to this folder, and the pods of a cluster do not have it; write an absolute path "
