@@ -1,5 +1,6 @@
 """The report of real runs: a tiny pipeline run and its baseline, MLflow on SQLite, every command of `lfm report`."""
 
+import csv
 import json
 import os
 import re
@@ -138,6 +139,13 @@ def test_two_runs_are_compared_image_by_image(ran: Ran, tmp_path: Path) -> None:
         if ours[column] is not None:
             (value,) = re.findall(rf" {column} +([+-][\d.]+)  \(.*, paired\)", done.stdout)
             assert float(value) == pytest.approx(ours[column] - base[column], abs=0.051)
+    with (tmp_path / "tables" / "compared.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    adjusted = [ran.metrics(run)["adjusted"] for run in (ran.ce, ran.lfm)]
+    assert len(rows) == 4 and [row[0].partition(", adjusted ")[2] for row in rows[1::2]] == [
+        f"(strength {one['strength']:g})" for one in adjusted
+    ]
+    assert [float(row[4]) for row in rows[1::2]] == pytest.approx([one["all"] for one in adjusted], abs=0.01)
     check(tmp_path / "report.html", "compare", figures=2)
 
 
