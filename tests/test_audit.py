@@ -441,7 +441,7 @@ def test_what_to_correct_comes_worst_first(faulty: tuple[Path, list[Row], Path])
     ]
     leak = problems[1]["examples"][0]
     assert "train red <b>fox</b>/p0.jpg" in leak and "test red <b>fox</b>/leak.jpg" in leak
-    assert problems[4]["examples"] == ["'n01440764'"] and problems[5]["examples"] == [
+    assert problems[5]["examples"] == ["'n01440764'"] and problems[6]["examples"] == [
         "red <b>fox</b> / Red <B>foxes</B>"
     ]
 

@@ -96,9 +96,8 @@ def test_no_other_private_part_of_kfp_is_used() -> None:
     for path in [*Path("pipelines").glob("*.py"), *Path("components").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
-            if (
-                isinstance(node, ast.Attribute) and private and node.attr != "_asdict"
-            ):  # that of a named tuple is public
+            of_a_named_tuple = isinstance(node, ast.Attribute) and node.attr in ("_asdict", "_replace")  # public
+            if isinstance(node, ast.Attribute) and private and not of_a_named_tuple:
                 assert isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"), f"{path}: {node.attr}"
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("kfp"):
                 names = (*str(node.module).split("."), *(name.name for name in node.names))

@@ -145,7 +145,7 @@ def test_only_the_pairs_whose_loss_is_no_number_are_named(tmp_path: Path, monkey
         x = mixed_images(data, batch, False)
         return torch.where((batch.index_B2 == bad).any(dim=1)[:, None, None, None], math.inf, x)
 
-    monkeypatch.setattr("lfm.training.loop.mixed_images", spoilt)
+    monkeypatch.setattr("lfm.training.network_inputs.mixed_images", spoilt)
     model = LFM(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 32)), text())
     with pytest.raises(NonFiniteLossError) as caught:
         train(settings, tmp_path, model=model)

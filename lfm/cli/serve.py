@@ -144,7 +144,7 @@ def _estimated(predictor: "Predictor", looked_at: "Sequence[Sequence[Tensor | st
         raise InputError("none of the images can be used, so there is nothing to estimate class shares from")
     shares = predictor.shares(AUTO, torch.cat(units))
     assert shares is not None
-    typer.echo(f"class shares estimated from {len(units):,} images:", err=True)
+    typer.echo(f"class shares estimated from {counted(len(units), 'image')}:", err=True)
     for name, share in list(shares.named(predictor.classes).items())[:SHOWN_SHARES]:
         typer.echo(f"  {100 * share:5.1f} %  {name}", err=True)
     for warning in shares.warnings:
