@@ -14,7 +14,8 @@ from lfm.backbones.blocks import transformer_blocks
 from lfm.backbones.model import LFM, conv4
 from lfm.backbones.openclip import build_image_tower
 from lfm.backbones.towers import Preprocess
-from lfm.backbones.tuning import AdaptFormer, Tuning, merge, size_of
+from lfm.backbones.tuned_parts import AdaptFormer, merge
+from lfm.backbones.tuning import Tuning, size_of
 from lfm.config.presets import load
 from lfm.data.images import Images
 from lfm.errors import InputError

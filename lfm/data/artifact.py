@@ -1,4 +1,4 @@
-"""The data set on disk: Arrow files for every tool, and pixels and labels as arrays for training.
+"""The data set on disk: Arrow files, and arrays for training (over 300 lines: the one format of all splits).
 
 train/, val/, test/           Arrow files (lfm/data/table.py)
 train_labels.npy, ...         (N,) int64

@@ -38,15 +38,9 @@ def adjusted_row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def score_models(
-    config: RunConfig,
-    dataset: str,
-    text: str,
-    backbone: str,
-    model: str,
-    champion: "Champion | None",
-    about: dict[str, Any],
-    aside: Path,
-) -> None:
+    config: RunConfig, dataset: str, text: str, backbone: str, model: str, champion: "Champion | None",
+    about: dict[str, Any], aside: Path,
+) -> None:  # fmt: skip
     """Score the models on the test images and keep metrics, predictions and what reports need.
 
     Args:

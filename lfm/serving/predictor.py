@@ -24,7 +24,7 @@ from lfm.backbones.device import pick_device, use_bf16
 from lfm.backbones.model import LFM, conv4, load_weights
 from lfm.backbones.openclip import build_image_tower, image_tower
 from lfm.backbones.towers import Preprocess
-from lfm.backbones.tuning import merge
+from lfm.backbones.tuned_parts import merge
 from lfm.config.schema import TextConfig
 from lfm.data.decoding import fitted, pixels_of
 from lfm.data.depth import ranges_in

@@ -29,7 +29,7 @@ from lfm.config.schema import DataConfig
 from lfm.data.sources import debian
 from lfm.data.sources.base import TEST, TRAIN, VAL, Arrays, Source
 from lfm.data.sources.downloads import downloads, where_to_put
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 from lfm.progress import bar, say
 from lfm.storage.artifact import sha256_file
 
@@ -256,5 +256,7 @@ def _keep(classes: dict[str, list[tuple[int, NDArray[np.uint8]]]], packages: dic
     aside.write_text(json.dumps(about))
     aside.replace(place / ABOUT)
     counts = Counter(split for _, split, _ in flat)
-    say(f"icons-lt: {len(classes)} classes, {counts[TRAIN]:,} pictures for training, {counts[VAL]:,} for validation, "
-        f"{counts[TEST]:,} of other artists for the test; kept in {place}")  # fmt: skip
+    say(
+        f"icons-lt: {counted(len(classes), 'class', 'classes')}, {counts[TRAIN]:,} pictures for training, "
+        f"{counts[VAL]:,} for validation, {counts[TEST]:,} of other artists for the test; kept in {place}"
+    )

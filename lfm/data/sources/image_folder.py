@@ -1,4 +1,4 @@
-"""Image folders, on disk or at s3://: ROOT/CLASS/*.jpg or ROOT/SPLIT/CLASS/*.jpg."""
+"""Image folders: ROOT/CLASS/*.jpg or ROOT/SPLIT/CLASS/*.jpg (over 300 lines: one layout, and what is doubtful)."""
 
 import os
 import posixpath
