@@ -127,6 +127,12 @@ def test_what_is_kept_of_a_vit_b_16_of_100_classes_takes_under_5_mb() -> None:
     assert sum(value.nbytes for value in model.changing().values()) < 5e6
 
 
+def test_a_tower_whose_projection_was_fitted_is_kept_whole() -> None:
+    fitted = {"model.tower": "tf_efficientnet_lite0", "model.weights": "imagenet-lite0", "text.encoder": "minilm"}
+    plain, own = load("custom", {"stage1.tune": "norm"}), load("custom", {"stage1.tune": "norm", **fitted})
+    assert Assembly.of(plain, 9).on_base and not Assembly.of(own, 9).on_base
+
+
 def test_little_trains_and_is_kept_and_a_stage_resumes_to_the_last_bit(tmp_path: Path) -> None:
     def trained(folder: Path) -> LFM:
         settings = config(

@@ -30,7 +30,8 @@ class Assembly:
         """Of a run's configuration."""
         stage = config.stage1
         tuning = Tuning(stage.tune, stage.tune_size, stage.tune_init, classes, config.seed)
-        return cls(tuning, config.model.head, config.model.keep)
+        # A projection that was fitted to the training images cannot be fetched again.
+        return cls(tuning, config.model.head, config.model.keep if config.model.aligned else "whole")
 
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> "Assembly":
