@@ -180,7 +180,10 @@ def test_a_configuration_begins_whether_it_comes_as_a_dictionary_or_as_text(
     form: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LFM_PIPELINE_RUN", "a-sweep")
-    values = pipeline_arguments(load("custom-scratch", {"data.source": str(home.parent), "seed": 3}))
+    photos = home.parent / "photos"
+    (photos / "cat").mkdir(parents=True)
+    (photos / "cat" / "a.jpg").write_bytes(b"not read before training")
+    values = pipeline_arguments(load("custom-scratch", {"data.source": str(photos), "seed": 3}))
     config, key = configure("custom-scratch", values, values.pop("overrides"))
     (planned,) = plan_sweep(config, [{"name": "alpha 1", "label": "alpha 1", "overrides": {"stage1.alpha": 1.0}}])
     monkeypatch.setenv("LFM_PIPELINE_RUN", key)
