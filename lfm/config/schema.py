@@ -304,6 +304,10 @@ class TowerStageConfig(StageConfig):
     tune_init: Literal["kaiming-uniform", "kaiming-normal"] = "kaiming-uniform"
     """How the first matrix of adaptformer and lora is drawn; the second is zero."""
 
+    wise: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 1.0
+    """Where the stage ends on the line from the untouched weights (0) to the tuned ones (1; WiSE-FT); auto: the tenth
+    with the best accuracy on the validation images, mean over the classes."""
+
     @field_validator("tune")
     @classmethod
     def _known(cls, tune: str) -> str:

@@ -34,6 +34,7 @@ from lfm.training.preemption import CheckpointTimer, PreemptedError
 from lfm.training.processes import Processes, new_accelerator, prepare, unwrap
 from lfm.training.schedule import learning_rate, optimizer_of
 from lfm.training.validation import Validation
+from lfm.training.wise import Line
 
 
 class Stage:
@@ -66,6 +67,7 @@ class Stage:
         self.values, device = config.stage(number), train.device
         self.dtype = torch.bfloat16 if use_bf16(config.train.precision, device) else torch.float32
         self.checkpoints = Checkpoints(folder, config.train.keep_checkpoints, made_with(config, number, alpha), written)
+        self.line = Line(model, model.train_stage(1), config.stage1.wise, len(val)) if number == 1 else None
         start = Snapshot(Position(0, 0, torch.zeros((), device=device)), self.values.batch_size, {}, ())
         if resumed := self.checkpoints.newest(device):
             load_changing(model, resumed.model, number)
@@ -140,6 +142,8 @@ class Stage:
         unwrap(self.accelerator, self.net, self.inputs.net)
         self.average.finish()
         self.frozen.restore()
+        if self.line:
+            self._settle(self.line)
         check_weights(self.number, self.trained)
         self.model.eval()
 
@@ -205,9 +209,19 @@ class Stage:
         with self.average.in_place():
             scores = self.validation.scores(epochs)
         metrics = {"loss": loss, "lr": rate, "images_per_second": images_per_second, **scores}
-        if self.processes.first:
-            self.log({f"stage{self.number}/{name}": value for name, value in metrics.items()}, epochs)
+        self._log({f"stage{self.number}/{name}": value for name, value in metrics.items()}, epochs)
         return f"loss {loss:.3f} · {images_per_second:,.0f} images/s"
+
+    def _settle(self, line: Line) -> None:
+        """Put the weights where `stage1.wise` says, and log what was tried."""
+        if found := line.settle(self.validation.mean_accuracy):
+            self._log({f"stage1/wise/{name}": value for name, value in found.items()}, self.values.epochs + 1)
+            if self.processes.first:
+                say(f"stage 1 ends {found['share']:g} of the way from the untouched tower to the tuned one")
+
+    def _log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        if self.processes.first:
+            self.log(metrics, epoch)
 
     def _save(self) -> None:
         """Begin to write a checkpoint, or write the last one and stop if some process was asked to."""

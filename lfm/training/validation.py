@@ -24,6 +24,12 @@ class Validation:
         self.features: Tensor | None = None
         """What the frozen encoder of stage 2 makes of the images: the same in every epoch."""
 
+    def mean_accuracy(self) -> float:
+        """Accuracy of the model as it is, mean over the classes that have validation images, in percent."""
+        found = score_split(self.model, self.val, self.train.label_N, self.config, confused=False)["per_class"]
+        known = [float(accuracy) for accuracy in found if accuracy is not None]
+        return sum(known) / len(known)
+
     def scores(self, epochs: int) -> dict[str, float]:
         """Metrics by name after this many epochs; empty where none are due. Puts the model into its training mode."""
         every, last = self.config.train.validate_every, self.config.stage(self.stage).epochs
