@@ -120,5 +120,5 @@ def kubernetes() -> Any:
     try:
         from kfp import kubernetes
     except ImportError as error:
-        raise InputError("kfp-kubernetes is not installed; install lfm with its extra: lfm[cluster]") from error
+        raise InputError("kfp-kubernetes is not installed; in LFM's folder run: pip install '.[cluster]'") from error
     return kubernetes

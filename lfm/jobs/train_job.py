@@ -116,7 +116,9 @@ class Cluster:
         try:
             from kubeflow.trainer import TrainerClient
         except ImportError as error:
-            raise InputError(f"train.nodes > 1 needs the Kubeflow SDK ({error}); pip install 'lfm[cluster]'") from error
+            raise InputError(
+                f"train.nodes > 1 needs the Kubeflow SDK ({error}); pip install '.[cluster]' in LFM's folder"
+            ) from error
         try:
             self.client = TrainerClient()
         except Exception as error:  # the Kubernetes client's own kinds, and a missing file's

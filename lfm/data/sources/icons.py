@@ -136,7 +136,7 @@ def check_renderer() -> None:
         InputError: it is not installed.
     """
     if find_spec("resvg_py") is None:
-        raise InputError("icons-lt needs a renderer of SVG files; run: pip install 'lfm[icons]'")
+        raise InputError("icons-lt needs a renderer of SVG files; in LFM's folder run: pip install '.[icons]'")
 
 
 def build(debs: Sequence[Path], place: Path) -> None:
