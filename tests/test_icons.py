@@ -164,7 +164,7 @@ def test_a_machine_without_apt_is_told_what_to_do(home: Path, monkeypatch: pytes
 
 def test_a_machine_without_the_renderer_is_told_its_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(icons, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"run: pip install 'lfm\[icons\]'"):
+    with pytest.raises(InputError, match=r"run: pip install '\.\[icons\]'"):
         icons.load_icons(load("icons-lt").data)
 
 

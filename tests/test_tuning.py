@@ -19,6 +19,7 @@ from lfm.backbones.tuning import Tuning, size_of
 from lfm.config.presets import load
 from lfm.data.images import Images
 from lfm.errors import InputError
+from lfm.jobs.prepare import check
 from lfm.method.draws import generator
 from lfm.training.loop import Stage
 from tests.small_stage import CLASSES, COUNTS, config, images, text
@@ -101,6 +102,26 @@ def test_a_tower_without_such_parts_is_refused_with_what_it_has() -> None:
     for field in ({"stage1.tune_size": 4}, {"stage1.momentum": 0.5}):
         with pytest.raises(InputError, match="has no effect with"):
             load("custom", field)
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "error"),
+    [
+        ("lift-cifar100-lt", {}, ""),
+        ("lift-cifar100-lt", {"model.tower": "RN50"}, "head=classes is for towers that end in a linear"),
+        ("cifar100-lt", {"model.tower": "RN50", "stage1.tune": "lora"}, "lora is for towers of transformer blocks"),
+        ("fashion-mnist-lt", {"stage1.tune": "adaptformer"}, "adaptformer is for towers of transformer blocks"),
+        ("cifar100-lt", {"stage1.tune": "last:40"}, "this tower has 12 blocks"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_weights_are_fetched(
+    preset: str, values: dict[str, object], error: str
+) -> None:
+    if not error:
+        return check(load(preset, values))
+    with pytest.raises(InputError, match=error):
+        check(load(preset, values))
+    return None
 
 
 @pytest.mark.parametrize(

