@@ -8,19 +8,21 @@ from lfm.config.overrides import apply_overrides, parse_overrides
 from lfm.config.schema import RunConfig
 from lfm.errors import InputError, unknown
 
-PLAIN = {"mixup.name": "none"}
 BASELINES: dict[str, dict[str, Any]] = {
-    "CE": PLAIN | {"loss.name": "ce"},
-    "BalCE": PLAIN | {"loss.name": "balce"},
-    "Focal": PLAIN | {"loss.name": "focal"},
-    "LDAM": PLAIN | {"loss.name": "ldam"},
-    "MMS": PLAIN | {"loss.name": "mms"},
-    "Mixup + CE": {"mixup.name": "mixup", "loss.name": "ce"},
-    "Remix + CE": {"mixup.name": "remix", "loss.name": "ce"},
-    "LFM + CE": {"mixup.name": "lfm", "loss.name": "ce"},
-    "LFM + MMS": {"mixup.name": "lfm", "loss.name": "mms"},
+    name: {"mixup.name": mixup, "loss.name": loss, "loss.adjust": "none"}
+    for name, mixup, loss in (
+        ("CE", "none", "ce"),
+        ("BalCE", "none", "balce"),
+        ("Focal", "none", "focal"),
+        ("LDAM", "none", "ldam"),
+        ("MMS", "none", "mms"),
+        ("Mixup + CE", "mixup", "ce"),
+        ("Remix + CE", "remix", "ce"),
+        ("LFM + CE", "lfm", "ce"),
+        ("LFM + MMS", "lfm", "mms"),
+    )
 }
-"""The losses of Table 1 and the mixups of Table 5 of Franklin et al. 2024."""
+"""The losses of Table 1 and the mixups of Table 5 of Franklin et al. 2024, none with logit adjustment."""
 
 # Grid -> the fields that take each value, and the paper's values (Table 2, Figs. 9 and 10).
 CURVES: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
