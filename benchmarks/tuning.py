@@ -38,7 +38,7 @@ def worker(kind: str, batch: int) -> None:
     assert spec and spec.origin
     config = json.loads((Path(spec.origin).parent / "model_configs" / "ViT-B-16.json").read_text())
     torch.manual_seed(0)
-    device = pick_device("auto")
+    device, libraries = pick_device("auto"), _memory("VmRSS")
     assembly = Assembly(Tuning(kind, 0, "kaiming-uniform", CLASSES, 0), "classes")
     model = assembly.model(build_image_tower(config), unit_rows(CLASSES)).to(device)
     trained = model.train_stage(1)
@@ -61,13 +61,13 @@ def worker(kind: str, batch: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         print(finished() - began, flush=True)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak()
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _memory("VmHWM") - libraries
     print(json.dumps({"peak": peak, "device": str(device), "bf16": bf16}), flush=True)
 
 
-def _peak() -> int:
-    """Most memory of this process since it was cleared, in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+def _memory(what: str) -> int:
+    """Memory of this process in bytes: VmRSS now, VmHWM at most since that was cleared."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return 1024 * int(line.split()[1])
 
 
@@ -109,7 +109,8 @@ def page(found: dict[str, dict[str, Any]], batch: int, steps: int) -> str:
         f"`python -m benchmarks.tuning --out docs/tuning.md` wrote this on {time.strftime('%Y-%m-%d')}: ViT-B/16 of",
         f"random weights, {CLASSES} classes, batch {batch}, {precision}, {full['device']}; median of {steps} steps",
         "that were taken in turns; the whole tower with Adam, the others with SGD. Memory is the most that training",
-        "took, the model included; what is kept is what a registered version holds, its head included.",
+        "took, the model included, Python and its libraries not; what is kept is what a registered version holds, with its",
+        "head.",
         "",
         "| `stage1.tune` | weights | step, s | times as fast as full | memory, GiB | of full | kept, MB |",
         "|---|---|---|---|---|---|---|",
