@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/science.py --seeds 5
     .venv/bin/python benchmarks/science.py --seeds 5 --precision
     .venv/bin/python benchmarks/science.py --seeds 3 --partners
+    .venv/bin/python benchmarks/science.py --seeds 3 --own-label
 
 The second compares bf16 with fp32 (docs/precision.md), the third bars the nearest names from being partners
-(docs/partners.md).
+(docs/partners.md), the fourth tries what own-label mass `alpha: auto` keeps (docs/own-label.md).
 A seed redraws subset, initial weights and batches alike for all arms, so differences are paired. Results are kept
 in the JSON file as they come, each named by its configuration and the code's hash: a stopped run goes on where it
 was, and a changed method is trained again.
@@ -77,6 +78,14 @@ PARTNERS: dict[str, dict[str, Any]] = {
     "no partner above .8 (Shirt and T-shirt/top, .81)": {"mixup.max_similarity": 0.8},
     "no partner above .55 (7 pairs)": {"mixup.max_similarity": 0.55},
 }
+
+HALF = "alpha auto, own-label mass .5"
+OWN_LABEL: dict[str, dict[str, Any]] = {
+    f"alpha auto, own-label mass .{kept}": {
+        "mixup.tau": 0.05, "stage1.alpha": "auto", "stage2.alpha": "auto", "train.auto_own_label": kept / 10
+    }
+    for kept in (5, 6, 7, 8)
+}  # fmt: skip
 
 
 def train_and_score(config: RunConfig) -> dict[str, Any]:
@@ -172,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS), help="rows; default all")
     parser.add_argument("--precision", action="store_true", help="bf16 against fp32 instead of the methods")
     parser.add_argument("--partners", action="store_true", help="near names as partners or not, instead of the methods")
+    parser.add_argument("--own-label", action="store_true", help="what alpha auto keeps, instead of the methods")
     parser.add_argument("--quick", action="store_true", help="10 and 3 epochs instead of 40 and 10")
     parser.add_argument("--out", type=Path, help="writes OUT.md and OUT.json; default docs/science or docs/precision")
     options = parser.parse_args(argv)
@@ -180,6 +190,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
         base, title, name, options.arms = FP32, "bf16 against fp32", "precision", list(PRECISION)
     if options.partners:
         base, title, name, options.arms = ANY_PARTNER, "Near names as partners or not", "partners", list(PARTNERS)
+    if options.own_label:
+        base, title, name, options.arms = HALF, "What alpha auto keeps, at tau .05,", "own-label", list(OWN_LABEL)
     options.out = options.out or Path("docs") / name
     common = {"stage1.epochs": 10, "stage2.epochs": 3} if options.quick else {}
     code = source_hash("lfm.jobs.training", "lfm.jobs.prepare")
@@ -191,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
         + str(options.seeds)
         + (" --precision" if options.precision else "")
         + (" --partners" if options.partners else "")
+        + (" --own-label" if options.own_label else "")
         + (" --quick" if options.quick else ""),
         "data": f"Fashion-MNIST-LT, imbalance 100, 2,478 training images, seeds 0 to {options.seeds - 1}",
         "split": f"test; shots: {load(PRESET).shots.rule}; groups: {', '.join(GROUPS)}",
@@ -200,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, Any
     }
     for seed in range(options.seeds):  # seed by seed, so that a stopped run is a paired table of fewer seeds
         for arm in options.arms:
-            config = arm_config((ARMS | PRECISION | PARTNERS)[arm], seed, common)
+            config = arm_config((ARMS | PRECISION | PARTNERS | OWN_LABEL)[arm], seed, common)
             key = content_key([config.model_dump(), code])
             if key not in kept:
                 print(f"seed {seed}: {arm}", flush=True)

@@ -139,7 +139,7 @@ def read_settings(path: Path | None, image: str = "") -> ClusterSettings:
     values: Any = {}
     if path is not None:
         try:
-            values = read_yaml(path.read_text()) or {}
+            values = read_yaml(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not valid YAML"
             raise InputError(f"--cluster {path} cannot be read: {why}") from error

@@ -12,7 +12,7 @@ from torch import Tensor
 from lfm.backbones.model import LFM, conv4
 from lfm.config.presets import load
 from lfm.evaluation.adjustment import STRENGTHS, direction, predict_adjusted, tune
-from lfm.report.tables import adjusted_name
+from lfm.report.tables import MOST_STRENGTH, adjusted_name
 
 CONFIG = load("fashion-mnist-lt", {"train.precision": "fp32"})
 T = 0.05
@@ -94,5 +94,5 @@ def test_shares_that_are_all_the_same_give_way_to_those_of_the_training_images()
 
 
 def test_strengths_and_name() -> None:
-    assert (STRENGTHS[0], STRENGTHS[8], STRENGTHS[-1], len(STRENGTHS)) == (0.0, 0.8, 3.0, 31)
+    assert (STRENGTHS[0], STRENGTHS[8], STRENGTHS[-1], len(STRENGTHS)) == (0.0, 0.8, MOST_STRENGTH, 31)
     assert adjusted_name("lfm + ce", 0.8) == "lfm + ce, adjusted (strength 0.8)"

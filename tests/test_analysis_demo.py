@@ -4,6 +4,7 @@ Letters in the names give shapes: C classes, D embedding dimensions, A values of
 """
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -175,10 +176,20 @@ def test_a_temperature_is_found_for_a_number_of_partners(text_CD: Tensor) -> Non
 
 
 def test_what_to_tune_and_a_tau_are_advised_from_the_data(text_CD: Tensor) -> None:
-    sharp, mild = (load("fashion-mnist-lt", {"mixup.tau": tau}) for tau in (0.02, 0.25))
+    sharp = load("fashion-mnist-lt", {"mixup.tau": 0.02})
     counts = torch.tensor([1000, 599, 359, 215, 129, 77, 46, 27, 16, 10])
-    warned = advice(sharp, Pairs(counts, text_CD, 0.02))
-    assert len(warned) == 3 and "more unequal than uniform" in warned[1] and "gives 4.5 partners" in warned[1]
-    assert "5 of 10 classes have more than 100 images (eta 1)" in warned[2] and "stage1.tune=full" in warned[2]
-    calm = advice(mild, Pairs(counts.clamp(max=90), text_CD, 0.25))
-    assert "0 of 10 classes" in calm[-1] and "stage1.tune=adaptformer" in calm[-1]
+    pairs = Pairs(counts, text_CD, 0.02)
+    first, second = advice(sharp, pairs)
+    assert "of 9 partner classes in effect" in first and "more unequal than uniform partners would" in second
+    found = re.search(r"mixup\.tau=(\S+) gives (\S+) partners here, and gamma' (\S+)", second)
+    assert found, second
+    uniform = imbalance(seen_probability(Pairs(counts, text_CD, 1, uniform=True)))
+    milder = imbalance(seen_probability(Pairs(counts, text_CD, float(found[1]))))
+    assert milder == pytest.approx(float(found[3]), rel=0.05) and uniform < milder < 1.5 * uniform
+    calm = load("fashion-mnist-lt", {"mixup.tau": 5.0})
+    assert len(advice(calm, Pairs(counts, text_CD, 5.0))) == 1
+    plain = load("fashion-mnist-lt", {"mixup.name": "none"})
+    assert advice(plain, pairs) == ["mixup.name=none draws no partners by text: p(Y), own and M are those of lfm"]
+    tower = load("cifar10-lt", {"mixup.tau": 5.0})
+    assert "5 of 10 classes have more than 100 images, 1 for each other one: the tower" in advice(tower, pairs)[-1]
+    assert "stage1.tune=adaptformer" in advice(tower, Pairs(counts.clamp(max=90), text_CD, 5.0))[-1]

@@ -42,6 +42,15 @@ def test_a_stage_ends_with_the_average_of_its_weights(tmp_path: Path) -> None:
         assert not torch.allclose(value, steps[-1][key], atol=1e-6)
 
 
+def test_a_mean_that_stays_at_the_start_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path / "slow", stage1__ema=0.99)
+    assert "stage1.ema: 83 % of the mean are the weights of the start after 18 steps; a decay of 0.77 leaves 1 %" in (
+        capsys.readouterr().out
+    )
+    trained(tmp_path / "quick", stage1__ema=0.7)
+    assert "ema" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_it_goes_on_from_a_checkpoint_to_the_last_bit(decay: float, tmp_path: Path) -> None:
     whole, _ = trained(tmp_path / "whole", stage1__ema=decay, train__checkpoint_steps=5)

@@ -66,7 +66,7 @@ def test_places_has_an_alpha_for_each_stage_and_training_uses_it(tmp_path: Path)
     assert [preview(config, stage, str(tmp_path), str(tmp_path)) for stage in (1, 2)] == [1.25, 1.5]
     found = [inspect(config, stage, tmp_path, tmp_path)["own_label_mass"] for stage in (1, 2)]
     assert found[0] != found[1]
-    auto = load("places-lt", {"stage1.alpha": "auto", "train.own_label_threshold": 0.7})
+    auto = load("places-lt", {"stage1.alpha": "auto"})
     chosen = preview(auto, 1, str(tmp_path), str(tmp_path))
     assert 0 < chosen < 1.25 and preview(auto, 2, str(tmp_path), str(tmp_path)) == 1.5
     assert preview(load("places-lt", {"mixup.name": "none"}), 1, str(tmp_path), str(tmp_path)) == 0.0

@@ -112,6 +112,7 @@ def test_a_tower_without_such_parts_is_refused_with_what_it_has() -> None:
         ("cifar100-lt", {"model.tower": "RN50", "stage1.tune": "lora"}, "lora is for towers of transformer blocks"),
         ("fashion-mnist-lt", {"stage1.tune": "adaptformer"}, "adaptformer is for towers of transformer blocks"),
         ("cifar100-lt", {"stage1.tune": "last:40"}, "this tower has 12 blocks"),
+        ("cifar100-lt", {"model.tower": "RN50", "stage1.wise": "auto"}, "wise: this tower has batch norms"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_weights_are_fetched(

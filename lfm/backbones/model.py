@@ -162,8 +162,8 @@ def without_projection(tower: nn.Module) -> Tensor:
     if isinstance(head, nn.Sequential) and not len(head) and trunk is not None:  # as SigLIP's, in the text's space
         return torch.eye(trunk.num_features)
     raise InputError(
-        f"model.head=classes is for towers that end in a linear projection into the text's space, which "
-        f"{type(tower).__name__} does not; set it to text"
+        "model.head=classes is for towers that end in a linear projection without a bias into the text's space, as "
+        "open_clip's ViTs do; this one does not: set it to text"
     )
 
 

@@ -79,8 +79,8 @@ class Tuning:
         found = [block for _, block in transformer_blocks(tower)]
         if self.kind in IN_BLOCKS and not found:
             raise InputError(
-                f"stage1.tune={self.kind} is for towers of transformer blocks, which {type(tower).__name__} has none of"
-                "; set it to full, bias, norm or last:1"
+                f"stage1.tune={self.kind} is for towers of transformer blocks, of which this tower has none; set it to "
+                "full, bias, norm or last:1"
             )
         if self.kind == "vpt" and any("rope" in inspect.signature(block.forward).parameters for block in found):
             raise InputError(
@@ -103,7 +103,7 @@ class Tuning:
         else:
             names = last_blocks(tower, int(self.kind.removeprefix("last:")))
         if not names:
-            raise InputError(f"stage1.tune={self.kind}: {type(tower).__name__} has nothing of the kind; set it to full")
+            raise InputError(f"stage1.tune={self.kind}: this tower has nothing of the kind; set it to full")
         return sorted(names)
 
     def _adapt(self, name: str, block: nn.Module, size: int) -> None:

@@ -223,6 +223,12 @@ class LossConfig(Section):
     """Multiplies the logarithm that `adjust` adds; 1 in the paper."""
 
     @model_validator(mode="after")
+    def _strength_of_something(self) -> "LossConfig":
+        if self.adjust == "none" and self.adjust_strength != 1:
+            raise ValueError(f"adjust_strength {self.adjust_strength:g} has no effect with adjust=none; set it to 1")
+        return self
+
+    @model_validator(mode="after")
     def _adjusted_once(self) -> "LossConfig":
         if self.name == "balce" and self.adjust != "none":
             raise ValueError(
@@ -282,6 +288,8 @@ class StageConfig(Section):
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}; lower it")
         if not isinstance(self.alpha, str) and self.alpha < 0:
             raise ValueError(f"alpha {self.alpha} is negative; use 0 or more, or auto")
+        if not self.epochs and self.ema:
+            raise ValueError(f"ema {self.ema:g} has no effect with epochs=0; set it to 0")
         usual = type(self).model_fields["momentum"].default
         if self.optimizer != "sgd" and self.momentum != usual:
             raise ValueError(
@@ -307,6 +315,12 @@ class TowerStageConfig(StageConfig):
     wise: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 1.0
     """Where the stage ends on the line from the untouched weights (0) to the tuned ones (1; WiSE-FT); auto: the tenth
     with the best accuracy on the validation images, mean over the classes."""
+
+    @model_validator(mode="after")
+    def _line_has_two_ends(self) -> "TowerStageConfig":
+        if not self.epochs and self.wise != 1:
+            raise ValueError(f"wise {self.wise} has no effect with epochs=0; set it to 1")
+        return self
 
     @field_validator("tune")
     @classmethod
@@ -399,7 +413,9 @@ class TrainConfig(Section):
     recompute: bool = False
     """Activation checkpointing: compute each block's activations again in the backward pass, for less memory."""
     own_label_threshold: float = Field(0.5, gt=0, le=1)
-    """Own-label mass under which a class is warned about, and which `alpha: auto` keeps."""
+    """Own-label mass under which a class is warned about: another one's label wins on its own images."""
+    auto_own_label: float = Field(0.7, gt=0, le=1)
+    """Own-label mass that `alpha: auto` keeps. One half is a tie, and cost the largest class half its images."""
 
     @model_validator(mode="after")
     def _parts_are_not_exact(self) -> "TrainConfig":

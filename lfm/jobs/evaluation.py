@@ -71,6 +71,11 @@ def evaluate(
         say_result("evaluation", folder, reused)
         found = json.loads((folder / "metrics.json").read_text())
         say(table(methods_of(run_config, found)))
+        if (before := found["untrained"]["all"]) > found["test"]["all"]:
+            say(
+                f"warning: the trained model answers {found['test']['all']:.1f} % of the test images, the one before "
+                f"training {before:.1f} %; see the own-label masses above, or train with a lower alpha or learning rate"
+            )
         if why := found.get("not_adjusted"):
             say(f"no adjusted row: {why}; data.val_per_class holds some out, to tune the strength of adjustment on")
         for prefix in PARTS:

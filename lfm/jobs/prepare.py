@@ -73,7 +73,7 @@ def _check_model(config: RunConfig) -> None:
             towers.check_text(config.model)
     if config.text.encoder == "backbone" and not towers.has_text(config.model):
         raise InputError(f"{config.model.tower} has no text tower; set text.encoder=minilm")
-    if config.stage1.tune != "full" or config.model.head == "classes":
+    if config.stage1.tune != "full" or config.stage1.wise != 1 or config.model.head == "classes":
         _check_tuning(config)
 
 
@@ -85,6 +85,7 @@ def _check_tuning(config: RunConfig) -> None:
     from lfm.backbones.assembly import Assembly
     from lfm.backbones.model import conv4
     from lfm.backbones.openclip import build_image_tower
+    from lfm.training.wise import check_line
 
     with torch.device("meta"):
         if towers.uses_open_clip(config.model):
@@ -93,6 +94,8 @@ def _check_tuning(config: RunConfig) -> None:
         else:
             tower = conv4(1, towers.MINILM_DIM, 0)
     Assembly.of(config, classes=2).check(tower)
+    if config.stage1.wise != 1:
+        check_line(tower)
 
 
 def preprocess_for(model: ModelConfig) -> Any:

@@ -32,9 +32,9 @@ def preview(config: RunConfig, stage: int, dataset: str, text: str) -> float:
         return 0.0
     found = inspect(config, stage, Path(dataset), Path(text))
     alpha, own = found["alpha"], found["own_label_mass"]
-    threshold = config.train.own_label_threshold
     if config.stage(stage).alpha == "auto":
-        say(f"stage {stage}: alpha = {alpha} keeps every class's own-label mass at {threshold} or more")
+        kept = config.train.auto_own_label
+        say(f"stage {stage}: alpha = {alpha} keeps every class's own-label mass at {kept} or more")
     say(
         f"stage {stage}: gamma {found['gamma']:.0f}, gamma' {found['gamma_effective']:.1f} after local sampling; "
         f"own-label mass at alpha {alpha}: {min(own):.2f} to {max(own):.2f}"
@@ -65,7 +65,7 @@ def inspect(config: RunConfig, stage: int, dataset: Path, text: Path) -> dict[st
     barred = barred_partners(config.mixup, info["classes"], text_CD)
     pairs = analysis.Pairs(count_C, text_CD, config.mixup.tau, config.mixup.partner == "uniform", barred)
     threshold, alpha = config.train.own_label_threshold, config.stage(stage).alpha
-    alpha = analysis.auto_alpha(pairs, threshold) if alpha == "auto" else alpha
+    alpha = analysis.auto_alpha(pairs, config.train.auto_own_label) if alpha == "auto" else alpha
     own_C, seen_C = analysis.own_label_mass(pairs, alpha), analysis.seen_probability(pairs)
     names = info["classes"]
     near = zip(*(t.tolist() for t in analysis.neighbours(text_CD)), strict=True)
@@ -96,34 +96,59 @@ def advice(config: RunConfig, pairs: "Pairs") -> list[str]:
     from lfm.method import analysis
 
     classes = len(pairs.count_C)
-    partners = analysis.effective_partners(pairs)
-    uniform = analysis.imbalance(analysis.seen_probability(replace(pairs, uniform=True)))
-    ours = analysis.imbalance(analysis.seen_probability(pairs))
-    found = [
-        f"an image has {partners:.3g} of {classes - 1} partner classes in effect (e^entropy) at tau "
-        f"{config.mixup.tau:g}; gamma' is {ours:.3g}, with uniform partners {uniform:.3g}"
-    ]
-    if ours > UNEQUAL * uniform and classes <= DENSE:
-        half = (classes - 1) / 2
-        tau = analysis.tau_for(pairs, half)
-        then = analysis.imbalance(analysis.seen_probability(replace(pairs, tau=tau)))
+    found = []
+    if config.mixup.name == "lfm":
+        partners = analysis.effective_partners(pairs)
+        uniform = analysis.imbalance(analysis.seen_probability(replace(pairs, uniform=True)))
+        ours = analysis.imbalance(analysis.seen_probability(pairs))
         found.append(
-            "text makes the classes more unequal than uniform partners would; the paper's tau is for CLIP's cosines: "
-            f"here mixup.tau={tau:.2g} gives {half:.3g} partners, and gamma' {then:.3g}"
+            f"an image has {partners:.3g} of {classes - 1} partner classes in effect (e^entropy) at tau "
+            f"{config.mixup.tau:g}; gamma' is {ours:.3g}, with uniform partners {uniform:.3g}"
         )
-    count_C = pairs.count_C
-    many = int((count_C > MANY).sum())
-    eta = many / max(1, classes - many)
-    found.append(
-        f"{many} of {classes} classes have more than {MANY} images (eta {eta:.2g}): "
-        + (
-            "a pre-trained tower of transformer blocks is likely best tuned by adapters (stage1.tune=adaptformer)"
-            if eta < 1
-            else "a pre-trained tower is likely best tuned as a whole (stage1.tune=full)"
-        )
-        + ", as LT-Soups (2025) found on photos"
-    )
+        if ours > UNEQUAL * uniform and classes <= DENSE:
+            found.append(_milder(pairs, partners, UNEQUAL * uniform))
+    else:
+        found.append(f"mixup.name={config.mixup.name} draws no partners by text: p(Y), own and M are those of lfm")
+    if config.model.tower != "conv4" and config.model.weights != "random":
+        found.append(_what_to_tune(pairs.count_C))
     return found
+
+
+def _milder(pairs: "Pairs", partners: float, most: float) -> str:
+    """That text makes the classes unequal, and a milder tau: of ever more partners the first that keeps gamma' low.
+
+    Args:
+        pairs: as they are.
+        partners: of an image in effect, as they are.
+        most: gamma' that is low enough; where none is, the tau for nine tenths of the other partners is told.
+    """
+    from dataclasses import replace
+
+    from lfm.method import analysis
+
+    said = "text makes the classes more unequal than uniform partners would; the paper's tau is for CLIP's cosines"
+    others = len(pairs.count_C) - 1
+    for step in range(1, 10):
+        wanted = partners + (others - partners) * step / 10
+        tau = analysis.tau_for(pairs, wanted)
+        gamma = analysis.imbalance(analysis.seen_probability(replace(pairs, tau=tau)))
+        if gamma <= most:
+            break
+    return f"{said}: mixup.tau={tau:.2g} gives {wanted:.3g} partners here, and gamma' {gamma:.3g}"
+
+
+def _what_to_tune(count_C: Any) -> str:
+    many, classes = int((count_C > MANY).sum()), len(count_C)
+    eta = many / max(1, classes - many)
+    better = (
+        "adapters (stage1.tune=adaptformer), where the tower has transformer blocks, are likely best"
+        if eta < 1
+        else "the tower is likely best tuned as a whole (stage1.tune=full)"
+    )
+    return (
+        f"{many} of {counted(classes, 'class has', 'classes have')} more than {MANY} images, {eta:.2g} for each other "
+        f"one: {better}, as LT-Soups (2025) found on photos"
+    )
 
 
 def alike(dataset: Path, text: Path) -> dict[str, Any]:

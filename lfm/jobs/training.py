@@ -92,7 +92,7 @@ def stage_inputs(
 
 def note_inputs(work: Path, inputs: Mapping[str, Any]) -> None:
     """Write the inputs of a stage to its work folder; say so if a stage with other inputs was left unfinished."""
-    path = work / "inputs.json"
+    path, inputs = work / "inputs.json", json.loads(json.dumps(inputs))
     if path.is_file():
         return
     for other in sorted(work.parent.glob("*/inputs.json")) if work.parent.is_dir() else []:

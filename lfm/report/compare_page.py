@@ -1,6 +1,7 @@
 """A page of several runs: paired differences to the first where both were scored on the same test images."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from lfm.report.stats import Difference, accuracy_intervals, hits, paired_differ
 from lfm.report.tables import COLUMNS, adjusted_name
 
 SHOWN_CLASSES = 10
+TICK = 34
+"""Letters of a run's name in a line of a figure's axis."""
 OTHER_IMAGES = "other test images"
 """Kind of a difference that also holds how hard the two sets of test images are."""
 DIFFERENCE_COLUMNS = ("run", "group", "difference", "low", "high", "kind")
@@ -164,7 +167,9 @@ def forest(found: Mapping[str, Differences], base: str) -> Piece:
             tips[f"gain-{column}"] = [
                 f"{name}, {column}: {of.value:+.1f} ({of.low:+.1f} to {of.high:+.1f})" for _, name, of in points
             ]
-        axes.set_yticks(range(len(found)), [name.replace(", seed", ",\nseed") for name in found])
+        axes.set_yticks(
+            range(len(found)), ["\n".join(wrap(name, TICK, max_lines=4, placeholder=" ...")) for name in found]
+        )
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("difference, percent points")

@@ -13,9 +13,13 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+MOST_STRENGTH = 3.0
+"""Largest strength that `lfm.evaluation.adjustment` tries: the best may lie beyond it."""
+
+
 def adjusted_name(name: str, strength: float) -> str:
     """What tables call a model with adjusted logits (`lfm.evaluation.adjustment`)."""
-    return f"{name}, adjusted (strength {strength:g})"
+    return f"{name}, adjusted (strength {strength:g}{', the most tried' if strength >= MOST_STRENGTH else ''})"
 
 
 def table(methods: Mapping[str, Mapping[str, Any]]) -> str:

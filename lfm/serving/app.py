@@ -132,8 +132,9 @@ class Service:
         found: dict[str, Any] = {"predictions": self.predictor.rows(answers)}
         if shares and shares.estimated:
             found["prior"] = shares.named(self.predictor.classes)
-            notes += [f"note: {warning}" for warning in shares.warnings]
-        return found | ({"note": "; ".join(notes)} if notes else {})
+            notes += shares.warnings
+        said = "; ".join(note.removeprefix("note: ") for note in notes)
+        return found | ({"note": f"note: {said}"} if notes else {})
 
 
 def create(settings: Settings | None = None) -> FastAPI:
@@ -192,6 +193,9 @@ async def invocations(request: Request) -> dict[str, Any]:
 
 async def predict(request: Request, asking: Annotated[Asking, Query()]) -> dict[str, Any]:
     """An image file as the body, or several as the files of a form."""
+    for field in ("top", "prior"):
+        if len(request.query_params.getlist(field)) > 1:
+            raise RequestError(f"the query has {field} more than once; give it one value")
     params, kind = (
         params_of({"top": asking.top, "new_classes": asking.new_class, "prior": asking.prior}),
         _kind(request),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from lfm.errors import InputError
+from lfm.errors import InputError, counted
 
 NONE, TRAIN, UNIFORM, AUTO = WORDS = ("none", "train", "uniform", "auto")
 Prior = str | Mapping[str, float]
@@ -81,7 +81,7 @@ def estimate(log_likelihood_NC: Tensor, start_C: Tensor) -> Shares:
     warnings = []
     if images < IMAGES_PER_CLASS * classes:
         warnings.append(
-            f"the class shares were estimated from {images:,} images, and {classes:,} classes want "
+            f"the class shares were estimated from {counted(images, 'image')}, and {classes:,} classes want "
             f"{IMAGES_PER_CLASS * classes:,} or more ({IMAGES_PER_CLASS} a class): take them for a rough guess"
         )
     if left > CLOSE:

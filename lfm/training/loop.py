@@ -105,6 +105,8 @@ class Stage:
         self.writer = CheckpointWriter(self.checkpoints, self.position.step)
         if self.processes.first:
             self.checkpoints.remove_left_behind()
+        if self.processes.first and (slow := self.average.too_slow(self.steps)):
+            say(f"warning: stage{number}.ema: {slow}")
         if resumed and self.processes.first:
             say(f"stage {number} resumes from step {self.position.step}")
 

@@ -14,6 +14,18 @@ from lfm.errors import InputError
 TRIED = tuple(k / 10 for k in range(11))
 
 
+def check_line(model: nn.Module) -> None:
+    """Refuse a tower whose weights have no line.
+
+    Raises:
+        InputError: it has batch norms, whose running statistics belong to the tuned end alone.
+    """
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        raise InputError(
+            "stage1.wise: this tower has batch norms, whose statistics fit the tuned weights alone; set it to 1"
+        )
+
+
 class Line:
     """The line between where a stage begins and where it ends; free where the end is what is wanted.
 
@@ -30,10 +42,8 @@ class Line:
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter], share: float | str, scored: int) -> None:
         self.share, self.trained = share, list(trained) if share != 1 else []
         self.start: list[Tensor] = [parameter.detach().clone() for parameter in self.trained]
-        if self.start and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
-            raise InputError(
-                "stage1.wise: this tower has batch norms, whose statistics fit the tuned weights alone; set it to 1"
-            )
+        if self.start:
+            check_line(model)
 
         if self.start and share == "auto" and not scored:
             raise InputError(
