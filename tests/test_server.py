@@ -105,6 +105,7 @@ def part(name: str, content: bytes) -> bytes:
         ("/predict?top=0", b"x", "image/png", 422, "top: "),
         ("/predict?top=many", b"x", "image/png", 422, "top: "),
         ("/predict?tpo=3", b"x", "image/png", 422, "unknown query field 'tpo'; there are top, new_class and prior"),
+        ("/predict?prior=none&prior=uniform", b"x", "image/png", 422, "the query has prior more than once"),
         ("/predict?top=3&new_classes=owl", b"x", "image/png", 422, "unknown query field 'new_classes'; there are"),
         (
             "/invocations?top=3",
