@@ -60,10 +60,12 @@ class Tuning:
         if self.kind not in IN_BLOCKS:
             return self._chosen(tower)
         found = list(transformer_blocks(tower))
+        add = {"adaptformer": self._adapt, "lora": self._low_rank, "vpt": self._prompt, "mask": self._entries}[
+            self.kind
+        ]
+        size = size_of(self, found)  # before anything is added, which would be counted
         for name, block in found:
-            {"adaptformer": self._adapt, "lora": self._low_rank, "vpt": self._prompt, "mask": self._entries}[self.kind](
-                name, block, size_of(self, found)
-            )
+            add(name, block, size)
         own = {id(parameter) for parameter in before.values()}  # by now under other names, some of them
         return sorted(name for name, parameter in tower.named_parameters() if id(parameter) not in own)
 

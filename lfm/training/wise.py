@@ -42,10 +42,10 @@ class Line:
     def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter], share: float | str, scored: int) -> None:
         self.share, self.trained = share, list(trained) if share != 1 else []
         self.start: list[Tensor] = [parameter.detach().clone() for parameter in self.trained]
-        if self.start:
-            check_line(model)
-
-        if self.start and share == "auto" and not scored:
+        if not self.start:
+            return
+        check_line(model)
+        if share == "auto" and not scored:
             raise InputError(
                 "stage1.wise=auto chooses on validation images, and there are none; set data.val_per_class"
             )
