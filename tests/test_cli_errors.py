@@ -256,3 +256,20 @@ def test_fetch_explains_own_data_and_counts_what_is_there(tmp_path: Path, fashio
     assert done.returncode == 0 and "image folder" in done.stdout and "manifest" in done.stdout
     done = forked(tmp_path / "home", "data", "fetch", "fashion-mnist", "--source", str(fashion_folder))
     assert done.returncode == 0 and "fashion-mnist: complete, 70,000 images of 10 classes" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_folder_of_the_packages_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    """As where commands are run next to a clone: an installation for development is found after the working folder."""
+    (tmp_path / "lfm").mkdir()
+    program = (
+        "import subprocess, sys; from lfm.cli.main import main; sys.argv = ['lfm', '--version']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(subprocess.run([sys.executable, '-c', 'from lfm import __version__']).returncode)"
+    )
+    plain = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=tmp_path, env=plain, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -51,6 +51,8 @@ def main() -> None:
         raise SystemExit(SIGTERM_EXIT)  # runs every `finally`, so the running step writes a checkpoint
 
     signal.signal(signal.SIGTERM, terminate)
+    # Interpreters that commands start must not take a folder called lfm, as that of a clone, for the package.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         app()
     except SystemExit as end:  # typer turns Ctrl-C into this
